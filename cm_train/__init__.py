@@ -1,0 +1,33 @@
+"""cm_train: consistency models, distilled or trained from scratch.
+
+>>> from cm_train import generate, load_denoiser
+>>> denoiser = load_denoiser("runs/digits-cd")
+>>> images = generate(denoiser, seeds=range(64))  # uint8 [64, 1, 8, 8]
+"""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+# OpenMP threads that wait spin by default. Where other processes share the cores (two runs, a sweep, a test beside
+# a run), the spinning takes the very core that the awaited thread needs: runs were seen 20 times slower. Read once,
+# when torch is first imported, so it is set here.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+if TYPE_CHECKING:
+    from .checkpoint import load_denoiser
+    from .generation import generate
+
+__all__ = ["generate", "load_denoiser"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: torch takes two seconds, and --help should not.
+    if name == "load_denoiser":
+        from .checkpoint import load_denoiser
+
+        return load_denoiser
+    if name == "generate":
+        from .generation import generate
+
+        return generate
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,52 @@
+"""What backbones share: keyed dropout and the noise-level embedding."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def _scrambled(count: int, salt: int) -> Tensor:
+    """`count` <= 2^24 fixed pseudo-random int32, other ones for each salt < 256, by a 32-bit finaliser."""
+    x = (torch.arange(count, dtype=torch.int64) + (salt << 24)) & 0xFFFFFFFF
+    for multiplier, shift in ((0x7FEB352D, 15), (0x846CA68B, 16)):
+        x = ((x ^ (x >> 16)) * multiplier) & 0xFFFFFFFF
+        x = x ^ (x >> shift)
+    return (x - 2**31).to(torch.int32)
+
+
+class KeyedDropout(nn.Module):
+    """Dropout whose mask is a pure function of a key per image: multiply-shift hashing of each position.
+
+    Nothing is drawn, so it compiles, is the same for any batch split and after any resume, and two passes that
+    are given the same keys lose the same units. Without keys it is the identity.
+
+    Args:
+        p: probability of a zero.
+        shape: (C, H, W) of the input.
+        salt: a number of its own for each layer, so that layers lose different units.
+    """
+
+    positions: Tensor
+
+    def __init__(self, p: float, shape: tuple[int, int, int], salt: int):
+        super().__init__()
+        self.p = p
+        if p > 0:
+            self.register_buffer("positions", _scrambled(math.prod(shape), salt).view(shape), persistent=False)
+
+    def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
+        if self.p == 0 or keys is None:
+            return x
+        multiplier, offset = keys[:, 0] | 1, keys[:, 1]  # odd, so that the product is a permutation of 32 bits
+        hashed = self.positions * multiplier.view(-1, 1, 1, 1) + offset.view(-1, 1, 1, 1)  # wraps around
+        threshold = round(self.p * 2**32) - 2**31
+        return torch.where(hashed >= threshold, x / (1 - self.p), 0.0)
+
+
+def sinusoidal_embedding(c_noise: Tensor, width: int) -> Tensor:
+    """[cos, sin] of c_noise at frequencies 10000^(-i / (width / 2)); [B] -> [B, width], in float32."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(10_000) / half * torch.arange(half, device=c_noise.device))
+    angles = c_noise.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1)

@@ -1,0 +1,287 @@
+"""Checkpoints: folders that appear whole or not at all, are verified before use, and can't run code.
+
+step_00001000/  denoiser.safetensors  ema_<decay>.safetensors  state.pt  manifest.json
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from . import registry
+from .denoiser import Denoiser, DenoiserConfig, build_denoiser
+from .errors import InputError
+from .registry import Settings
+
+FORMAT = 1
+_MANIFEST = "manifest.json"
+_MAX_MANIFEST_BYTES = 16 << 20
+
+
+class FileEntry(Settings):
+    """One file of a checkpoint: its sha256 in hex and its size in bytes."""
+
+    sha256: str
+    size: int
+
+
+class Manifest(Settings):
+    """What `manifest.json` holds."""
+
+    format: int
+    step: int
+    finished: bool  # whether this was the run's last step
+    ema: str  # the weights that `weights=ema` means, "ema_<decay>"
+    denoiser: DenoiserConfig
+    backbone: dict[str, Any]
+    provenance: dict[str, str]  # sha256 of the teacher, fingerprint of the data set
+    files: dict[str, FileEntry]
+
+
+class DamagedCheckpoint(InputError):
+    """A checkpoint whose files are not what its manifest says."""
+
+
+# ---------------------------------------------------------------------------------------------------------- writing
+
+
+def save(
+    folder: Path,
+    weights: Mapping[str, nn.Module],
+    state: Mapping[str, Any],
+    **manifest: Any,
+) -> None:
+    """Write a checkpoint as `folder`; nothing is seen under that name until all of it is on the disk.
+
+    Args:
+        weights: file stem -> network: "denoiser" and one "ema_<decay>" a decay.
+        state: tensors and plain values that resuming needs.
+        manifest: the fields of `Manifest` beside `format` and `files`.
+
+    Raises:
+        OSError: the disk is full or not writable; a checkpoint that existed before is untouched.
+    """
+    beside = folder.with_name(f".{folder.name}.writing")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        for stem, module in weights.items():
+            # safetensors stores plain row-major tensors that share no memory.
+            tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in _state(module)}
+            save_file(tensors, beside / f"{stem}.safetensors")
+        torch.save(dict(state), beside / "state.pt")
+        files = {}
+        for path in sorted(beside.iterdir()):
+            _fsync(path)
+            files[path.name] = FileEntry(sha256=_sha256(path), size=path.stat().st_size)
+        text = Manifest(format=FORMAT, files=files, **manifest).model_dump_json(indent=2)
+        (beside / _MANIFEST).write_text(text)
+        _fsync(beside / _MANIFEST)
+        _fsync(beside)
+        if folder.exists():  # a damaged leftover: a good one is never written twice
+            shutil.rmtree(folder)
+        os.replace(beside, folder)
+        _fsync(folder.parent)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.state_dict().items()
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def step_folder(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step_{step:08d}"
+
+
+def prune(run: Path, keep: int) -> None:
+    """Delete the oldest checkpoints of a run, leaving the newest `keep`."""
+    for folder in _folders(run)[keep:]:
+        shutil.rmtree(folder)
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def verify(folder: Path) -> Manifest:
+    """The manifest of a checkpoint whose every file has been checked.
+
+    Raises:
+        DamagedCheckpoint: a file is missing, truncated, altered, oversized or has a hostile header.
+    """
+
+    def damaged(what: str) -> DamagedCheckpoint:
+        return DamagedCheckpoint(f"checkpoint {folder} is damaged: {what}")
+
+    path = folder / _MANIFEST
+    try:
+        if path.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise damaged(f"{_MANIFEST} is too large")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, DamagedCheckpoint):
+            raise
+        raise damaged(f"{_MANIFEST} can't be read ({type(error).__name__})") from None
+    if not isinstance(values, dict):
+        raise damaged(f"{_MANIFEST} is not an object")
+    if values.get("format") != FORMAT:
+        raise InputError(f"checkpoint {folder} has another format", values.get("format"), str(FORMAT))
+    try:
+        manifest = registry.typed(Manifest, _with_int_keys(values), _MANIFEST)
+    except InputError as error:
+        raise damaged(str(error)) from None
+    for name, entry in manifest.files.items():
+        file = folder / name
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise damaged(f"{_MANIFEST} names a file outside the folder: {name!r}")
+        if file.is_symlink() or not file.is_file():
+            raise damaged(f"{name} is missing")
+        if file.stat().st_size != entry.size:
+            raise damaged(f"{name} has {file.stat().st_size} bytes instead of {entry.size}")
+        if _sha256(file) != entry.sha256:
+            raise damaged(f"{name} does not match its sha256")
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt"):  # checks that the header is bounded, and its offsets inside the file
+                pass
+        except (SafetensorError, OSError) as error:
+            raise damaged(f"{file.name}: {error}") from None
+    return manifest
+
+
+def _with_int_keys(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no integer keys; `sampling.points` does."""
+    try:
+        sampling = values["denoiser"]["sampling"]
+        sampling["points"] = {int(k): v for k, v in sampling["points"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        pass  # the typed check names what is wrong
+    return values
+
+
+def _folders(run: Path) -> list[Path]:
+    """Checkpoint folders of a run, newest first."""
+    return sorted((run / "checkpoints").glob("step_[0-9]*"), key=lambda p: p.name, reverse=True)
+
+
+def latest(run: Path, set_aside: bool = False) -> tuple[Path, Manifest] | None:
+    """The newest good checkpoint of a run, or None where there is none at all.
+
+    A damaged newer one is named in a warning and passed over; `set_aside` also renames it, so that it is not met
+    again.
+
+    Raises:
+        DamagedCheckpoint: there are checkpoints and none is good.
+    """
+    first_error = None
+    for folder in _folders(run):
+        try:
+            return folder, verify(folder)
+        except DamagedCheckpoint as error:
+            first_error = first_error or error
+            warnings.warn(f"{error}; using the one before it", stacklevel=2)
+            if set_aside:
+                os.replace(folder, folder.with_name(f"damaged_{folder.name}"))
+    if first_error is not None:
+        raise first_error
+    return None
+
+
+def resolve(path: str | os.PathLike[str]) -> tuple[Path, Manifest]:
+    """The checkpoint that `path` means: a run folder (its newest good one) or one checkpoint folder.
+
+    Raises:
+        InputError: there is no checkpoint at `path`, or it is damaged.
+    """
+    folder = Path(path)
+    if (folder / _MANIFEST).is_file():
+        return folder, verify(folder)
+    if (folder / "checkpoints").is_dir():
+        found = latest(folder)
+        if found is not None:
+            return found
+        raise InputError(f"run {folder} has no checkpoint yet", fix="train it longer, or lower save_every")
+    if folder.name.startswith("step_") and folder.is_dir():
+        raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {_MANIFEST} is missing")
+    runs = sorted(p.parent.name for p in folder.parent.glob("*/checkpoints")) if folder.parent.is_dir() else []
+    raise InputError(
+        "no checkpoint there",
+        str(path),
+        "a run folder or a checkpoint folder",
+        f"one of {', '.join(runs)}" if runs else None,
+    )
+
+
+def read_weights(folder: Path, manifest: Manifest, weights: str, module: nn.Module) -> None:
+    """Load the named weights ("ema", "raw" or "ema_<decay>") into `module`, in place.
+
+    Raises:
+        InputError: no such weights, or a tensor with another name, shape or type than the network's.
+    """
+    stems = {name.removesuffix(".safetensors") for name in manifest.files if name.endswith(".safetensors")}
+    stem = {"raw": "denoiser", "ema": manifest.ema}.get(weights, weights)
+    if stem not in stems:
+        known = ["ema", "raw", *sorted(s for s in stems if s.startswith("ema_"))]
+        raise InputError(f"checkpoint {folder} has no such weights", weights, ", ".join(known))
+    tensors = load_file(folder / f"{stem}.safetensors")
+    own = module.state_dict()
+    for name in [*own, *tensors]:
+        if name not in tensors or name not in own:
+            where = "network" if name in own else "checkpoint"
+            raise InputError(f"{folder / stem}.safetensors does not fit the network: only the {where} has {name}")
+        if tensors[name].shape != own[name].shape or tensors[name].dtype != own[name].dtype:
+            raise InputError(
+                f"{folder / stem}.safetensors does not fit the network: {name}",
+                f"{tensors[name].dtype} {list(tensors[name].shape)}",
+                f"{own[name].dtype} {list(own[name].shape)}",
+            )
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(tensors[name])
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What `save` was given as `state`, on the CPU; pickled code is refused."""
+    try:
+        return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen types here
+        raise DamagedCheckpoint(f"{folder}/state.pt can't be read: {str(error).splitlines()[0]}") from None
+
+
+def load_denoiser(path: str | os.PathLike[str], weights: str = "ema", device: torch.device | str = "cpu") -> Denoiser:
+    """The denoiser of a run or checkpoint folder, frozen: call it as `denoiser(x, sigma, labels)`.
+
+    Args:
+        weights: "ema", "raw", or one of several averages by name, "ema_0.9999".
+
+    Raises:
+        InputError: there is no checkpoint, it is damaged, or it has no such weights.
+    """
+    folder, manifest = resolve(path)
+    with torch.device(device):
+        denoiser = build_denoiser(manifest.denoiser, manifest.backbone)
+    read_weights(folder, manifest, weights, denoiser)
+    return denoiser.requires_grad_(False).eval()

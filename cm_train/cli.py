@@ -1,0 +1,90 @@
+"""What the commands share: finding conf/, running Hydra, and turning errors into one line and an exit code."""
+
+import difflib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from .errors import InputError
+
+DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 3
+
+
+def conf_dir() -> Path:
+    """The configs: packed into the installed package, or at the top of a checkout."""
+    packed = Path(__file__).parent / "conf"
+    return packed if packed.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def run(config_name: str, body: Callable[[DictConfig], int]) -> None:
+    """Run `body` on the composed config and exit with its code, or with 2 after one line on wrong input."""
+    full = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("0", "")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors to us instead of printing them itself
+    codes: list[int] = []
+
+    @hydra.main(version_base=None, config_path=str(conf_dir()), config_name=config_name)
+    def job(cfg: DictConfig) -> None:
+        try:
+            codes.append(body(cfg))
+        except InputError as error:
+            if full:
+                raise
+            _complain(str(error))
+            codes.append(WRONG_INPUT)
+
+    try:
+        job()
+    except (HydraException, OmegaConfBaseException, InputError) as error:
+        if full:
+            raise
+        _complain(_one_line(error, config_name))
+        sys.exit(WRONG_INPUT)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(max(codes, default=DONE))
+
+
+def _complain(text: str) -> None:
+    name = Path(sys.argv[0]).name
+    print(f"{name}: {text}", file=sys.stderr)
+
+
+def _one_line(error: BaseException, config_name: str) -> str:
+    """Hydra's message without its layout, with the cause, what is allowed and the nearest known key."""
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        return str(InputError(f"no such option {group}={option}", allowed=", ".join(error.options)))
+    text = " ".join(str(error).split("\nTo append")[0].split("full_key")[0].split())
+    cause = error.__cause__
+    if cause is not None and str(cause).splitlines():
+        text = f"{text} {str(cause).splitlines()[0]}"
+    if "Could not override '" in text:
+        key = text.split("Could not override '")[1].split("'")[0]
+        near = difflib.get_close_matches(key, _known_keys(config_name), 1, cutoff=0.5)
+        text = f"unknown key {key}" if "not in" in text else text
+        text += f"; did you mean {near[0]}?" if near else "; see --help, or --cfg job for all keys"
+    return text
+
+
+def _known_keys(config_name: str) -> list[str]:
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(conf_dir()), version_base=None):
+        cfg = hydra.compose(config_name)
+    keys: list[str] = []
+
+    def walk(node: object, prefix: str) -> None:
+        if isinstance(node, dict):
+            for k, v in node.items():
+                keys.append(f"{prefix}{k}")
+                walk(v, f"{prefix}{k}.")
+
+    walk(OmegaConf.to_container(cfg), "")
+    return keys

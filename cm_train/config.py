@@ -1,0 +1,99 @@
+"""A run's config, typed; `parse` is the only place where a DictConfig becomes one."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from pydantic import Field
+
+from . import registry
+from .denoiser import SamplingConfig
+from .errors import InputError
+from .noise import NoiseConfig
+from .registry import Settings
+from .tracking import TrackingConfig
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class RunConfig(Settings):
+    """Everything that makes a run; the components' own groups stay plain until the registry types them."""
+
+    mode: str
+    name: str
+    run_dir: str
+    seed: Annotated[int, Field(ge=0)] = 0
+    steps: Count
+    schedule_steps: Count | None = None  # what schedules count to; None: `steps` of the run's first start
+    batch_size: Count
+    micro_batch: Count | None = None  # None: the whole batch at once
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: Literal["auto", "true", "false"] = "auto"
+    teacher: str | None = None
+    init: str = "random"
+    save_every: int | str
+    preview_every: Annotated[int, Field(ge=0)]
+    log_every: Count
+    keep: Count
+    dataset: dict[str, Any]
+    backbone: dict[str, Any]
+    objective: dict[str, Any]
+    noise: NoiseConfig
+    ema: dict[str, Any]
+    optimizer: dict[str, Any]
+    sampling: SamplingConfig
+    tracking: TrackingConfig
+
+    def model_post_init(self, _: Any) -> None:
+        if self.micro_batch is not None and self.batch_size % self.micro_batch:
+            raise ValueError(f"batch_size {self.batch_size} must divide by micro_batch {self.micro_batch}")
+        save_interval(self.save_every)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.run_dir)
+
+    def needs_teacher(self) -> bool:
+        cls = registry.find("objective", self.objective.get("name"))
+        return cls.needs_teacher(registry.settings("objective", self.objective))
+
+
+def save_interval(save_every: int | str) -> tuple[int | None, float | None]:
+    """(steps, None) or (None, seconds) from `save_every`: a number of steps, or minutes as "15m".
+
+    Raises:
+        ValueError: neither.
+    """
+    text = str(save_every).strip()
+    number = text.removesuffix("m")
+    if number.isdecimal() and int(number) > 0:
+        return (None, int(number) * 60.0) if text.endswith("m") else (int(number), None)
+    raise ValueError(f"save_every={save_every!r} is neither steps (1000) nor minutes ('15m')")
+
+
+def parse(cfg: DictConfig) -> RunConfig:
+    """The typed config of a composed one, every component's settings checked.
+
+    Raises:
+        InputError: a missing, unknown or ill-typed key, with its full name.
+    """
+    try:
+        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        text = f"{key} is missing" if isinstance(error, MissingMandatoryValue) else str(error).splitlines()[0]
+        raise InputError(text, fix=f"set {key}=..." if key else None) from None
+    assert isinstance(values, dict)
+    # YAML reads true as a boolean, beside "auto".
+    plain = {str(k): str(v).lower() if k == "compile" else v for k, v in values.items()}
+    config = registry.typed(RunConfig, plain)
+    for kind in ("dataset", "backbone", "objective", "optimizer"):
+        registry.settings(kind, getattr(config, kind))
+    registry.settings("decay", config.ema, "ema")
+    return config
+
+
+def dump(config: RunConfig) -> dict[str, Any]:
+    """Plain values that `registry.typed(RunConfig, ...)` reads back."""
+    return config.model_dump(mode="python")

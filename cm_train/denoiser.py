@@ -1,0 +1,89 @@
+"""A backbone made into a denoiser by preconditioning."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from . import registry
+from .registry import Settings
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+def per_image(values: Tensor, like: Tensor) -> Tensor:
+    """[B] -> [B, 1, 1, 1], so that one scalar an image meets images of `like`'s rank."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+class SamplingConfig(Settings):
+    """The `sampling` group: how a checkpoint is sampled where nobody says otherwise."""
+
+    num_scales: Annotated[int, Field(ge=2)] = 40  # points of the grid that samplers pick their levels from
+    points: dict[int, list[Positive]] = {}  # number of steps -> noise levels, descending, for multistep sampling
+
+
+class DenoiserConfig(Settings):
+    """What a denoiser needs beside its backbone's sizes; stored with every checkpoint."""
+
+    preconditioning: Literal["edm", "consistency"]
+    image_size: Annotated[int, Field(ge=1)]
+    image_channels: Annotated[int, Field(ge=1)]
+    num_classes: Annotated[int, Field(ge=0)] = 0
+    sigma_data: Positive
+    sigma_min: Positive
+    sigma_max: Positive
+    rho: Positive = 7.0
+    sampling: SamplingConfig = SamplingConfig()
+
+
+class Denoiser(nn.Module):
+    """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), Karras et al. 2022, eq. 7.
+
+    `preconditioning="consistency"` takes the coefficients of Song et al. 2023, appendix C, which make D the
+    identity at sigma_min; "edm" those of Karras et al. 2022, table 1. Both share c_in and c_noise, so weights
+    trained under one start the other.
+    """
+
+    def __init__(self, config: DenoiserConfig, backbone: nn.Module):
+        super().__init__()
+        self.config, self.backbone = config, backbone
+
+    def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """c_skip, c_out, c_in, c_noise for sigma [B]."""
+        data = self.config.sigma_data
+        inverse_root = torch.rsqrt(sigma**2 + data**2)
+        # The consistency boundary shifts sigma where it must vanish, but not under c_out's root.
+        shifted = sigma - self.config.sigma_min if self.config.preconditioning == "consistency" else sigma
+        c_skip = 1 / (1 + (shifted / data) ** 2)  # in this form exactly 1 where shifted is 0
+        c_out = shifted * data * inverse_root
+        return c_skip, c_out, inverse_root, sigma.log() / 4
+
+    def forward(
+        self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, dropout_keys: Tensor | None = None
+    ) -> Tensor:
+        """The denoised images, float32 [B, C, H, W], not clamped.
+
+        Args:
+            x: noisy images [B, C, H, W] in [-1, 1] plus noise.
+            sigma: noise level of each image [B], or one for all (0-dim).
+            labels: class indices, int64 [B], or None.
+            dropout_keys: int32 [B, 2]; dropout happens only where keys are given, the same keys give the same
+                masks, so two passes share theirs and samplers have none.
+        """
+        sigma = sigma.to(x.dtype).expand(x.shape[0])
+        c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
+        output = self.backbone(per_image(c_in, x) * x, c_noise, labels, dropout_keys)
+        return per_image(c_skip, x) * x + per_image(c_out, x) * output.to(x.dtype)
+
+
+def build_denoiser(config: DenoiserConfig, backbone: Mapping[str, Any]) -> Denoiser:
+    """A denoiser with fresh weights on the current default device, convolutions in channels_last.
+
+    Args:
+        backbone: the `backbone` group: a name and that backbone's own settings.
+    """
+    network = registry.build("backbone", backbone, config.image_size, config.image_channels, config.num_classes)
+    return Denoiser(config, network.to(memory_format=torch.channels_last))

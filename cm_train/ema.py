@@ -1,0 +1,100 @@
+"""Averages of weights: the flat parameter vector, frozen copies of a network, and decay schedules.
+
+Two different averages use this file and are never exchanged: the *target* of a consistency loss and the *ema*
+that samples.
+"""
+
+import copy
+from typing import Annotated, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from .registry import Settings, register
+
+M = TypeVar("M", bound=nn.Module)
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+def flatten_parameters(module: nn.Module) -> Tensor:
+    """Move all parameters of `module` into one vector and make each parameter a view of it; float32 [P].
+
+    Optimizer, EMA and target are then one operation each instead of one per tensor, and a weight that lives on
+    the device can scale them. Convolution kernels keep the channels_last layout inside the vector.
+    """
+    parameters = list(module.parameters())
+    flat = torch.empty(sum(p.numel() for p in parameters), device=parameters[0].device)
+    offset = 0
+    for p in parameters:
+        view = _view(flat[offset : offset + p.numel()], p)
+        p.data = view.copy_(p.detach())
+        offset += p.numel()
+    return flat
+
+
+def flatten_gradients(module: nn.Module) -> Tensor:
+    """One zeroed vector that the gradients of `module` accumulate into, in the order of `flatten_parameters`."""
+    parameters = list(module.parameters())
+    flat = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
+    offset = 0
+    for p in parameters:
+        p.grad = _view(flat[offset : offset + p.numel()], p)
+        offset += p.numel()
+    return flat
+
+
+def _view(chunk: Tensor, like: Tensor) -> Tensor:
+    if like.ndim != 4:
+        return chunk.view(like.shape)
+    out, inp, height, width = like.shape
+    return chunk.view(out, height, width, inp).permute(0, 3, 1, 2)
+
+
+def frozen_copy(module: M) -> tuple[M, Tensor]:
+    """A deep copy without gradients in evaluation mode, and its flat parameter vector.
+
+    Buffers are constants here and stay shared.
+    """
+    twin = copy.deepcopy(module, {id(b): b for b in module.buffers()}).requires_grad_(False).eval()
+    return twin, flatten_parameters(twin)
+
+
+@torch.no_grad()
+def ema_update(average: Tensor, flat: Tensor, decay: float, applied: Tensor | None = None) -> None:
+    """average <- decay average + (1 - decay) flat, in place.
+
+    Args:
+        applied: 0-dim float on the device, 0.0 where the step was skipped and nothing may move; None means 1.
+    """
+    average.lerp_(flat, 1 - decay if applied is None else applied * (1 - decay))
+
+
+@register("decay", "constant")
+class ConstantDecay:
+    """The same decay at every step."""
+
+    class Config(Settings):
+        decay: Decay = 0.9999
+        extra: list[Decay] = []
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    def at(self, decay: float, step: int) -> float:
+        """The decay to use in `step` (counted from 0) for an average whose final decay is `decay`."""
+        return decay
+
+
+@register("decay", "warmup")
+class WarmupDecay:
+    """min(decay, (1 + step) / (10 + step)): short runs forget their random start."""
+
+    class Config(ConstantDecay.Config):
+        pass
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    def at(self, decay: float, step: int) -> float:
+        return min(decay, (1 + step) / (10 + step))

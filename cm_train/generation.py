@@ -1,0 +1,131 @@
+"""Seeds to images: the one path that previews, cm-sample and the measures share."""
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from . import sampling
+from .denoiser import Denoiser
+from .errors import InputError
+from .images import to_uint8
+from .noise import karras_sigmas
+from .rng import PerImageNoise
+
+Sampler = Literal["auto", "onestep", "multistep", "euler", "heun"]
+SAMPLERS = ("auto", "onestep", "multistep", "euler", "heun")
+
+
+def choose_levels(
+    denoiser: Denoiser, sampler: str = "auto", steps: int | None = None, sigmas: Sequence[float] | None = None
+) -> tuple[str, list[float]]:
+    """The sampler and the noise levels that a request means.
+
+    Args:
+        sampler: "auto" takes Heun for a diffusion checkpoint and multistep for a consistency model.
+        steps: number of levels; None: 1 for a consistency model, the checkpoint's grid for an ODE sampler.
+        sigmas: the levels themselves, descending; wins over what the checkpoint stores for `steps`.
+    """
+    config = denoiser.config
+    if sampler not in SAMPLERS:
+        raise InputError("unknown sampler", sampler, ", ".join(SAMPLERS))
+    if steps is not None and steps < 1:
+        raise InputError("steps must be positive", steps, "1, 2, 3, ...")
+    if sampler == "auto":
+        sampler = "heun" if config.preconditioning == "edm" else "multistep"
+    if sigmas is not None:
+        levels = [float(s) for s in sigmas]
+        ordered = all(a > b for a, b in itertools.pairwise(levels))
+        if not levels or not ordered or levels[-1] < config.sigma_min or not levels[0] < float("inf"):
+            raise InputError("sigmas must descend", str(levels), f"noise levels of at least {config.sigma_min}")
+        if steps is not None and steps != len(levels):
+            raise InputError("steps and sigmas disagree", f"steps={steps} and {len(levels)} sigmas", fix="drop steps=")
+    elif sampler in ("euler", "heun"):
+        steps = steps or config.sampling.num_scales
+        grid = karras_sigmas(max(steps, 2), config.sigma_min, config.sigma_max, config.rho)
+        levels = grid.tolist()[:steps]
+    else:
+        steps = steps or 1
+        levels = config.sampling.points.get(steps) or _spread(config, steps)
+    if sampler == "onestep" and len(levels) != 1:
+        raise InputError("sampler=onestep makes one step", f"steps={len(levels)}", fix="sampler=multistep")
+    return "multistep" if sampler == "onestep" else sampler, levels
+
+
+def _spread(config, steps: int) -> list[float]:
+    """Evenly spaced indices of the checkpoint's grid, from sigma_max down, without sigma_min."""
+    num = config.sampling.num_scales
+    if steps > num - 1:
+        raise InputError("more steps than the checkpoint's grid has", steps, f"1 to {num - 1}", "give sigmas=[...]")
+    grid = karras_sigmas(num, config.sigma_min, config.sigma_max, config.rho).tolist()
+    return [grid[round(i * (num - 1) / steps)] for i in range(steps)]
+
+
+@torch.no_grad()
+def generate(
+    denoiser: Denoiser,
+    seeds: Iterable[int],
+    *,
+    sampler: str = "auto",
+    steps: int | None = None,
+    sigmas: Sequence[float] | None = None,
+    labels: Sequence[int] | int | None = None,
+    batch_size: int = 256,
+    progress: Callable[[int], None] | None = None,
+) -> Tensor:
+    """One image a seed; uint8 [N, C, H, W] on the CPU.
+
+    Image i depends on seeds[i] alone, whatever the batch size, and starts from the same noise with every
+    checkpoint, sampler and number of steps.
+
+    Args:
+        sampler, steps, sigmas: see `choose_levels`.
+        labels: class of each image, or one for all; None draws them from the seeds where the network wants any.
+        progress: called with the number of images done after each batch.
+
+    Raises:
+        InputError: labels that the network doesn't have, or an impossible choice of levels.
+    """
+    seeds, config = list(seeds), denoiser.config
+    sampler, levels = choose_levels(denoiser, sampler, steps, sigmas)
+    classes = _check_labels(labels, len(seeds), config.num_classes)
+    device = next(denoiser.parameters()).device
+    shape = (config.image_channels, config.image_size, config.image_size)
+    done = [torch.empty(0, *shape, dtype=torch.uint8)]
+    for start in range(0, len(seeds), batch_size):
+        noise = PerImageNoise(seeds[start : start + batch_size], device)
+        if classes is not None:
+            chosen: Tensor | None = torch.tensor(classes[start : start + batch_size], device=device)
+        else:
+            chosen = noise.randint("label", config.num_classes) if config.num_classes else None
+        x = noise.randn("initial", shape) * levels[0]
+
+        def denoise(x: Tensor, sigma: Tensor, chosen: Tensor | None = chosen) -> Tensor:
+            return denoiser(x, sigma, chosen)
+
+        def renoise(i: int, noise: PerImageNoise = noise) -> Tensor:
+            return noise.randn(f"renoise-{i}", shape)
+
+        if sampler == "multistep":
+            x = sampling.multistep(denoise, x, levels, config.sigma_min, renoise)
+        else:
+            x = (sampling.heun if sampler == "heun" else sampling.euler)(denoise, x, levels)
+        done.append(to_uint8(x).cpu())
+        if progress is not None:
+            progress(min(start + batch_size, len(seeds)))
+    return torch.cat(done)
+
+
+def _check_labels(labels: Sequence[int] | int | None, count: int, num_classes: int) -> list[int] | None:
+    if labels is None:
+        return None
+    classes = [labels] * count if isinstance(labels, int) else list(labels)
+    if not num_classes:
+        raise InputError("this checkpoint has no classes", f"labels={labels}", fix="drop labels=")
+    if len(classes) != count:
+        raise InputError("one label an image is needed", f"{len(classes)} labels for {count} images")
+    if not all(0 <= c < num_classes for c in classes):
+        raise InputError("no such class", str(labels), f"0 to {num_classes - 1}")
+    return classes

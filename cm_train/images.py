@@ -1,0 +1,44 @@
+"""Between tensors in [-1, 1] and pictures on disk; the one rounding rule of the whole project."""
+
+import math
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """uint8 [..., H, W] -> float32 in [-1, 1]: 0 -> -1, 255 -> 1."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[-1, 1] (clamped) -> uint8 by rounding; the inverse of `to_unit_range` on its values."""
+    return (images.clamp(-1, 1) * 127.5 + 128).floor().clamp(0, 255).to(torch.uint8)
+
+
+def grid(images: Tensor, columns: int | None = None, min_side: int = 512) -> Tensor:
+    """One picture of uint8 images [N, C, H, W]; uint8 [C, H', W'].
+
+    Args:
+        columns: None makes the grid about square.
+        min_side: small images are enlarged by a whole factor until the picture's longer side reaches this.
+    """
+    count, channels, height, width = images.shape
+    columns = min(count, columns or math.ceil(math.sqrt(count)))
+    rows = math.ceil(count / columns)
+    blank = images.new_zeros(rows * columns - count, channels, height, width)
+    cells = torch.cat([images, blank]).view(rows, columns, channels, height, width)
+    picture = cells.permute(2, 0, 3, 1, 4).reshape(channels, rows * height, columns * width)
+    factor = max(1, round(min_side / max(picture.shape[1:])))
+    return picture.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+
+
+def save_png(picture: Tensor, path: str | os.PathLike[str]) -> None:
+    """Write one uint8 picture [C, H, W], C 1 or 3, as PNG."""
+    from PIL import Image
+
+    array = picture.permute(1, 2, 0).contiguous().cpu().numpy()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(path)

@@ -1,0 +1,82 @@
+"""What every objective is: draw the randomness of a step, then compute a loss from it without drawing more."""
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..denoiser import Denoiser, per_image
+from ..noise import NoiseSchedule
+from ..rng import Draws
+
+Batch = dict[str, Any]  # tensors by name; labels may be None
+
+
+class Objective(nn.Module):
+    """A loss with its networks.
+
+    Args:
+        config: the class's own `Config`.
+        denoiser: the student, trained.
+        noise: draws noise levels.
+        seed: key of all randomness.
+        hflip: flip half of the images horizontally.
+        teacher: a frozen denoiser, for the objectives that `need_teacher`.
+    """
+
+    preconditioning: ClassVar[Literal["edm", "consistency"]]
+
+    def __init__(
+        self,
+        config: Any,
+        denoiser: Denoiser,
+        noise: NoiseSchedule,
+        seed: int,
+        hflip: bool = False,
+        teacher: Denoiser | None = None,
+    ):
+        super().__init__()
+        self.config, self.denoiser, self.noise, self.seed, self.hflip = config, denoiser, noise, seed, hflip
+        self.teacher = teacher
+
+    @staticmethod
+    def needs_teacher(config: Any) -> bool:
+        """Whether an objective with this config is given a teacher."""
+        return False
+
+    def draw(self, x0: Tensor, labels: Tensor | None, step: int, rows: range) -> Batch:
+        """Every random tensor of `step` for `rows` of the global batch; `forward` draws nothing.
+
+        Args:
+            x0: images [B, C, H, W] in [-1, 1]; labels: int64 [B] or None.
+            rows: the positions of these images in the global batch.
+        """
+        draws = Draws(self.seed, step, rows, x0.device)
+        if self.hflip:
+            x0 = torch.where(per_image(draws.bits("flip") < 0, x0), x0.flip(-1), x0)
+        batch: Batch = {
+            "x0": x0,
+            "noise": draws.normal("noise", x0.shape[1:]),
+            "labels": labels,
+            "dropout_keys": draws.bits("dropout", (2,)),
+        }
+        return batch | self.draw_levels(draws.uniform("sigma"), step)
+
+    def draw_levels(self, u: Tensor, step: int) -> dict[str, Tensor]:
+        """Noise levels by name for uniforms u [B]."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of each image [B], and named metrics of each image [B]."""
+        raise NotImplementedError
+
+    def after_step(self, step: int, weights: Tensor, applied: Tensor) -> None:
+        """Called after each optimizer step with the student's flat weights; `applied` is 0.0 where it was skipped."""
+
+    def schedule(self, step: int) -> dict[str, float]:
+        """The scheduled numbers of `step`, for the log."""
+        return {}
+
+    def extra_state(self) -> dict[str, Tensor]:
+        """Tensors, beside the student's weights, that a resumed run needs; loaded in place by name."""
+        return {}

@@ -1,0 +1,31 @@
+"""Denoising score matching: the diffusion teacher."""
+
+from torch import Tensor
+
+from ..denoiser import per_image
+from ..distances import l2
+from ..registry import Settings, register
+from .base import Batch, Objective
+
+
+@register("objective", "edm")
+class EDM(Objective):
+    """Karras et al. 2022, eq. 8 and table 1: (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 ||D(x; sigma) - x0||^2.
+
+    The squared norm is a mean over the pixels.
+    """
+
+    class Config(Settings):
+        pass
+
+    preconditioning = "edm"
+
+    def draw_levels(self, u: Tensor, step: int) -> dict[str, Tensor]:
+        return {"sigma": self.noise.sigma(u)}
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        x0, sigma = batch["x0"], batch["sigma"]
+        x = x0 + per_image(sigma, x0) * batch["noise"]
+        distance = l2(self.denoiser(x, sigma, batch["labels"], batch["dropout_keys"]), x0)
+        data = self.denoiser.config.sigma_data
+        return (sigma**2 + data**2) / (sigma * data) ** 2 * distance, {"distance": distance.detach()}

@@ -1,0 +1,114 @@
+"""A run's folder on disk: its lock, its stored config, and whether a command starts or resumes it."""
+
+import fcntl
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import InputError
+
+# What may differ between the command that started a run and the one that resumes it.
+MAY_CHANGE = frozenset(
+    [
+        "name",
+        "run_dir",
+        "steps",
+        "schedule_steps",
+        "micro_batch",
+        "precision",
+        "compile",
+        "tracking",
+        "save_every",
+        "preview_every",
+        "log_every",
+        "keep",
+        "teacher",
+    ]
+)
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process; the system lets go when the process ends, however it ends.
+
+    Raises:
+        InputError: another process holds it, or it can't be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / ".lock", "a+")  # noqa: SIM115 - held for the whole run
+    except OSError as error:
+        raise InputError(f"can't write the run folder {folder}: {error.strerror}", fix="set run_dir=...") from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            handle.seek(0)
+            holder = handle.read().strip() or "another process"
+            raise InputError(
+                f"run folder {folder} is in use by {holder}", fix="wait for it, or set name=... for a run of its own"
+            ) from None
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} ({' '.join(Path(a).name for a in sys.argv[:1])} {' '.join(sys.argv[1:])})")
+        handle.flush()
+        yield
+
+
+def stored_config(folder: Path) -> dict[str, Any] | None:
+    """The config of the run in `folder`, or None where there is none.
+
+    Raises:
+        InputError: `config.yaml` is there and is not a config.
+    """
+    path = folder / "config.yaml"
+    if not path.exists():
+        return None
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is not a run's config", fix="name another run folder with name=... or run_dir=...")
+    return values
+
+
+def store_config(folder: Path, values: Mapping[str, Any]) -> None:
+    """Write `config.yaml` whole or not at all."""
+    beside = folder / "config.yaml.tmp"
+    beside.write_text(yaml.safe_dump(dict(values), sort_keys=False))
+    os.replace(beside, folder / "config.yaml")
+
+
+def check_same_run(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse to resume with a config that means another run.
+
+    Raises:
+        InputError: naming each key that differs and may not.
+    """
+    old, new = _flat(stored), _flat(wanted)
+    differing = [
+        k for k in dict.fromkeys([*old, *new]) if k.split(".")[0] not in MAY_CHANGE and old.get(k) != new.get(k)
+    ]
+    if differing:
+        shown = ", ".join(f"{k} ({old.get(k)} -> {new.get(k)})" for k in differing[:6])
+        more = f" and {len(differing) - 6} more" if len(differing) > 6 else ""
+        raise InputError(
+            f"{folder} holds a run with another config: {shown}{more}",
+            allowed=f"a change of {', '.join(sorted(MAY_CHANGE))}",
+            fix="give this run a name=... of its own",
+        )
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, Mapping) or not values:
+        return {prefix: json.loads(json.dumps(values))}
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return out

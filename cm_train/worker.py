@@ -1,0 +1,135 @@
+"""What a rank runs: from a checked config to a trained run folder."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from . import checkpoint, registry
+from .config import RunConfig, dump
+from .datasets.loader import Loader
+from .denoiser import Denoiser, DenoiserConfig, build_denoiser
+from .errors import InputError
+from .noise import NoiseSchedule
+from .rng import key
+from .tracking import Tracker
+from .trainer import Trainer
+
+
+def run(config: RunConfig, should_stop: Callable[[], bool] = lambda: False) -> bool:
+    """Train the run of `config` to its end, from its newest good checkpoint where it has one.
+
+    Returns:
+        False where `should_stop` ended it early, after saving.
+
+    Raises:
+        InputError: the data set, the teacher or the checkpoint can't be used.
+    """
+    trainer = build_trainer(config, should_stop)
+    with contextlib.closing(trainer.tracker):
+        return trainer.run()
+
+
+def build_trainer(config: RunConfig, should_stop: Callable[[], bool] = lambda: False) -> Trainer:
+    """Data, networks, objective and trainer of a run, resumed where the folder holds a checkpoint."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dataset = registry.build("dataset", config.dataset)
+    dataset.to(device)
+    provenance = {"dataset": dataset.fingerprint()}
+
+    teacher = None
+    if config.needs_teacher():
+        assert config.teacher is not None, "the command fills in the teacher"
+        teacher = checkpoint.load_denoiser(config.teacher, device=device)
+        provenance["teacher"] = _weights_hash(config.teacher)
+        _check_teacher(teacher, config.teacher, dataset)
+
+    noise = config.noise
+    objective_class = registry.find("objective", config.objective["name"])
+    denoiser_config = DenoiserConfig(
+        preconditioning=objective_class.preconditioning,
+        image_size=dataset.image_size,
+        image_channels=dataset.channels,
+        num_classes=dataset.num_classes,
+        # A student divides the work as its teacher did; from scratch, the data decide unless the recipe does.
+        sigma_data=noise.sigma_data or (teacher.config.sigma_data if teacher else round(dataset.sigma_data(), 6)),
+        sigma_min=noise.sigma_min,
+        sigma_max=noise.sigma_max,
+        rho=noise.rho,
+        sampling=config.sampling,
+    )
+    denoiser = _initial(config, denoiser_config, teacher, device)
+    schedule = NoiseSchedule(noise, config.schedule_steps or config.steps)
+    objective = registry.build("objective", config.objective, denoiser, schedule, config.seed, dataset.hflip, teacher)
+    found = checkpoint.latest(config.folder, set_aside=True)
+    tracker = Tracker(
+        config.tracking, config.folder, config.name, dump(config), found[1].step if found else 0, config.steps
+    )
+    trainer = Trainer(
+        config,
+        objective,
+        Loader(dataset, config.seed, config.batch_size),
+        device,
+        tracker,
+        autocast=_autocast(config.precision, device),
+        compiled=torch.compile(objective) if _compiles(config.compile, device) else None,
+        provenance=provenance,
+        should_stop=should_stop,
+    )
+    if found is not None:
+        _check_provenance(config.folder, found[1].provenance, provenance)
+        trainer.resume(*found)
+    return trainer
+
+
+def _initial(config: RunConfig, to_build: DenoiserConfig, teacher: Denoiser | None, device: torch.device) -> Denoiser:
+    """The student with its first weights, as `init` says."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key(config.seed, "weights"))
+        denoiser = build_denoiser(to_build, config.backbone).to(device)
+    if config.init == "teacher":
+        if teacher is None:
+            raise InputError("init=teacher needs a mode with a teacher", config.mode, "init=random or init=PATH")
+        denoiser.load_state_dict(teacher.state_dict())
+    elif config.init != "random":
+        folder, manifest = checkpoint.resolve(config.init)
+        checkpoint.read_weights(folder, manifest, "ema", denoiser)
+    return denoiser
+
+
+def _check_teacher(teacher: Denoiser, path: str, dataset) -> None:
+    c = teacher.config
+    got, wanted = (c.image_size, c.image_channels), (dataset.image_size, dataset.channels)
+    if got != wanted:
+        raise InputError(f"teacher {path} makes other images", f"size, channels {got}", f"{wanted}", "set teacher=...")
+    if c.num_classes != dataset.num_classes:
+        raise InputError(
+            f"teacher {path} has other classes", c.num_classes, str(dataset.num_classes), "set dataset.conditional=..."
+        )
+    if c.preconditioning != "edm":
+        raise InputError(f"teacher {path} is not a diffusion model", c.preconditioning, "a run of mode=edm")
+
+
+def _weights_hash(path: str) -> str:
+    _folder, manifest = checkpoint.resolve(Path(path))
+    return manifest.files[f"{manifest.ema}.safetensors"].sha256
+
+
+def _check_provenance(folder: Path, recorded: dict[str, str], found: dict[str, str]) -> None:
+    changed = [name for name in recorded if recorded[name] != found.get(name)]
+    if changed:
+        raise InputError(
+            f"the {' and '.join(changed)} of {folder} changed since the run began",
+            fix="bring the old one back, or start a run of its own with name=...",
+        )
+
+
+def _autocast(precision: str, device: torch.device) -> torch.dtype | None:
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def _compiles(setting: str, device: torch.device) -> bool:
+    return device.type == "cuda" if setting == "auto" else setting == "true"

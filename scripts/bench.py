@@ -1,0 +1,210 @@
+"""What training costs above its floor, measured in one run.
+
+    python scripts/bench.py train                    7.7 M parameters at 32x32, batch 16
+    python scripts/bench.py train --size small       1.2 M parameters at 8x8, batch 128
+
+The floor of a consistency-distillation step is the arithmetic that no implementation can leave out: student forward
+and backward, target forward and the teacher's two forwards of a Heun step, on the same batch in the same precision.
+The step is the trainer's whole one: data, noise, those passes, optimizer, target, three EMAs, metrics and log lines.
+Both are timed in turn, block by block, and the ratio is taken pair by pair, since a machine's speed drifts.
+"""
+
+import argparse
+import contextlib
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+
+from cm_train import checkpoint, cli, worker
+from cm_train.config import parse
+from cm_train.denoiser import DenoiserConfig, build_denoiser
+from cm_train.trainer import Trainer
+
+SIZES = {
+    "large": {
+        "image_size": 32,
+        "batch_size": 16,
+        "backbone": "{name: unet, channels: 64, channel_mult: [1, 2, 2], num_blocks: 2, attention_resolutions: [8], "
+        "head_channels: 64, group_channels: null, dropout: 0.0, scale_shift: true, resample_in_block: true, "
+        "noise_multiplier: 1.0}",
+    },
+    "small": {
+        "image_size": 8,
+        "batch_size": 128,
+        "backbone": "{name: unet, channels: 40, channel_mult: [1, 2], num_blocks: 1, attention_resolutions: [4], "
+        "head_channels: 40, group_channels: 4, dropout: 0.0, scale_shift: true, resample_in_block: true, "
+        "noise_multiplier: 1.0}",
+    },
+}
+
+
+def make_data(folder: Path, size: int) -> Path:
+    """A folder of random colour (or, at 8 pixels, grey) pictures."""
+    from PIL import Image
+
+    generator = torch.Generator().manual_seed(0)
+    for i in range(256):
+        pixels = torch.randint(0, 256, (size, size, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
+    return folder
+
+
+def make_teacher(folder: Path, config, channels: int, image_size: int) -> Path:
+    """A teacher with random weights: its quality does not matter to its speed."""
+    denoiser = build_denoiser(
+        DenoiserConfig(
+            preconditioning="edm",
+            image_size=image_size,
+            image_channels=channels,
+            sigma_data=0.5,
+            sigma_min=0.002,
+            sigma_max=80.0,
+        ),
+        config.backbone,
+    )
+    checkpoint.save(
+        checkpoint.step_folder(folder, 1),
+        {"denoiser": denoiser, "ema_0.9": denoiser},
+        {},
+        step=1,
+        finished=True,
+        ema="ema_0.9",
+        denoiser=denoiser.config,
+        backbone=config.backbone,
+        provenance={},
+    )
+    return folder
+
+
+def make_trainer(size: dict, home: Path, precision: str) -> Trainer:
+    channels = 1 if size["image_size"] == 8 else 3
+    (home / "data").mkdir()
+    data = make_data(home / "data", size["image_size"])
+    with initialize_config_dir(str(cli.conf_dir()), version_base=None):
+        cfg = compose(
+            "train",
+            overrides=[
+                "mode=cd",
+                "dataset=image_folder",
+                f"dataset.root={data}",
+                f"dataset.image_size={size['image_size']}",
+                f"dataset.channels={channels}",
+                f"++backbone={size['backbone']}",
+                f"batch_size={size['batch_size']}",
+                f"precision={precision}",
+                "compile=false",
+                "objective.target_decay=0.95",
+                "ema.decay=0.999",
+                "ema.extra=[0.9999,0.99995]",
+                "log_every=10",
+                "tracking=none",
+                f"run_dir={home / 'run'}",
+                "teacher=filled-in-below",
+            ],
+        )
+    config = parse(cfg)
+    teacher = make_teacher(home / "teacher", config, channels, size["image_size"])
+    config = config.model_copy(update={"teacher": str(teacher)})
+    config.folder.mkdir()
+    return worker.build_trainer(config)
+
+
+def floor_step(trainer: Trainer) -> Callable[[], None]:
+    """The five passes on one fixed batch, nothing else."""
+    objective, size = trainer.objective, trainer.config.batch_size
+    images, _ = trainer.loader.batch_at(0, range(size))
+    x = images.float().to(trainer.device)
+    sigma = torch.linspace(0.1, 10, size, device=trainer.device)
+    student, target, teacher = objective.denoiser, objective.target, objective.teacher
+
+    def passes() -> None:
+        with torch.autocast(trainer.device.type, dtype=trainer.autocast, enabled=trainer.autocast is not None):
+            denoised = student(x, sigma)
+            with torch.no_grad():
+                teacher(x, sigma)
+                teacher(x, sigma)
+                target(x, sigma)
+        denoised.square().sum().backward()
+        for parameter in student.parameters():
+            parameter.grad = None
+
+    return passes
+
+
+def timed(function: Callable[[], None], count: int) -> float:
+    synchronise = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    synchronise()
+    start = time.perf_counter()
+    for _ in range(count):
+        function()
+    synchronise()
+    return (time.perf_counter() - start) / count
+
+
+def peak_memory() -> float:
+    """GiB: of the GPU where there is one, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def train(size_name: str, blocks: int, precision: str) -> None:
+    size = SIZES[size_name]
+    per_block = 2 if size_name == "large" else 10
+    with tempfile.TemporaryDirectory() as home:
+        before = peak_memory()
+        trainer = make_trainer(size, Path(home), precision)
+        with contextlib.closing(trainer.tracker):
+            parameters = trainer.weights.numel()
+            passes = floor_step(trainer)
+            views = [p.grad for p in trainer.objective.denoiser.parameters()]
+
+            def step() -> None:
+                trainer.train_step()
+                if trainer.step % trainer.config.log_every == 0:
+                    trainer._log(0.0, 0)
+
+            def floor() -> None:
+                for parameter in trainer.objective.denoiser.parameters():
+                    parameter.grad = None
+                passes()
+
+            floors, steps = [], []
+            for block in range(blocks + 1):
+                f = timed(floor, per_block)
+                for parameter, view in zip(trainer.objective.denoiser.parameters(), views, strict=True):
+                    parameter.grad = view
+                s = timed(step, per_block)
+                if block:  # the first one warms up
+                    floors.append(f)
+                    steps.append(s)
+            ratios = [s / f for s, f in zip(steps, floors, strict=True)]
+            held = parameters * 4 * (1 + 1 + 2 + 3 + 1 + 1) / 2**30  # weights, gradient, Adam, EMAs, target, teacher
+            print(f"{parameters:,} parameters, {size['image_size']} pixels, batch {size['batch_size']}, {precision}")
+            print(f"floor {1e3 * statistics.median(floors):.1f} ms   step {1e3 * statistics.median(steps):.1f} ms")
+            print(
+                f"step / floor: median {statistics.median(ratios):.3f}  min {min(ratios):.3f}  max {max(ratios):.3f}"
+                f"  over {blocks} pairs of {per_block}"
+            )
+            print(f"{size['batch_size'] / statistics.median(steps):.0f} images/s")
+            print(f"peak memory {peak_memory():.2f} GiB ({before:.2f} before), of which must be held {held:.2f} GiB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["train"])
+    parser.add_argument("--size", choices=list(SIZES), default="large")
+    parser.add_argument("--blocks", type=int, default=20, help="pairs of measurements (default: 20)")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    args = parser.parse_args()
+    train(args.size, args.blocks, args.precision)
+
+
+if __name__ == "__main__":
+    main()

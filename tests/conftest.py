@@ -1,0 +1,78 @@
+"""Fixtures shared by the tests: small runs of the real trainer, and a config composed as the command does."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+import cm_train  # noqa: F401 - first of all, since it sets how OpenMP threads wait before torch reads that
+from cm_train import cli
+
+# The networks here are too small to share among threads, and other processes may want the cores.
+torch.set_num_threads(1)
+ENVIRONMENT = {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+
+# A digits run of a second or two.
+TINY = ["tracking=none", "steps=6", "batch_size=16", "log_every=2", "preview_every=0", "save_every=3"]
+
+
+@pytest.fixture
+def composed():
+    """compose(*overrides) -> the DictConfig that `cm-train` would get."""
+
+    def compose(*overrides: str) -> DictConfig:
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_dir(str(cli.conf_dir()), version_base=None):
+            return hydra.compose("train", overrides=list(overrides))
+
+    return compose
+
+
+@pytest.fixture
+def command(tmp_path):
+    """command("train", "mode=edm", ...) -> the finished process of `cm-train mode=edm ...` in an empty folder."""
+
+    def run(name: str, *arguments: str, cwd: Path = tmp_path, **kwargs) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", f"cm_train.{name}", *arguments],
+            cwd=cwd,
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            **kwargs,
+        )
+
+    return run
+
+
+@pytest.fixture
+def start(tmp_path):
+    """start("train", ...) -> the running process of the command; killed at the end of the test."""
+    started = []
+
+    def run(name: str, *arguments: str) -> subprocess.Popen:
+        argv = [sys.executable, "-m", f"cm_train.{name}", *arguments]
+        started.append(subprocess.Popen(argv, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def wait_for(condition: Callable[[], bool], patience_s: float = 120.0) -> None:
+    """Return as soon as `condition` holds; fail when it never does."""
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.005)

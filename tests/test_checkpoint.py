@@ -1,0 +1,219 @@
+import json
+import os
+import struct
+import warnings
+
+import pytest
+import torch
+
+from cm_train import checkpoint
+from cm_train.checkpoint import DamagedCheckpoint
+from cm_train.denoiser import DenoiserConfig, build_denoiser
+from cm_train.errors import InputError
+
+BACKBONE = {"name": "unet", "channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attention_resolutions": []}
+BACKBONE |= {"head_channels": 8, "group_channels": 4}
+CONFIG = DenoiserConfig(
+    preconditioning="consistency",
+    image_size=8,
+    image_channels=1,
+    sigma_data=0.5,
+    sigma_min=0.002,
+    sigma_max=80.0,
+    sampling={"points": {2: [80.0, 0.8]}},
+)
+
+
+def network(seed):
+    torch.manual_seed(seed)
+    denoiser = build_denoiser(CONFIG, BACKBONE)
+    for p in denoiser.parameters():
+        torch.nn.init.normal_(p)
+    return denoiser
+
+
+def write(run, step, seed=0, **state):
+    folder = checkpoint.step_folder(run, step)
+    weights = {"denoiser": network(seed), "ema_0.9": network(seed + 1), "ema_0.99": network(seed + 2)}
+    checkpoint.save(
+        folder,
+        weights,
+        state or {"step": torch.tensor(step)},
+        step=step,
+        finished=False,
+        ema="ema_0.9",
+        denoiser=CONFIG,
+        backbone=BACKBONE,
+        provenance={},
+    )
+    return folder
+
+
+@pytest.mark.parametrize(("weights", "seed"), [("raw", 0), ("ema", 1), ("ema_0.9", 1), ("ema_0.99", 2)])
+def test_load_denoiser_gives_the_named_weights_back(weights, seed, tmp_path):
+    write(tmp_path, 5)
+    loaded = checkpoint.load_denoiser(tmp_path, weights)
+    expected = network(seed)
+    x, sigma = torch.randn(2, 1, 8, 8), torch.tensor([0.5, 3.0])
+    assert torch.equal(loaded(x, sigma), expected(x, sigma))
+    assert loaded.config == CONFIG
+    assert not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_load_denoiser_takes_a_run_or_one_of_its_checkpoints(tmp_path):
+    older, newer = write(tmp_path, 5, seed=10), write(tmp_path, 15, seed=20)
+    pick = lambda path: next(checkpoint.load_denoiser(path, "raw").parameters())  # noqa: E731
+    assert torch.equal(pick(tmp_path), next(network(20).parameters()))
+    assert torch.equal(pick(newer), next(network(20).parameters()))
+    assert torch.equal(pick(older), next(network(10).parameters()))
+
+
+def test_state_comes_back_and_refuses_code(tmp_path):
+    folder = write(tmp_path, 1, values=torch.arange(3), text="x", nested={"a": 1.5})
+    state = checkpoint.read_state(folder)
+    assert torch.equal(state["values"], torch.arange(3))
+    assert state["nested"] == {"a": 1.5}
+
+    class Evil:
+        def __reduce__(self):
+            return os.system, ("touch owned",)
+
+    torch.save({"x": Evil()}, folder / "state.pt")
+    with pytest.raises(DamagedCheckpoint, match="can't be read"):
+        checkpoint.read_state(folder)
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("name", ["denoiser.safetensors", "ema_0.99.safetensors", "state.pt"])
+@pytest.mark.parametrize("harm", ["truncate", "flip", "delete"])
+def test_verify_finds_every_harmed_file_used_or_not(name, harm, tmp_path):
+    folder = write(tmp_path, 1)
+    file = folder / name
+    content = file.read_bytes()
+    if harm == "truncate":
+        file.write_bytes(content[: len(content) // 2])
+    elif harm == "flip":
+        middle = len(content) // 2
+        file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    else:
+        file.unlink()
+    with pytest.raises(DamagedCheckpoint, match=name):
+        checkpoint.verify(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "can't be read"),
+        ("[1, 2]", "not an object"),
+        ("{" * 100_000, "can't be read"),
+        ('{"format": 1}', "is missing"),
+        ('{"format": 99}', "another format"),
+    ],
+)
+def test_verify_refuses_a_broken_manifest(text, message, tmp_path):
+    folder = write(tmp_path, 1)
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        checkpoint.verify(folder)
+
+
+def edited(folder, edit):
+    path = folder / "manifest.json"
+    values = json.loads(path.read_text())
+    edit(values)
+    path.write_text(json.dumps(values))
+
+
+def test_verify_refuses_names_outside_the_folder(tmp_path):
+    folder = write(tmp_path, 1)
+    edited(folder, lambda m: m["files"].update({"../../secret": m["files"]["state.pt"]}))
+    with pytest.raises(DamagedCheckpoint, match="outside the folder"):
+        checkpoint.verify(folder)
+
+
+def test_verify_refuses_a_hostile_safetensors_header_that_nobody_listed(tmp_path):
+    folder = write(tmp_path, 1)
+    (folder / "unused.safetensors").write_bytes(struct.pack("<Q", 1 << 60) + b"{}")
+    with pytest.raises(DamagedCheckpoint, match="unused.safetensors"):
+        checkpoint.verify(folder)
+
+
+def test_manifest_chooses_components_only(tmp_path):
+    folder = write(tmp_path, 1)
+    edited(folder, lambda m: m["backbone"].update({"name": "os.system"}))
+    with pytest.raises(InputError, match="unknown backbone"):
+        checkpoint.load_denoiser(folder)
+
+
+def test_weights_that_do_not_fit_name_the_first_mismatch(tmp_path):
+    folder = write(tmp_path, 1)
+    edited(folder, lambda m: m["backbone"].update({"channels": 16}))
+    with pytest.raises(InputError, match=r"backbone\.embed_in\.weight.*\[32, 8\].*\[64, 16\]"):
+        checkpoint.load_denoiser(folder)
+
+
+def test_unknown_weights_list_those_there_are(tmp_path):
+    write(tmp_path, 1)
+    with pytest.raises(InputError, match=r"ema_0.5.*allowed: ema, raw, ema_0.9, ema_0.99"):
+        checkpoint.load_denoiser(tmp_path, "ema_0.5")
+
+
+def test_latest_passes_over_a_damaged_newest_and_sets_it_aside(tmp_path):
+    good, bad = write(tmp_path, 5), write(tmp_path, 10)
+    (bad / "state.pt").write_bytes(b"torn")
+    with pytest.warns(UserWarning, match="step_00000010 is damaged"):
+        assert checkpoint.latest(tmp_path)[0] == good
+    with pytest.warns(UserWarning, match="damaged"):
+        assert checkpoint.latest(tmp_path, set_aside=True)[0] == good
+    assert not bad.exists()
+    assert bad.with_name("damaged_step_00000010").exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert checkpoint.latest(tmp_path)[0] == good
+
+
+def test_latest_raises_where_all_are_damaged_and_is_none_where_there_are_none(tmp_path):
+    assert checkpoint.latest(tmp_path) is None
+    (write(tmp_path, 5) / "state.pt").unlink()
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(DamagedCheckpoint):
+        checkpoint.latest(tmp_path)
+
+
+def test_save_leaves_nothing_behind_when_the_disk_is_full(tmp_path, monkeypatch):
+    write(tmp_path, 5)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write(tmp_path, 10)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000005"]
+
+
+def test_a_half_written_checkpoint_is_never_seen(tmp_path):
+    write(tmp_path, 5)
+    half = tmp_path / "checkpoints" / ".step_00000010.writing"
+    half.mkdir()
+    (half / "denoiser.safetensors").write_bytes(b"half")
+    assert checkpoint.latest(tmp_path)[1].step == 5
+    write(tmp_path, 10)
+    assert checkpoint.latest(tmp_path)[1].step == 10
+    assert not half.exists()
+
+
+def test_prune_keeps_the_newest(tmp_path):
+    for step in (1, 2, 3, 10):
+        write(tmp_path, step)
+    checkpoint.prune(tmp_path, 2)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_00000003", "step_00000010"]
+
+
+def test_resolve_says_what_is_there(tmp_path):
+    write(tmp_path / "digits-cd", 1)
+    with pytest.raises(InputError, match=r"no checkpoint there.*digits-cx.*one of digits-cd"):
+        checkpoint.resolve(tmp_path / "digits-cx")
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(InputError, match="has no checkpoint yet"):
+        checkpoint.resolve(tmp_path / "empty")

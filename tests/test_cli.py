@@ -1,0 +1,256 @@
+"""The commands as a user types them, each in a process of its own."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import TINY, wait_for
+from PIL import Image
+
+EDM = ["mode=edm", *TINY]
+
+
+def test_train_then_sample(command, tmp_path):
+    done = command("train", "mode=ict", *TINY)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "digits-ict"
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == [2, 4, 6]
+    assert "cm-sample ckpt=runs/digits-ict" in done.stderr
+
+    done = command("sample", "ckpt=runs/digits-ict", "num=5", "seed=10", "out=pictures")
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == [
+        *[f"{i:06d}.png" for i in range(10, 15)],
+        "grid.png",
+    ]
+    assert Image.open(tmp_path / "pictures" / "000010.png").size == (8, 8)
+
+    done = command("sample", "ckpt=runs/digits-ict", "num=5", "seed=10", "out=packed", "format=npz", "batch_size=2")
+    assert done.returncode == 0, done.stderr
+    arrays = np.load(tmp_path / "packed" / "samples.npz")
+    images = arrays[arrays.files[0]]
+    assert images.shape == (5, 8, 8, 1)
+    assert images.dtype == np.uint8
+    png = np.asarray(Image.open(tmp_path / "pictures" / "000012.png"))
+    assert np.abs(png.astype(int) - images[2, :, :, 0]).max() <= 1, "image i depends on seed + i alone"
+
+    again = command("train", "mode=ict", *TINY)
+    assert again.returncode == 0
+    assert "is finished at step 6" in again.stderr
+
+
+def test_cd_trains_its_missing_teacher_first_and_says_so(command, start, tmp_path):
+    """Stopped inside the teacher's training: exit code 3, and the same command goes on with the teacher."""
+    arguments = ["mode=cd", *TINY, "seed=3"]
+    process = start("train", *arguments)
+    config = tmp_path / "runs" / "digits-edm" / "metrics.jsonl"
+    wait_for(lambda: config.exists() and config.stat().st_size > 0)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 3, err
+    assert "no finished teacher in runs/digits-edm: training it first" in err
+    teacher = (tmp_path / "runs" / "digits-edm" / "config.yaml").read_text()
+    assert "mode: edm" in teacher
+    assert "seed: 3" in teacher
+    assert "backend: none" in teacher
+    assert "steps: 2500" in teacher, "the teacher has its own recipe"
+
+    assert command("train", *EDM, "name=tiny-teacher").returncode == 0
+    done = command("train", *arguments, "teacher=runs/tiny-teacher", "name=student")
+    assert done.returncode == 0, done.stderr
+
+
+def test_killed_and_resumed_equals_uninterrupted(command, start, tmp_path):
+    """kill -9 in the middle, the same command again: the same bytes of weights and of metrics."""
+    arguments = ["mode=ct", *TINY, "steps=40", "save_every=7", "objective.target_decay=0.9", "backbone.dropout=0.2"]
+    assert command("train", *arguments, "name=whole").returncode == 0
+    process = start("train", *arguments, "name=parts")
+    checkpoints = tmp_path / "runs" / "parts" / "checkpoints"
+    wait_for((checkpoints / "step_00000014").exists)
+    process.kill()
+    process.wait()
+    assert not (checkpoints / "step_00000040").exists(), "killed too late to show anything"
+    resumed = command("train", *arguments, "name=parts")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming at step" in resumed.stderr
+
+    whole = tmp_path / "runs" / "whole" / "checkpoints" / "step_00000040"
+    for file in whole.iterdir():
+        if file.suffix == ".safetensors":
+            assert file.read_bytes() == (checkpoints / "step_00000040" / file.name).read_bytes(), file.name
+
+    def rows(name):
+        text = (tmp_path / "runs" / name / "metrics.jsonl").read_text()
+        return [{k: v for k, v in json.loads(r).items() if not k.endswith("per_s")} for r in text.splitlines()]
+
+    assert rows("parts") == rows("whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_signal_saves_and_exits_3_and_the_same_command_goes_on(number, command, start, tmp_path):
+    arguments = ["mode=ict", *TINY, "steps=100000", "save_every=100000", "log_every=1"]
+    process = start("train", *arguments)
+    metrics = tmp_path / "runs" / "digits-ict" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 3, err
+    (saved,) = (tmp_path / "runs" / "digits-ict" / "checkpoints").iterdir()
+    step = json.loads((saved / "manifest.json").read_text())["step"]
+    assert json.loads(metrics.read_text().splitlines()[-1])["step"] == step
+    resumed = command("train", *arguments[:-3], f"steps={step + 1}", "save_every=100000", "log_every=1")
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"resuming at step {step}" in resumed.stderr
+
+
+WRONG = [
+    (["mode=cx"], "no such option mode=cx; allowed: cd, ct, edm, ict"),
+    (["ema.decya=0.9"], "unknown key ema.decya; did you mean ema.decay?"),
+    (["steps=many"], "steps: input should be a valid integer; got 'many'"),
+    (["teacher=nowhere"], "no checkpoint there; got 'nowhere'"),
+    (["mode=ict", "init=nowhere"], "no checkpoint there; got 'nowhere'"),
+    (["mode=ict", "init=teacher"], "init=teacher needs a mode with a teacher"),
+    (["dataset=image_folder", "mode=ict"], "dataset.root is missing; fix: set dataset.root=..."),
+    (["dataset=image_folder", "mode=ict", "dataset.root=nowhere"], "nowhere"),
+    (["dataset=mnist", "mode=ict", "dataset.download=false"], "MNIST is not in data/MNIST/raw"),
+    (["mode=ict", "backbone.channel_mult=[1,1,1,1,1]"], "channel_mult"),
+    (["mode=ict", "run_dir=/proc/nowhere"], "can't write the run folder"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG, ids=lambda v: v[-1] if isinstance(v, list) else "")
+def test_wrong_input_is_one_line_and_exit_code_2(arguments, message, command):
+    done = command("train", "tracking=none", *arguments)
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert message in lines[-1]
+    assert "Traceback" not in done.stderr
+    assert len([line for line in lines if line.startswith("train.py:")]) == 1
+
+
+def test_full_error_shows_the_traceback(command, tmp_path):
+    env = {**os.environ, "HYDRA_FULL_ERROR": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "cm_train.train", "mode=ict", "steps=0"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert "Traceback" in done.stderr
+
+
+def test_a_config_of_another_run_is_refused_and_what_may_change_is_not(command):
+    assert command("train", *EDM).returncode == 0
+    done = command("train", *EDM, "optimizer.lr=0.5", "seed=9")
+    assert done.returncode == 2
+    assert "seed (0 -> 9)" in done.stderr
+    assert "optimizer.lr (0.001 -> 0.5)" in done.stderr
+    done = command("train", *EDM, "steps=8", "micro_batch=4", "log_every=1")
+    assert done.returncode == 0, done.stderr
+    assert "resuming at step 6 of 8" in done.stderr
+
+
+def test_a_folder_that_a_run_holds_is_refused_with_its_name(command, tmp_path):
+    folder = tmp_path / "runs" / "digits-edm"
+    folder.mkdir(parents=True)
+    with open(folder / ".lock", "a+") as held:
+        held.write("process 4711 (cm-train mode=edm)")
+        held.flush()
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = command("train", *EDM)
+    assert done.returncode == 2
+    assert "is in use by process 4711 (cm-train mode=edm)" in done.stderr
+
+
+def test_a_truncated_checkpoint_is_named_and_nothing_is_lost(command, tmp_path):
+    assert command("train", *EDM).returncode == 0
+    checkpoints = tmp_path / "runs" / "digits-edm" / "checkpoints"
+    newest = checkpoints / "step_00000006"
+    (newest / "state.pt").write_bytes((newest / "state.pt").read_bytes()[:100])
+    done = command("sample", f"ckpt={newest}", "num=1")
+    assert done.returncode == 2
+    assert "state.pt has 100 bytes instead of" in done.stderr
+    done = command("sample", "ckpt=runs/digits-edm", "num=1", "steps=2")
+    assert done.returncode == 0, done.stderr
+    assert "using the one before it" in done.stderr
+    done = command("train", *EDM)
+    assert done.returncode == 0, done.stderr
+    assert "resuming at step 3" in done.stderr
+    assert (checkpoints / "damaged_step_00000006").exists()
+
+
+def test_a_run_that_never_saved_can_be_started_over_with_another_config(command):
+    """A mistake in the first command must not block the folder."""
+    assert command("train", "mode=ict", *TINY, "dataset=mnist", "name=x", "dataset.download=false").returncode == 2
+    assert command("train", "mode=ict", *TINY, "name=x").returncode == 0
+
+
+SAMPLE_WRONG = [
+    ([], "no checkpoint given"),
+    (["ckpt=nowhere"], "no checkpoint there; got 'nowhere'"),
+    (["ckpt=runs/digits-edm", "weights=best"], "no such weights"),
+    (
+        ["ckpt=runs/digits-edm", "sampler=ddim"],
+        "sampler: input should be 'auto', 'onestep', 'multistep', 'euler' or 'heun'",
+    ),
+    (["ckpt=runs/digits-edm", "sigmas=[1,80]"], "sigmas must descend"),
+    (["ckpt=runs/digits-edm", "labels=3"], "this checkpoint has no classes"),
+    (["ckpt=runs/digits-edm", "steps=0"], "steps: "),
+    (["ckpt=runs/digits-edm", "num=0"], "num: "),
+    (["ckpt=runs/digits-edm", "device=tpu9"], "device"),
+    (["ckpt=runs/digits-edm", "out=/proc/nowhere"], "can't write"),
+]
+
+
+def test_wrong_sample_input_is_one_line_and_exit_code_2(command):
+    assert command("train", *EDM).returncode == 0
+    for arguments, message in SAMPLE_WRONG:
+        done = command("sample", *arguments)
+        assert done.returncode == 2, (arguments, done.stderr)
+        assert message in done.stderr, arguments
+        assert "Traceback" not in done.stderr
+
+
+def test_help_fits_a_screen(command):
+    for name in ("train", "sample"):
+        done = command(name, "--help")
+        assert done.returncode == 0
+        assert len(done.stdout.splitlines()) <= 45
+        assert max(map(len, done.stdout.splitlines())) <= 120
+        assert "Exit codes" in done.stdout
+
+
+def test_multirun_makes_one_folder_a_job(command, tmp_path):
+    done = command("train", "-m", "mode=edm,ict", "seed=0,1", *TINY, "steps=2")
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == [
+        f"digits-{mode}-seed-{seed}" for mode in ("edm", "ict") for seed in (0, 1)
+    ]
+
+
+def test_image_folder_trains(command, tmp_path):
+    folder = tmp_path / "photos" / "cats"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i, mode in enumerate(["RGB", "L", "RGBA", "P"] * 3):
+        Image.fromarray(rng.integers(0, 255, (20 + i, 30, 3), dtype=np.uint8)).convert(mode).save(folder / f"{i}.png")
+    done = command(
+        "train",
+        "mode=ict",
+        "dataset=image_folder",
+        "dataset.root=photos",
+        "dataset.image_size=16",
+        "backbone=unet_xs",
+        *TINY,
+    )
+    assert done.returncode == 0, done.stderr
+    done = command("sample", "ckpt=runs/image_folder-ict", "num=2", "out=pictures")
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "pictures" / "000000.png").mode == "RGB"

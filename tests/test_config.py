@@ -1,0 +1,106 @@
+import itertools
+
+import pytest
+import torch
+
+from cm_train import cli, registry
+from cm_train.config import RunConfig, dump, parse, save_interval
+from cm_train.errors import InputError
+
+CONF = cli.conf_dir()
+
+
+def options(group: str) -> list[str]:
+    return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+
+
+def arguments(dataset: str) -> list[str]:
+    return ["dataset.root=somewhere"] if dataset == "image_folder" else []
+
+
+@pytest.mark.parametrize("dataset", options("dataset"))
+def test_config_composes_for_every_mode_dataset_and_backbone(dataset, composed):
+    for mode, backbone in itertools.product(options("mode"), options("backbone")):
+        cfg = composed(f"mode={mode}", f"dataset={dataset}", f"backbone={backbone}", *arguments(dataset))
+        config = parse(cfg)
+        assert config.mode == mode
+        assert config.name == f"{dataset}-{mode}"
+        assert config.dataset["name"] == dataset, "the run's name must be what the user typed"
+        assert registry.typed(RunConfig, dump(config)) == config
+
+
+@pytest.mark.parametrize("group", ["noise", "ema", "optimizer", "tracking"])
+def test_config_composes_for_every_option_of_a_group(group, composed):
+    for option in options(group):
+        parse(composed(f"{group}={option}", "mode=ict"))
+
+
+def test_recipe_names_are_pairs_that_exist():
+    for recipe in options("recipe"):
+        dataset, mode = recipe.rsplit("-", 1)
+        assert dataset in options("dataset")
+        assert mode in options("mode")
+
+
+def test_recipe_wins_over_mode_and_command_line_over_both(composed):
+    assert composed("mode=ict").batch_size == 128
+    assert composed("mode=ict", "dataset=cifar10").batch_size == 1024
+    assert composed("mode=ict", "batch_size=7").batch_size == 7
+
+
+def test_published_modes_without_a_recipe(composed):
+    """Song et al. 2023, table 3, and Song & Dhariwal 2023: the CIFAR-10 columns."""
+    cd, ct, ict = (composed(f"mode={m}", "dataset=cifar10") for m in ("cd", "ct", "ict"))
+    assert (cd.optimizer.lr, cd.batch_size, cd.steps, cd.noise.curriculum.num_scales) == (4e-4, 512, 800_000, 18)
+    assert (ct.noise.curriculum.s0, ct.noise.curriculum.s1, ct.objective.target_decay) == (2, 150, 0.9)
+    assert (ict.optimizer.lr, ict.batch_size, ict.steps, ict.backbone.dropout) == (1e-4, 1024, 400_000, 0.3)
+    assert ict.objective.target_decay == 0.0
+    assert (cd.ema.decay, ct.ema.decay, ict.ema.decay) == (0.9999, 0.9999, 0.99993)
+
+
+@pytest.mark.parametrize("dataset", ["digits", "cifar10"])
+@pytest.mark.parametrize("backbone", options("backbone"))
+def test_backbone_yaml_builds_and_runs_on_the_meta_device(dataset, backbone, composed):
+    config = parse(composed(f"dataset={dataset}", f"backbone={backbone}"))
+    size, channels = (8, 1) if dataset == "digits" else (64 if backbone != "adm_lsun256" else 256, 3)
+    if dataset == "digits" and backbone not in ("unet_xs", "unet_s"):
+        pytest.skip("made for larger images")
+    with torch.device("meta"):
+        network = registry.build("backbone", config.backbone, size, channels, 0)
+        assert network(torch.empty(2, channels, size, size), torch.empty(2)).shape == (2, channels, size, size)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("steps=0", "steps: .*greater than or equal to 1"),
+        ("seed=-1", "seed: "),
+        ("batch_size=10.5", "batch_size: "),
+        ("micro_batch=5", "batch_size 128 must divide by micro_batch 5"),
+        ("save_every=soon", "save_every='soon' is neither"),
+        ("precision=fp8", "precision: input should be 'auto', 'fp32', 'bf16' or 'fp16'"),
+        ("ema.decay=1.0", "ema.decay: .*less than 1"),
+        ("optimizer.betas=[0.9]", "optimizer.betas"),
+        ("objective.solver=rk4", "objective.solver: input should be 'euler' or 'heun'"),
+        ("noise.sigma_min=0", "noise.sigma_min: "),
+        ("noise.curriculum.num_scales=1", "noise.curriculum.num_scales: "),
+        ("noise.proposal.name=unifrom", "unknown proposal.*allowed: lognormal, uniform.*uniform"),
+        ("+objective.solvr=heun", "unknown key objective.solvr.*did you mean solver"),
+        ("+backbone._target_=os.system", "unknown key backbone._target_"),
+        ("backbone.name=os.system", "unknown backbone; got 'os.system'"),
+        ("dataset.conditional=1", "dataset.conditional: "),
+    ],
+)
+def test_parse_names_the_wrong_key(override, message, composed):
+    with pytest.raises(InputError, match=message) as error:
+        parse(composed(override))
+    assert "\n" not in str(error.value)
+
+
+def test_save_interval_reads_steps_and_minutes():
+    assert save_interval(100) == (100, None)
+    assert save_interval("100") == (100, None)
+    assert save_interval("15m") == (None, 900.0)
+    for bad in (0, -5, "m", "1h", "", "15 minutes"):
+        with pytest.raises(ValueError, match="neither steps"):
+            save_interval(bad)

@@ -1,0 +1,279 @@
+import json
+import math
+
+import pytest
+import torch
+from conftest import TINY
+
+from cm_train import checkpoint, worker
+from cm_train.config import parse
+from cm_train.errors import InputError
+
+
+@pytest.fixture
+def build(tmp_path, composed):
+    """build("mode=ct", ...) -> the trainer of a tiny digits run in tmp_path/<name>."""
+
+    def make(*overrides, name="run", **kwargs):
+        config = parse(composed(*TINY, f"run_dir={tmp_path / name}", *overrides))
+        config = config.model_copy(update={"schedule_steps": config.schedule_steps or config.steps})
+        config.folder.mkdir(parents=True, exist_ok=True)
+        return worker.build_trainer(config, **kwargs)
+
+    return make
+
+
+@pytest.fixture
+def teacher(build):
+    trainer = build("mode=edm", name="teacher")
+    trainer.run()
+    return f"teacher={trainer.config.folder}"
+
+
+def lines(trainer):
+    return [json.loads(line) for line in (trainer.config.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def everything(trainer):
+    """Every tensor that defines the run's future."""
+    tensors = {"weights": trainer.weights, **trainer.optimizer.state_dict(), **trainer.objective.extra_state()}
+    return tensors | {a.name: a.weights for a in trainer.averages}
+
+
+def assert_same(a, b):
+    a, b = everything(a), everything(b)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), f"{name} differs by {(a[name] - b[name]).abs().max()}"
+
+
+EVERY_MODE = ["edm", "cd", "ct", "ict"]
+
+
+def overrides(mode, teacher):
+    return [f"mode={mode}", "backbone.dropout=0.3", "ema.extra=[0.5]", *([teacher] if mode == "cd" else [])]
+
+
+@pytest.mark.parametrize("mode", EVERY_MODE)
+def test_training_twice_gives_the_same_bits(mode, build, teacher):
+    first, second = (build(*overrides(mode, teacher), name=n) for n in ("a", "b"))
+    first.run()
+    second.run()
+    assert_same(first, second)
+    strip = lambda rows: [{k: v for k, v in r.items() if not k.endswith("per_s")} for r in rows]  # noqa: E731
+    assert strip(lines(first)) == strip(lines(second))
+
+
+@pytest.mark.parametrize("mode", EVERY_MODE)
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(mode, build, teacher):
+    """Stopped at step 3, in the middle of a log window, and built anew from the folder."""
+    options = [*overrides(mode, teacher), "objective.target_decay=0.9" if mode != "edm" else "seed=0"]
+    whole = build(*options, name="whole")
+    whole.run()
+    build(*options, name="parts", should_stop=lambda: True).run()  # one step
+    stops = iter([False, True])
+    assert not build(*options, name="parts", should_stop=lambda: next(stops)).run()
+    rest = build(*options, name="parts")
+    assert rest.step == 3
+    rest.run()
+    assert_same(whole, rest)
+    strip = lambda rows: [{k: v for k, v in r.items() if not k.endswith("per_s")} for r in rows]  # noqa: E731
+    assert strip(lines(whole)) == strip(lines(rest))
+
+
+def test_other_seed_gives_another_run(build):
+    a, b = build("mode=ict", "seed=0", name="a"), build("mode=ict", "seed=1", name="b")
+    assert not torch.equal(a.weights, b.weights)
+
+
+@pytest.mark.parametrize("mode", ["edm", "ict"])
+def test_micro_batches_change_nothing_but_memory(mode, build):
+    """Only the order of summation differs; dropout masks are keyed by image, so they agree too."""
+    whole = build(
+        f"mode={mode}",
+        "backbone.dropout=0.3",
+        name="whole",
+    )
+    parts = build(f"mode={mode}", "backbone.dropout=0.3", "micro_batch=4", name="parts")
+    for trainer in (whole, parts):
+        trainer.train_step()
+        trainer.train_step()
+    torch.testing.assert_close(parts.optimizer.mean, whole.optimizer.mean, rtol=2e-4, atol=2e-6)
+    loss = [(t.window["loss"][0] / t.window["loss"][1]).item() for t in (whole, parts)]
+    assert loss[0] == pytest.approx(loss[1], rel=1e-5)
+
+
+def test_loss_falls_on_digits(build):
+    trainer = build("mode=edm", "steps=120", "batch_size=64", "log_every=20", "optimizer.warmup_steps=10")
+    trainer.run()
+    losses = [row["loss"] for row in lines(trainer)]
+    assert losses[-1] < 0.75 * losses[0]
+
+
+def poison(trainer, at_step):
+    """Make the data of one step NaN."""
+    batch_at = trainer.loader.batch_at
+
+    def poisoned(step, rows):
+        images, labels = batch_at(step, rows)
+        return (images.float() * float("nan") if step == at_step else images), labels
+
+    trainer.loader.batch_at = poisoned
+
+
+def test_a_step_that_is_not_finite_moves_nothing_but_the_step_number(build):
+    trainer = build("mode=ct", "objective.target_decay=0.9")
+    poison(trainer, at_step=2)
+    trainer.train_step()
+    trainer.train_step()
+    before = {k: v.clone() for k, v in everything(trainer).items()}
+    trainer.train_step()
+    assert trainer.step == 3
+    for name, value in everything(trainer).items():
+        assert torch.equal(value, before[name]), name
+    assert trainer.skipped.item() == 1
+    trainer.train_step()
+    assert not torch.equal(trainer.weights, before["weights"])
+    assert all(torch.isfinite(v).all() for v in everything(trainer).values())
+
+
+def test_skipped_steps_are_counted_in_the_log(build):
+    trainer = build("mode=ict")
+    poison(trainer, at_step=1)
+    trainer.run()
+    assert [row["skipped"] for row in lines(trainer)] == [1, 1, 1]
+
+
+def test_lr_ema_and_curriculum_are_functions_of_the_step(build):
+    trainer = build("mode=ict", "steps=40", "optimizer.warmup_steps=4", "log_every=1")
+    trainer.run()
+    rows = lines(trainer)
+    assert [r["step"] for r in rows] == list(range(1, 41))
+    assert [r["images"] for r in rows] == [16 * (i + 1) for i in range(40)]
+    assert rows[0]["lr"] == pytest.approx(1e-3 / 5)
+    assert rows[10]["lr"] == pytest.approx(1e-3)
+    # 8 stages of 5 steps: 11, 21, ... 1281.
+    assert [r["num_scales"] for r in rows[::5]] == [10 * 2**i + 1 for i in range(8)]
+
+
+def test_gradient_clipping_is_applied(build):
+    free, clipped = build("mode=edm", name="a"), build("mode=edm", "optimizer.clip_norm=1e-3", name="b")
+    for trainer in (free, clipped):
+        trainer.train_step()
+    # After one step the first moment is (1 - beta1) times the gradient.
+    assert free.optimizer.mean.norm() / 0.1 > 1e-2
+    assert clipped.optimizer.mean.norm().item() / 0.1 == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_several_averages_are_kept_and_saved(build, tmp_path):
+    trainer = build("mode=ict", "ema.decay=0.9", "ema.extra=[0.5,0.99]")
+    trainer.run()
+    _folder, manifest = checkpoint.resolve(tmp_path / "run")
+    assert manifest.ema == "ema_0.9"
+    for average in trainer.averages:
+        loaded = checkpoint.load_denoiser(tmp_path / "run", average.name)
+        for (name, ours), theirs in zip(average.denoiser.named_parameters(), loaded.parameters(), strict=True):
+            assert torch.equal(ours, theirs), name
+    a, b = (checkpoint.load_denoiser(tmp_path / "run", f"ema_{d}") for d in (0.5, 0.99))
+    assert any(not torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_ema_after_two_steps_by_hand(build):
+    trainer = build("mode=edm", "ema=constant", "ema.decay=0.75")
+    w0 = trainer.weights.clone()
+    trainer.train_step()
+    w1 = trainer.weights.clone()
+    trainer.train_step()
+    expected = 0.75 * (0.75 * w0 + 0.25 * w1) + 0.25 * trainer.weights
+    torch.testing.assert_close(trainer.averages[0].weights, expected)
+
+
+def test_student_starts_as_its_teacher(build, teacher):
+    trainer = build("mode=cd", teacher)
+    theirs = dict(trainer.objective.teacher.named_parameters())
+    for name, parameter in trainer.objective.denoiser.named_parameters():
+        assert torch.equal(parameter, theirs[name]), name
+    assert trainer.objective.denoiser.config.preconditioning == "consistency"
+    assert trainer.objective.denoiser.config.sigma_data == trainer.objective.teacher.config.sigma_data
+
+
+def test_random_init_ignores_the_teacher(build, teacher):
+    trainer = build("mode=cd", teacher, "init=random")
+    theirs = dict(trainer.objective.teacher.named_parameters())
+    assert any(not torch.equal(p, theirs[n]) for n, p in trainer.objective.denoiser.named_parameters())
+
+
+def test_sigma_data_is_measured_on_the_data(build):
+    assert build("mode=edm").objective.denoiser.config.sigma_data == pytest.approx(0.752, abs=0.002)
+    assert build("mode=edm", "noise.sigma_data=0.5", name="b").objective.denoiser.config.sigma_data == 0.5
+
+
+def test_previews_show_the_ema_and_measure_agreement(build, teacher, tmp_path):
+    trainer = build("mode=cd", teacher, "preview_every=6")
+    trainer.run()
+    assert (tmp_path / "run" / "samples" / "step_00000006.png").stat().st_size > 500
+    measured = [row for row in lines(trainer) if "agreement_rms" in row]
+    assert [row["step"] for row in measured] == [6]
+    assert 0 < measured[0]["agreement_rms"] < 2
+    assert math.isfinite(measured[0]["agreement_std_ratio"])
+
+
+def test_class_conditional_training_uses_the_labels(build):
+    trainer = build("mode=edm", "dataset.conditional=true")
+    trainer.run()
+    table = trainer.objective.denoiser.backbone.embed_label.weight
+    assert table.shape[0] == 10
+    assert trainer.optimizer.square.count_nonzero() > 0
+    denoiser = checkpoint.load_denoiser(trainer.config.folder)
+    x, sigma = torch.randn(2, 1, 8, 8), torch.ones(2)
+    one, two = (denoiser(x, sigma, torch.full((2,), c)) for c in (1, 2))
+    assert not torch.equal(one, two)
+
+
+def test_failed_save_keeps_the_run_alive_and_the_last_one_raises(build, monkeypatch, capsys):
+    trainer = build("mode=ict")
+    original, fails = checkpoint.save, [3]
+
+    def save(folder, *args, step, **kwargs):
+        if step in fails:
+            raise OSError(28, "No space left on device")
+        original(folder, *args, step=step, **kwargs)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    trainer.run()
+    assert checkpoint.latest(trainer.config.folder)[1].step == 6
+    assert "could not save step 3: No space left on device" in capsys.readouterr().err
+    fails.append(6)
+    with pytest.raises(OSError, match="No space"):
+        build("mode=ict", name="other").run()
+
+
+def test_old_checkpoints_are_pruned(build):
+    trainer = build("mode=ict", "save_every=1", "keep=2")
+    trainer.run()
+    names = sorted(p.name for p in (trainer.config.folder / "checkpoints").iterdir())
+    assert names == ["step_00000005", "step_00000006"]
+
+
+def test_resume_refuses_changed_data(build):
+    build("mode=ict", should_stop=lambda: True).run()
+    with pytest.raises(InputError, match="the dataset of .* changed"):
+        build("mode=ict", "dataset.split=test")
+
+
+def test_teacher_of_another_kind_is_refused(build, teacher, composed):
+    student = build("mode=ict", name="student")
+    student.run()
+    with pytest.raises(InputError, match="is not a diffusion model"):
+        build("mode=cd", f"teacher={student.config.folder}", name="b")
+    with pytest.raises(InputError, match="has other classes"):
+        build("mode=cd", teacher, "dataset.conditional=true", name="c")
+
+
+@pytest.mark.long
+def test_compiled_objective_gives_the_same_step(build):
+    eager, compiled = build("mode=ict", name="a"), build("mode=ict", "compile=true", name="b")
+    for trainer in (eager, compiled):
+        for _ in range(2):
+            trainer.train_step()
+    torch.testing.assert_close(compiled.optimizer.mean, eager.optimizer.mean, rtol=1e-3, atol=1e-5)
