@@ -3,24 +3,26 @@
 step_00001000/  denoiser.safetensors  ema_<decay>.safetensors  state.pt  manifest.json
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from . import registry
 from .denoiser import Denoiser, DenoiserConfig, build_denoiser
 from .errors import InputError
 from .registry import Settings
+from .tracking import say
 
 FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -76,7 +78,10 @@ def save(
     try:
         for stem, module in weights.items():
             # safetensors stores plain row-major tensors that share no memory.
-            tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in _state(module)}
+            tensors = {
+                name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+                for name, value in module.state_dict().items()
+            }
             save_file(tensors, beside / f"{stem}.safetensors")
         torch.save(dict(state), beside / "state.pt")
         files = {}
@@ -91,13 +96,10 @@ def save(
             shutil.rmtree(folder)
         os.replace(beside, folder)
         _fsync(folder.parent)
-    except BaseException:
+    except (SafetensorError, RuntimeError) as error:  # what the two writers make of a full disk
+        raise OSError(errno.EIO, str(error).splitlines()[0]) from error
+    finally:
         shutil.rmtree(beside, ignore_errors=True)
-        raise
-
-
-def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.state_dict().items()
 
 
 def _fsync(path: Path) -> None:
@@ -126,6 +128,32 @@ def prune(run: Path, keep: int) -> None:
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
+def _damaged(folder: Path, what: str) -> DamagedCheckpoint:
+    return DamagedCheckpoint(f"checkpoint {folder} is damaged: {what}")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a checkpoint, typed; the files that it names are not looked at.
+
+    Raises:
+        DamagedCheckpoint: it is missing or not a manifest.
+    """
+    path = folder / _MANIFEST
+    try:
+        size = path.stat().st_size
+        values = json.loads(path.read_text(encoding="utf-8")) if size <= _MAX_MANIFEST_BYTES else None
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(folder, f"{_MANIFEST} can't be read ({type(error).__name__})") from None
+    if not isinstance(values, dict):
+        raise _damaged(folder, f"{_MANIFEST} is not an object of at most {_MAX_MANIFEST_BYTES} bytes")
+    if values.get("format") != FORMAT:
+        raise InputError(f"checkpoint {folder} has another format", values.get("format"), str(FORMAT))
+    try:
+        return registry.typed(Manifest, _with_int_keys(values), _MANIFEST)
+    except InputError as error:
+        raise _damaged(folder, str(error)) from None
+
+
 def verify(folder: Path) -> Manifest:
     """The manifest of a checkpoint whose every file has been checked.
 
@@ -134,25 +162,9 @@ def verify(folder: Path) -> Manifest:
     """
 
     def damaged(what: str) -> DamagedCheckpoint:
-        return DamagedCheckpoint(f"checkpoint {folder} is damaged: {what}")
+        return _damaged(folder, what)
 
-    path = folder / _MANIFEST
-    try:
-        if path.stat().st_size > _MAX_MANIFEST_BYTES:
-            raise damaged(f"{_MANIFEST} is too large")
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, DamagedCheckpoint):
-            raise
-        raise damaged(f"{_MANIFEST} can't be read ({type(error).__name__})") from None
-    if not isinstance(values, dict):
-        raise damaged(f"{_MANIFEST} is not an object")
-    if values.get("format") != FORMAT:
-        raise InputError(f"checkpoint {folder} has another format", values.get("format"), str(FORMAT))
-    try:
-        manifest = registry.typed(Manifest, _with_int_keys(values), _MANIFEST)
-    except InputError as error:
-        raise damaged(str(error)) from None
+    manifest = read_manifest(folder)
     for name, entry in manifest.files.items():
         file = folder / name
         if Path(name).name != name or name in ("", ".", ".."):
@@ -190,33 +202,49 @@ def _folders(run: Path) -> list[Path]:
 def latest(run: Path, set_aside: bool = False) -> tuple[Path, Manifest] | None:
     """The newest good checkpoint of a run, or None where there is none at all.
 
-    A damaged newer one is named in a warning and passed over; `set_aside` also renames it, so that it is not met
-    again.
+    A damaged newer one is named and passed over; `set_aside` also renames it, so that it is not met again. Where none
+    is good nothing is renamed: the run must not look like one that never saved.
 
     Raises:
         DamagedCheckpoint: there are checkpoints and none is good.
     """
-    first_error = None
+    bad: list[tuple[Path, DamagedCheckpoint]] = []
     for folder in _folders(run):
         try:
-            return folder, verify(folder)
+            manifest = verify(folder)
         except DamagedCheckpoint as error:
-            first_error = first_error or error
-            warnings.warn(f"{error}; using the one before it", stacklevel=2)
+            bad.append((folder, error))
+            continue
+        for damaged, reason in bad:
+            say(f"{reason}; using {folder.name}")
             if set_aside:
-                os.replace(folder, folder.with_name(f"damaged_{folder.name}"))
-    if first_error is not None:
-        raise first_error
+                os.replace(damaged, _unused(damaged.with_name(f"damaged_{damaged.name}")))
+        return folder, manifest
+    if bad:
+        raise bad[0][1]
+    return None
+
+
+def _unused(path: Path) -> Path:
+    candidates = (path, *(path.with_name(f"{path.name}_{i}") for i in range(2, 10_000)))
+    return next(p for p in candidates if not p.exists())
+
+
+def newest_manifest(run: Path) -> Manifest | None:
+    """The manifest of a run's newest checkpoint whose manifest is readable, its files unchecked; None without any."""
+    for folder in _folders(run):
+        with contextlib.suppress(InputError):
+            return read_manifest(folder)
     return None
 
 
 def resolve(path: str | os.PathLike[str]) -> tuple[Path, Manifest]:
-    """The checkpoint that `path` means: a run folder (its newest good one) or one checkpoint folder.
+    """The checkpoint that `path` means, verified: a run folder (its newest good one) or one checkpoint folder.
 
     Raises:
         InputError: there is no checkpoint at `path`, or it is damaged.
     """
-    folder = Path(path)
+    folder = Path(path).expanduser()
     if (folder / _MANIFEST).is_file():
         return folder, verify(folder)
     if (folder / "checkpoints").is_dir():
@@ -280,7 +308,13 @@ def load_denoiser(path: str | os.PathLike[str], weights: str = "ema", device: to
     Raises:
         InputError: there is no checkpoint, it is damaged, or it has no such weights.
     """
-    folder, manifest = resolve(path)
+    return load_resolved(*resolve(path), weights, device)
+
+
+def load_resolved(
+    folder: Path, manifest: Manifest, weights: str = "ema", device: torch.device | str = "cpu"
+) -> Denoiser:
+    """`load_denoiser` for a checkpoint that `resolve` has verified."""
     with torch.device(device):
         denoiser = build_denoiser(manifest.denoiser, manifest.backbone)
     read_weights(folder, manifest, weights, denoiser)

@@ -26,7 +26,7 @@ def run(config_name: str, body: Callable[[DictConfig], int]) -> None:
     """Run `body` on the composed config and exit with its code, or with 2 after one line on wrong input."""
     full = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("0", "")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors to us instead of printing them itself
-    codes: list[int] = []
+    codes: list[int] = []  # one a job
 
     @hydra.main(version_base=None, config_path=str(conf_dir()), config_name=config_name)
     def job(cfg: DictConfig) -> None:
@@ -37,6 +37,8 @@ def run(config_name: str, body: Callable[[DictConfig], int]) -> None:
                 raise
             _complain(str(error))
             codes.append(WRONG_INPUT)
+        if codes[-1] == STOPPED:
+            sys.exit(STOPPED)  # past Hydra, which would start the next job of a sweep
 
     try:
         job()
@@ -46,7 +48,7 @@ def run(config_name: str, body: Callable[[DictConfig], int]) -> None:
         _complain(_one_line(error, config_name))
         sys.exit(WRONG_INPUT)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(FAILED)
     sys.exit(max(codes, default=DONE))
 
 

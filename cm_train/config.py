@@ -10,7 +10,7 @@ from pydantic import Field
 from . import registry
 from .denoiser import SamplingConfig
 from .errors import InputError
-from .noise import NoiseConfig
+from .noise import NoiseConfig, check_noise
 from .registry import Settings
 from .tracking import TrackingConfig
 
@@ -52,7 +52,12 @@ class RunConfig(Settings):
 
     @property
     def folder(self) -> Path:
-        return Path(self.run_dir)
+        return Path(self.run_dir).expanduser()
+
+    @property
+    def num_schedule_steps(self) -> int:
+        """What every schedule counts to."""
+        return self.steps if self.schedule_steps is None else self.schedule_steps
 
     def needs_teacher(self) -> bool:
         cls = registry.find("objective", self.objective.get("name"))
@@ -91,7 +96,18 @@ def parse(cfg: DictConfig) -> RunConfig:
     for kind in ("dataset", "backbone", "objective", "optimizer"):
         registry.settings(kind, getattr(config, kind))
     registry.settings("decay", config.ema, "ema")
+    _check_together(config)
     return config
+
+
+def _check_together(config: RunConfig) -> None:
+    """What no single key can tell; found now rather than after a teacher has trained."""
+    check_noise(config.noise, registry.find("objective", config.objective["name"]).levels)
+    if not config.needs_teacher():
+        if config.teacher is not None:
+            raise InputError(f"mode {config.mode} takes no teacher", config.teacher, "null", "drop teacher=")
+        if config.init == "teacher":
+            raise InputError("init=teacher needs a mode with a teacher", config.mode, "init=random or init=PATH")
 
 
 def dump(config: RunConfig) -> dict[str, Any]:

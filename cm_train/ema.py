@@ -5,6 +5,7 @@ that samples.
 """
 
 import copy
+from collections.abc import Iterable
 from typing import Annotated, TypeVar
 
 import torch
@@ -17,13 +18,13 @@ M = TypeVar("M", bound=nn.Module)
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
-def flatten_parameters(module: nn.Module) -> Tensor:
-    """Move all parameters of `module` into one vector and make each parameter a view of it; float32 [P].
+def flatten_parameters(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Move `parameters` into one vector and make each parameter a view of it; float32 [P].
 
     Optimizer, EMA and target are then one operation each instead of one per tensor, and a weight that lives on
     the device can scale them. Convolution kernels keep the channels_last layout inside the vector.
     """
-    parameters = list(module.parameters())
+    parameters = list(parameters)
     flat = torch.empty(sum(p.numel() for p in parameters), device=parameters[0].device)
     offset = 0
     for p in parameters:
@@ -33,9 +34,9 @@ def flatten_parameters(module: nn.Module) -> Tensor:
     return flat
 
 
-def flatten_gradients(module: nn.Module) -> Tensor:
-    """One zeroed vector that the gradients of `module` accumulate into, in the order of `flatten_parameters`."""
-    parameters = list(module.parameters())
+def flatten_gradients(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """One zeroed vector that the gradients of `parameters` accumulate into, in their order."""
+    parameters = list(parameters)
     flat = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
     offset = 0
     for p in parameters:
@@ -57,7 +58,7 @@ def frozen_copy(module: M) -> tuple[M, Tensor]:
     Buffers are constants here and stay shared.
     """
     twin = copy.deepcopy(module, {id(b): b for b in module.buffers()}).requires_grad_(False).eval()
-    return twin, flatten_parameters(twin)
+    return twin, flatten_parameters(twin.parameters())
 
 
 @torch.no_grad()

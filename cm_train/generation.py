@@ -1,20 +1,18 @@
 """Seeds to images: the one path that previews, cm-sample and the measures share."""
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from . import sampling
-from .denoiser import Denoiser
+from .denoiser import Denoiser, DenoiserConfig
 from .errors import InputError
 from .images import to_uint8
 from .noise import karras_sigmas
 from .rng import PerImageNoise
 
-Sampler = Literal["auto", "onestep", "multistep", "euler", "heun"]
 SAMPLERS = ("auto", "onestep", "multistep", "euler", "heun")
 
 
@@ -43,18 +41,19 @@ def choose_levels(
         if steps is not None and steps != len(levels):
             raise InputError("steps and sigmas disagree", f"steps={steps} and {len(levels)} sigmas", fix="drop steps=")
     elif sampler in ("euler", "heun"):
-        steps = steps or config.sampling.num_scales
+        steps = config.sampling.num_scales if steps is None else steps
         grid = karras_sigmas(max(steps, 2), config.sigma_min, config.sigma_max, config.rho)
         levels = grid.tolist()[:steps]
     else:
-        steps = steps or 1
-        levels = config.sampling.points.get(steps) or _spread(config, steps)
+        steps = 1 if steps is None else steps
+        stored = config.sampling.points.get(steps)
+        levels = _spread(config, steps) if stored is None else stored
     if sampler == "onestep" and len(levels) != 1:
         raise InputError("sampler=onestep makes one step", f"steps={len(levels)}", fix="sampler=multistep")
     return "multistep" if sampler == "onestep" else sampler, levels
 
 
-def _spread(config, steps: int) -> list[float]:
+def _spread(config: DenoiserConfig, steps: int) -> list[float]:
     """Evenly spaced indices of the checkpoint's grid, from sigma_max down, without sigma_min."""
     num = config.sampling.num_scales
     if steps > num - 1:
@@ -73,7 +72,6 @@ def generate(
     sigmas: Sequence[float] | None = None,
     labels: Sequence[int] | int | None = None,
     batch_size: int = 256,
-    progress: Callable[[int], None] | None = None,
 ) -> Tensor:
     """One image a seed; uint8 [N, C, H, W] on the CPU.
 
@@ -83,7 +81,6 @@ def generate(
     Args:
         sampler, steps, sigmas: see `choose_levels`.
         labels: class of each image, or one for all; None draws them from the seeds where the network wants any.
-        progress: called with the number of images done after each batch.
 
     Raises:
         InputError: labels that the network doesn't have, or an impossible choice of levels.
@@ -113,8 +110,6 @@ def generate(
         else:
             x = (sampling.heun if sampler == "heun" else sampling.euler)(denoise, x, levels)
         done.append(to_uint8(x).cpu())
-        if progress is not None:
-            progress(min(start + batch_size, len(seeds)))
     return torch.cat(done)
 
 

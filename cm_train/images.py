@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+_GAP_GREY = 90  # neither the black nor the white that images end in
+
 
 def to_unit_range(images: Tensor) -> Tensor:
     """uint8 [..., H, W] -> float32 in [-1, 1]: 0 -> -1, 255 -> 1."""
@@ -18,19 +20,20 @@ def to_uint8(images: Tensor) -> Tensor:
     return (images.clamp(-1, 1) * 127.5 + 128).floor().clamp(0, 255).to(torch.uint8)
 
 
-def grid(images: Tensor, columns: int | None = None, min_side: int = 512) -> Tensor:
-    """One picture of uint8 images [N, C, H, W]; uint8 [C, H', W'].
+def grid(images: Tensor, columns: int | None = None, min_side: int = 640) -> Tensor:
+    """One picture of uint8 images [N, C, H, W] with gaps between them; uint8 [C, H', W'].
 
     Args:
         columns: None makes the grid about square.
-        min_side: small images are enlarged by a whole factor until the picture's longer side reaches this.
+        min_side: small images are enlarged by a whole factor until the picture's longer side is about this.
     """
     count, channels, height, width = images.shape
     columns = min(count, columns or math.ceil(math.sqrt(count)))
-    rows = math.ceil(count / columns)
-    blank = images.new_zeros(rows * columns - count, channels, height, width)
-    cells = torch.cat([images, blank]).view(rows, columns, channels, height, width)
-    picture = cells.permute(2, 0, 3, 1, 4).reshape(channels, rows * height, columns * width)
+    rows, gap = math.ceil(count / columns), max(1, height // 16)
+    picture = images.new_full((channels, rows * (height + gap) + gap, columns * (width + gap) + gap), _GAP_GREY)
+    for i, image in enumerate(images):
+        y, x = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
+        picture[:, y : y + height, x : x + width] = image
     factor = max(1, round(min_side / max(picture.shape[1:])))
     return picture.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
 

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from . import registry
+from .errors import InputError
 from .registry import Settings, register
 
 Positive = Annotated[float, Field(gt=0)]
@@ -32,6 +33,8 @@ def karras_sigmas(
 class LogNormal:
     """ln(sigma) ~ N(mean, std^2): Karras et al. 2022, table 1; on a grid, Song & Dhariwal 2023 (iCT), eq. 10."""
 
+    continuous = True
+
     class Config(Settings):
         mean: float = -1.2
         std: Positive = 1.2
@@ -54,16 +57,13 @@ class LogNormal:
 class UniformIndex:
     """Every interval of the grid alike: Song et al. 2023, algorithms 2 and 3."""
 
+    continuous = False
+
     class Config(Settings):
         pass
 
     def __init__(self, config: Config):
         self.config = config
-
-    def sigma(self, u: Tensor) -> Tensor:
-        raise registry.InputError(
-            "this objective draws continuous noise levels", "noise.proposal.name=uniform", "lognormal"
-        )
 
     def interval_weights(self, sigmas: Tensor) -> Tensor:
         return torch.ones_like(sigmas[1:])
@@ -131,9 +131,9 @@ class Doubling:
 
     def num_scales(self, step: int, schedule_steps: int) -> int:
         s0, s1 = self.config.s0, self.config.s1
-        stages = int(math.log2(s1 // s0)) + 1
-        stage = min(step // max(schedule_steps // stages, 1), stages)
-        return min(s0 * 2**stage, s1) + 1
+        stage_steps = max(int(schedule_steps / (math.log2(s1 // s0) + 1)), 1)
+        # Beyond s1 the power only grows; the cap on it keeps the integer small in runs that go on for long.
+        return min(s0 * 2 ** min(step // stage_steps, 64), s1) + 1
 
     @property
     def first(self) -> int:
@@ -158,25 +158,37 @@ class NoiseConfig(Settings):
             registry.settings("curriculum", self.curriculum, "noise.curriculum")
 
 
+def check_noise(config: NoiseConfig, levels: str) -> None:
+    """Refuse a noise config that can't serve an objective of "continuous" or "grid" levels.
+
+    Raises:
+        InputError: it can't.
+    """
+    if levels == "grid" and config.curriculum is None:
+        raise InputError(
+            "this mode draws levels of a grid", "noise.curriculum=null", "uniform, ct, ict", "noise=uniform"
+        )
+    if levels == "continuous" and not registry.find("proposal", config.proposal["name"]).continuous:
+        got = f"noise.proposal.name={config.proposal['name']}"
+        raise InputError("this mode draws continuous noise levels", got, "lognormal", "noise=lognormal")
+
+
 class NoiseSchedule:
     """Draws noise levels for training; every number is a function of the step and of the uniforms given."""
 
     def __init__(self, config: NoiseConfig, schedule_steps: int):
         self.config, self.schedule_steps = config, schedule_steps
         self.proposal = registry.build("proposal", config.proposal)
-        self.curriculum = None if config.curriculum is None else registry.build("curriculum", config.curriculum)
+        self.curriculum: Any = None if config.curriculum is None else registry.build("curriculum", config.curriculum)
         self._table = lru_cache(maxsize=4)(self._make_table)
 
     def num_scales(self, step: int) -> int:
         """N(step), the number of grid points."""
-        if self.curriculum is None:
-            raise registry.InputError("this objective needs noise.curriculum", "null", "a curriculum with a name")
         return self.curriculum.num_scales(step, self.schedule_steps)
 
     @property
     def first_num_intervals(self) -> int:
         """s0 of the curriculum (the N - 1 of a constant one), the anchor of the target decay mu(k)."""
-        assert self.curriculum is not None
         return self.curriculum.first
 
     def sigma(self, u: Tensor) -> Tensor:
@@ -193,4 +205,7 @@ class NoiseSchedule:
         c = self.config
         sigmas = karras_sigmas(num_scales, c.sigma_min, c.sigma_max, c.rho)
         weights = self.proposal.interval_weights(sigmas)
-        return sigmas.to(device), (weights.cumsum(0) / weights.sum()).to(device)
+        cdf = weights.cumsum(0) / weights.sum()
+        if device.type == "cuda":  # from pinned memory the copy does not make the host wait
+            sigmas, cdf = sigmas.pin_memory(), cdf.pin_memory()
+        return sigmas.to(device, non_blocking=True), cdf.to(device, non_blocking=True)

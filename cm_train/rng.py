@@ -71,6 +71,17 @@ class Draws:
         return torch.cat(chunks)[offset : offset + len(self.rows)]
 
 
+def _image_generator(seed: int, stream: str) -> torch.Generator:
+    """A CPU generator of its own for every seed below 2^32 in a stream.
+
+    The generator reads 32 bits, so a hash would give some pair of 100,000 images the same noise; a bijection can't.
+    """
+    bits = (seed & 0xFFFFFFFF) ^ (key("image", stream, seed >> 32) & 0xFFFFFFFF)
+    for shift, multiplier in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):  # a finaliser: neighbours get distant states
+        bits = ((bits ^ (bits >> shift)) * multiplier) & 0xFFFFFFFF
+    return torch.Generator().manual_seed(bits ^ (bits >> 16))
+
+
 class PerImageNoise:
     """Noise whose image i depends on `seeds[i]` alone: not on batch, sampler, checkpoint or device.
 
@@ -82,10 +93,10 @@ class PerImageNoise:
 
     def randn(self, stream: str, shape: Sequence[int]) -> Tensor:
         """Unit normal, float32 [len(seeds), *shape]."""
-        rows = [torch.randn(tuple(shape), generator=generator("image", s, stream)) for s in self.seeds]
+        rows = [torch.randn(tuple(shape), generator=_image_generator(s, stream)) for s in self.seeds]
         return torch.stack(rows).to(self.device)
 
     def randint(self, stream: str, high: int) -> Tensor:
         """Integers in [0, high), int64 [len(seeds)]."""
-        rows = [torch.randint(high, (), generator=generator("image", s, stream)) for s in self.seeds]
+        rows = [torch.randint(high, (), generator=_image_generator(s, stream)) for s in self.seeds]
         return torch.stack(rows).to(self.device)

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from .errors import InputError
+from .tracking import say
 
 # What may differ between the command that started a run and the one that resumes it.
 MAY_CHANGE = frozenset(
@@ -19,7 +20,6 @@ MAY_CHANGE = frozenset(
         "name",
         "run_dir",
         "steps",
-        "schedule_steps",
         "micro_batch",
         "precision",
         "compile",
@@ -48,12 +48,14 @@ def lock(folder: Path) -> Iterator[None]:
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             handle.seek(0)
             holder = handle.read().strip() or "another process"
             raise InputError(
                 f"run folder {folder} is in use by {holder}", fix="wait for it, or set name=... for a run of its own"
             ) from None
+        except OSError as error:  # a file system without locks must not keep anyone from training
+            say(f"can't lock {folder} ({error.strerror}): don't start a second run in it")
         handle.truncate(0)
         handle.write(f"process {os.getpid()} ({' '.join(Path(a).name for a in sys.argv[:1])} {' '.join(sys.argv[1:])})")
         handle.flush()

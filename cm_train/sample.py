@@ -1,6 +1,5 @@
 """cm-sample: images from a checkpoint."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,6 +13,8 @@ from .registry import Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+GRID_IMAGES = 100
 
 
 class SampleConfig(Settings):
@@ -40,56 +41,70 @@ def sample(cfg: DictConfig) -> int:
         raise InputError("no checkpoint given", fix="cm-sample ckpt=runs/<name>") from None
     assert isinstance(values, dict)
     config = registry.typed(SampleConfig, {str(k): v for k, v in values.items()})
+    if isinstance(config.labels, list) and len(config.labels) != config.num:
+        raise InputError(
+            "one label an image is needed", f"{len(config.labels)} labels", f"num={config.num} of them, or one"
+        )
 
     import torch
     from rich.console import Console
     from rich.progress import Progress
 
-    from .checkpoint import load_denoiser, resolve
+    from .checkpoint import load_resolved, resolve
     from .generation import choose_levels, generate
     from .images import grid, save_png
 
-    device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    folder, _ = resolve(config.ckpt)
-    try:
-        denoiser = load_denoiser(folder, config.weights, device)
-    except RuntimeError as error:
-        raise InputError(f"can't use device {device}", str(error).splitlines()[0], "auto, cpu, cuda") from None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if config.device != "auto":
+        device = config.device
+        if device.split(":")[0] not in ("cpu", "cuda") or (device != "cpu" and not torch.cuda.is_available()):
+            raise InputError("no such device here", device, "auto, cpu" + ", cuda" * torch.cuda.is_available())
+    folder, manifest = resolve(config.ckpt)
+    denoiser = load_resolved(folder, manifest, config.weights, device)
     sampler, levels = choose_levels(denoiser, config.sampler, config.steps, config.sigmas)
     run = folder.parent.parent.name if folder.parent.name == "checkpoints" else folder.name
-    out = Path(config.out or f"samples/{run}")
+    out = Path(f"samples/{run}" if config.out is None else config.out).expanduser()
     _make(out)
 
     console = Console(stderr=True)
     calls = 2 * len(levels) - 1 if sampler == "heun" else len(levels)
     console.print(
-        f"{config.num} images from {folder} ({config.weights} weights), {sampler}, {calls} network calls each",
+        f"{config.num} images from {folder}, {config.weights} weights, {calls} network call{'s' * (calls > 1)} each",
         highlight=False,
+        soft_wrap=True,
     )
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("sampling", total=config.num)
-        images = generate(
-            denoiser,
-            range(config.seed, config.seed + config.num),
-            sampler=config.sampler,
-            steps=config.steps,
-            sigmas=config.sigmas,
-            labels=config.labels,
-            batch_size=config.batch_size,
-            progress=lambda done: bar.update(task, completed=done),
-        )
-        try:
-            if config.format == "npz":
-                _save_npz(images, out / "samples.npz")
-            else:
-                task = bar.add_task("writing", total=config.num)
-                for i, image in enumerate(images):
-                    save_png(image, out / f"{config.seed + i:06d}.png")
-                    bar.update(task, completed=i + 1)
-            save_png(grid(images[:100]), out / "grid.png")
-        except OSError as error:
-            raise InputError(f"can't write to {out}: {error.strerror}", fix="set out=...") from None
-    console.print(f"wrote {out}{os.sep} and {out / 'grid.png'}", highlight=False)
+    seeds = range(config.seed, config.seed + config.num)
+    kept = []  # all of them for npz, enough for the grid otherwise
+    try:
+        with Progress(console=console, transient=True) as bar:
+            task = bar.add_task("sampling", total=config.num)
+            for start in range(0, config.num, config.batch_size):
+                part = slice(start, start + config.batch_size)
+                images = generate(
+                    denoiser,
+                    seeds[part],
+                    sampler=config.sampler,
+                    steps=config.steps,
+                    sigmas=config.sigmas,
+                    labels=config.labels[part] if isinstance(config.labels, list) else config.labels,
+                    batch_size=config.batch_size,
+                )
+                if config.format == "png":
+                    for seed, image in zip(seeds[part], images, strict=True):
+                        save_png(image, out / f"{seed:06d}.png")
+                if config.format == "npz" or start < GRID_IMAGES:
+                    kept.append(images)
+                bar.update(task, completed=min(start + config.batch_size, config.num))
+        all_kept = torch.cat(kept)
+        if config.format == "npz":
+            _save_npz(all_kept, out / "samples.npz")
+        save_png(grid(all_kept[:GRID_IMAGES]), out / "grid.png")
+    except OSError as error:
+        raise InputError(f"can't write to {out}: {error.strerror}", fix="free space, or set out=...") from None
+    others = sum(p.stem.isdecimal() and int(p.stem) not in seeds for p in out.glob("*.png"))
+    if config.format == "png" and others:
+        console.print(f"note: {out} also holds {others} images of other seeds", highlight=False)
+    console.print(f"wrote {out / 'grid.png'} and the images beside it", highlight=False, soft_wrap=True)
     return cli.DONE
 
 

@@ -1,13 +1,13 @@
 """What a run tells the world: metrics.jsonl, the terminal, and wandb; rank 0 only."""
 
+import errno
 import json
 import os
 import queue
 import secrets
-import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,14 @@ class TrackingConfig(Settings):
     tags: list[str] = []
 
 
+def say(text: str) -> None:
+    """One line on the terminal; above the bar where one is live."""
+    (_live[-1].console if _live else Console(stderr=True)).print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+_live: list[Progress] = []
+
+
 class MetricsFile:
     """`metrics.jsonl`: one JSON object a line, cut back to the resumed step when a run goes on."""
 
@@ -34,7 +42,7 @@ class MetricsFile:
         beside = path.with_suffix(".tmp")
         beside.write_bytes(kept)
         os.replace(beside, path)
-        self._file = open(path, "ab")  # noqa: SIM115 - open as long as the run
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - open as long as the run
 
     @staticmethod
     def _lines_until(path: Path, step: int) -> list[bytes]:
@@ -49,8 +57,14 @@ class MetricsFile:
         return lines
 
     def write(self, values: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(values).encode() + b"\n")
-        self._file.flush()
+        """Append one line, whole or not at all. Raises OSError on a full disk."""
+        line, size = json.dumps(values, allow_nan=False).encode() + b"\n", self._file.tell()
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            self._file.truncate(size)
+            raise
 
     def sync(self) -> None:
         """Force the lines to the disk, before a checkpoint that counts on them appears."""
@@ -66,9 +80,9 @@ class Wandb:
     Online where a login exists and the network answers, offline otherwise.
     """
 
-    def __init__(self, config: TrackingConfig, folder: Path, name: str, run_config: dict, say: Callable[[str], None]):
+    def __init__(self, config: TrackingConfig, folder: Path, name: str, run_config: dict[str, Any]):
         self._queue: queue.Queue[tuple[str, Any] | None] = queue.Queue()
-        self._args = config, folder, name, run_config, say
+        self._args = config, folder, name, run_config
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
 
@@ -84,9 +98,8 @@ class Wandb:
         self._thread.join(patience_s)
 
     def _work(self) -> None:
-        config, folder, name, run_config, say = self._args
         try:
-            run = self._start(config, folder, name, run_config, say)
+            run = self._start(*self._args)
         except Exception as error:  # tracking must never end a run
             say(f"wandb is off: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
             run = None
@@ -108,7 +121,7 @@ class Wandb:
             run.finish()
 
     @staticmethod
-    def _start(config: TrackingConfig, folder: Path, name: str, run_config: dict, say: Callable[[str], None]) -> Any:
+    def _start(config: TrackingConfig, folder: Path, name: str, run_config: dict[str, Any]) -> Any:
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
@@ -158,6 +171,7 @@ class Terminal:
             )
             self._task: TaskID = self._bar.add_task("train", total=total, completed=start, shown="")
             self._bar.start()
+            _live.append(self._bar)
 
     def step(self, step: int) -> None:
         """`step` steps are done."""
@@ -165,10 +179,11 @@ class Terminal:
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
-    def values(self, values: Mapping[str, float]) -> None:
+    def values(self, values: Mapping[str, Any]) -> None:
         """Newly logged values."""
-        parts = [f"loss {values['loss']:.4g}", f"{values['images_per_s']:.0f} images/s"]
-        if values.get("skipped"):
+        loss = values.get("loss")
+        parts = ["loss -" if loss is None else f"loss {loss:.4g}", f"{values['images_per_s']:.0f} images/s"]
+        if values.get("skipped", 0) > 0:
             parts.append(f"{values['skipped']:.0f} skipped")
         self._shown = "  ".join(parts)
         if self._bar is not None:
@@ -176,15 +191,12 @@ class Terminal:
         elif time.monotonic() >= self._due or self._step == self._total:
             self._due = time.monotonic() + self._every_s
             left = (self._total - self._step) / max(values["steps_per_s"], 1e-9)
-            self.say(f"step {self._step}/{self._total}  {self._shown}  {_duration(left)} left")
-
-    def say(self, text: str) -> None:
-        """A line of its own, above the bar where there is one."""
-        (self._bar.console if self._bar is not None else self._console).print(text, highlight=False, soft_wrap=True)
+            say(f"step {self._step}/{self._total}  {self._shown}  {_duration(left)} left")
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
+            _live.remove(self._bar)
 
 
 def _duration(seconds: float) -> str:
@@ -194,7 +206,7 @@ def _duration(seconds: float) -> str:
 
 
 class Tracker:
-    """All three together.
+    """All three together, as a context.
 
     Args:
         folder: the run folder; step: the step that the run starts from; total: the step it ends at.
@@ -203,35 +215,39 @@ class Tracker:
     def __init__(
         self, config: TrackingConfig, folder: Path, name: str, run_config: dict[str, Any], step: int, total: int
     ):
-        self.terminal = Terminal(total, step)
-        self.metrics = MetricsFile(folder / "metrics.jsonl", step)
-        self.wandb = None
-        if config.backend == "wandb":
-            self.wandb = Wandb(config, folder, name, run_config, self.terminal.say)
+        self._terminal = Terminal(total, step)
+        self._metrics = MetricsFile(folder / "metrics.jsonl", step)
+        self._wandb = Wandb(config, folder, name, run_config) if config.backend == "wandb" else None
 
-    def log(self, values: Mapping[str, float]) -> None:
-        """One line of metrics; `values` holds at least step, loss, images_per_s and steps_per_s."""
-        self.metrics.write(values)
-        self.terminal.values(values)
-        if self.wandb is not None:
-            self.wandb.log(values)
+    def step(self, step: int) -> None:
+        """`step` steps are done."""
+        self._terminal.step(step)
 
-    def preview(self, step: int, path: Path, values: Mapping[str, float]) -> None:
-        """A picture made at `step`, and what was measured on it."""
-        if values:
-            self.metrics.write({"step": step, **values})
-        if self.wandb is not None:
-            self.wandb.image("samples", path, step)
-            if values:
-                self.wandb.log({"step": step, **values})
+    def log(self, values: Mapping[str, float | None], picture: Path | None = None) -> None:
+        """The one line of metrics of a step, and the preview made at it.
 
-    def close(self) -> None:
-        self.terminal.close()
-        self.metrics.close()
-        if self.wandb is not None:
-            self.wandb.close()
+        Args:
+            values: at least step, loss, images_per_s and steps_per_s; None where nothing finite was seen.
+        """
+        try:
+            self._metrics.write(values)
+        except OSError as error:  # a full disk must not end a run; the checkpoint will say so too
+            say(f"could not write metrics of step {values['step']}: {error.strerror}")
+        self._terminal.values(values)
+        if self._wandb is not None:
+            self._wandb.log(values)
+            if picture is not None:
+                self._wandb.image("samples", picture, int(values["step"] or 0))
 
+    def sync(self) -> None:
+        """Force metrics.jsonl to the disk. Raises OSError where that fails."""
+        self._metrics.sync()
 
-def warn(text: str) -> None:
-    """One line on the terminal, before or beside any bar."""
-    print(text, file=sys.stderr, flush=True)
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._terminal.close()
+        self._metrics.close()
+        if self._wandb is not None:
+            self._wandb.close()

@@ -26,59 +26,100 @@ def train(cfg: DictConfig) -> int:
 
 
 def _train(config: Any, cfg: DictConfig, stop: Any) -> bool:
+    """Train the run of `config`, new or resumed; False where it was stopped early."""
     from . import checkpoint, run_folder, worker
     from .config import dump
-    from .tracking import warn
+    from .tracking import say
 
     with run_folder.lock(config.folder):
+        if config.init not in ("random", "teacher"):
+            checkpoint.resolve(config.init)
         config = _inherit(config, cfg, stop)
         if config is None:
             return False
-        stored = run_folder.stored_config(config.folder)
+        newest = checkpoint.newest_manifest(config.folder)
         # Before its first checkpoint a run has nothing to lose: a mistaken first command may be corrected.
-        if stored is not None and any((config.folder / "checkpoints").glob("step_*")):
+        if newest is not None:
+            stored = _stored(config.folder)
             # Raising `steps` moves the end; what the schedules count to stays as it was first set.
-            config = config.model_copy(update={"schedule_steps": config.schedule_steps or stored["schedule_steps"]})
-            run_folder.check_same_run(config.folder, stored, dump(config))
-        else:
-            config = config.model_copy(update={"schedule_steps": config.schedule_steps or config.steps})
+            if config.schedule_steps is None:
+                config = config.model_copy(update={"schedule_steps": stored.schedule_steps})
+            run_folder.check_same_run(config.folder, dump(stored), dump(config))
+        config = config.model_copy(update={"schedule_steps": config.num_schedule_steps})
         run_folder.store_config(config.folder, dump(config))
-        found = checkpoint.latest(config.folder, set_aside=True)
-        if found is not None and found[1].step >= config.steps:
-            warn(f"{config.folder} is finished at step {found[1].step}; steps=... beyond that goes on")
-            return True
-        _print_header(config, found[1].step if found else 0)
+        if newest is not None and newest.step >= config.steps:
+            found = checkpoint.latest(config.folder, set_aside=True)  # verified: a damaged end is trained again
+            if found is not None and found[1].step >= config.steps:
+                say(f"{config.folder} is finished at step {found[1].step}; steps=... beyond that goes on")
+                return True
+            newest = None if found is None else found[1]
+        _print_header(config, 0 if newest is None else newest.step)
         finished = worker.run(config, stop)
         _print_summary(config, finished)
         return finished
 
 
+def _stored(folder: Path) -> Any:
+    """The typed config of the run in `folder`."""
+    from . import registry, run_folder
+    from .config import RunConfig
+    from .errors import InputError
+
+    values = run_folder.stored_config(folder)
+    if values is None:
+        raise InputError(
+            f"{folder} has checkpoints and no config.yaml", fix="bring it back, or set name=... for a new run"
+        )
+    return registry.typed(RunConfig, values, f"{folder}/config.yaml")
+
+
 def _inherit(config: Any, cfg: DictConfig, stop: Any) -> Any:
-    """The config with its teacher found (trained first where it is missing), and the teacher's backbone taken."""
+    """The config with its teacher found (trained first where it is missing), and the teacher's backbone taken.
+
+    None where the teacher's training was stopped.
+    """
     from . import checkpoint
-    from .tracking import warn
+    from .errors import InputError
 
     if not config.needs_teacher():
         return config
     if config.teacher is None:
         home = config.folder.parent / f"{config.dataset['name']}-edm"
-        if not _is_finished(home):
-            warn(f"no finished teacher in {home}: training it first (teacher=... names another)")
-            teacher = _teacher_config(config, cfg, home)
-            if not _train(teacher, cfg, stop):
-                return None
+        if not _teacher_ready(config, cfg, home, stop):
+            return None
         config = config.model_copy(update={"teacher": str(home)})
     backbone = checkpoint.resolve(config.teacher)[1].backbone
-    if backbone["name"] == config.backbone["name"] and "dropout" in config.backbone:
+    if "dropout" in config.backbone and config.backbone["name"] == backbone["name"]:
         backbone = {**backbone, "dropout": config.backbone["dropout"]}  # belongs to the recipe, not to the sizes
+    if backbone != config.backbone and any(o.startswith("backbone") for o in HydraConfig.get().overrides.task):
+        raise InputError(
+            f"a student has its teacher's backbone, and {config.teacher} has another than backbone=... asks for",
+            fix="drop backbone=..., or give a teacher of that backbone with teacher=...",
+        )
     return config.model_copy(update={"backbone": backbone})
 
 
-def _is_finished(run: Path) -> bool:
+def _teacher_ready(config: Any, cfg: DictConfig, home: Path, stop: Any) -> bool:
+    """Make sure of a finished teacher in `home`, of this run's data; False where its training was stopped."""
     from . import checkpoint
+    from .errors import InputError
+    from .tracking import say
 
-    found = checkpoint.latest(run)
-    return found is not None and found[1].finished
+    newest = checkpoint.newest_manifest(home)
+    if newest is None or not newest.finished:
+        say(f"no finished teacher in {home}: training it first (teacher=... names another)")
+        # One that was begun goes on with its own settings, whatever they were.
+        teacher = _teacher_config(config, cfg, home) if newest is None else _stored(home)
+        teacher = teacher.model_copy(update={"name": home.name, "run_dir": str(home)})
+        if not _train(teacher, cfg, stop):
+            return False
+    data = _stored(home).dataset
+    if data != config.dataset:
+        raise InputError(
+            f"the teacher in {home} was trained on other data: {data}",
+            fix="set teacher=..., or run_dir=... in a folder of its own",
+        )
+    return True
 
 
 def _teacher_config(config: Any, cfg: DictConfig, home: Path) -> Any:
@@ -107,7 +148,7 @@ def _name_sweep_job(cfg: DictConfig) -> None:
     asked = OverridesParser.create().parse_overrides([a for a in sys.argv[1:] if not a.startswith("-")])
     swept = {o.key_or_group for o in asked if o.is_sweep_override()} - {"dataset", "mode", "name"}
     job = OverridesParser.create().parse_overrides(list(hydra_config.overrides.task))
-    if any(o.key_or_group in ("name", "run_dir") for o in job):
+    if swept & {"run_dir"}:
         return
     parts = [f"{o.key_or_group}-{o.get_value_string()}" for o in job if o.key_or_group in swept]
     if parts:
@@ -116,23 +157,23 @@ def _name_sweep_job(cfg: DictConfig) -> None:
 
 
 def _print_header(config: Any, step: int) -> None:
-    from .tracking import warn
+    from .tracking import say
 
     start = f"resuming at step {step} of" if step else "for"
-    source = f" from teacher {config.teacher}" if config.teacher else ""
-    warn(
+    source = "" if config.teacher is None else f" from teacher {config.teacher}"
+    say(
         f"{config.mode} on {config.dataset['name']}{source}: {start} {config.steps} steps of {config.batch_size} images"
     )
-    warn(f"run folder {config.folder}")
+    say(f"run folder {config.folder}")
 
 
 def _print_summary(config: Any, finished: bool) -> None:
-    from .tracking import warn
+    from .tracking import say
 
     if finished:
-        warn(f"done; samples in {config.folder / 'samples'}. Next: cm-sample ckpt={config.folder}")
+        say(f"done; samples in {config.folder / 'samples'}. Next: cm-sample ckpt={config.folder}")
     else:
-        warn(f"stopped after saving; the same command goes on. Folder {config.folder}")
+        say(f"stopped after saving; the same command goes on. Folder {config.folder}")
 
 
 def main() -> None:

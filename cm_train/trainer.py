@@ -1,5 +1,6 @@
 """The one loop: batch, loss, backward, step, averages, log, preview, save."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,12 +15,13 @@ from .config import RunConfig, save_interval
 from .datasets.loader import Loader
 from .denoiser import Denoiser
 from .ema import ema_update, flatten_gradients, flatten_parameters, frozen_copy
+from .errors import InputError
 from .generation import generate
 from .images import grid, save_png, to_unit_range
-from .metrics.agreement import Agreement, agreement
+from .metrics.agreement import agreement
 from .objectives.base import Objective
 from .registry import build, settings
-from .tracking import Tracker
+from .tracking import Tracker, say
 
 NUM_PREVIEWS = 64
 
@@ -53,22 +55,25 @@ class Trainer:
         objective: Objective,
         loader: Loader,
         device: torch.device,
-        tracker: Tracker,
         autocast: torch.dtype | None = None,
         compiled: Callable[..., Any] | None = None,
         provenance: dict[str, str] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ):
-        self.config, self.objective, self.loader, self.device, self.tracker = config, objective, loader, device, tracker
+        self.config, self.objective, self.loader, self.device = config, objective, loader, device
         self.autocast, self.compiled = autocast, objective if compiled is None else compiled
         self.provenance, self.should_stop = provenance or {}, should_stop
-        self.schedule_steps = config.schedule_steps or config.steps
+        self.micro_batch = config.batch_size if config.micro_batch is None else config.micro_batch
         self.step = 0  # steps done
 
+        # The denoiser's weights come first, so that averages and target follow a slice; whatever else an objective
+        # learns comes after them.
         denoiser = objective.denoiser
-        self.weights = flatten_parameters(denoiser)
-        self.gradient = flatten_gradients(denoiser)
-        self.optimizer = build("optimizer", config.optimizer, self.weights, self.gradient, self.schedule_steps)
+        trained = list(dict.fromkeys([*denoiser.parameters(), *(p for p in objective.parameters() if p.requires_grad)]))
+        learned = flatten_parameters(trained)
+        self.weights = learned[: sum(p.numel() for p in denoiser.parameters())]
+        self.gradient = flatten_gradients(trained)
+        self.optimizer = build("optimizer", config.optimizer, learned, self.gradient, config.num_schedule_steps)
         self.decay = build("decay", config.ema)
         ema = settings("decay", config.ema)
         self.averages = [Average(d, *frozen_copy(denoiser)) for d in dict.fromkeys([ema.decay, *ema.extra])]
@@ -85,14 +90,12 @@ class Trainer:
     def train_step(self) -> None:
         """One optimizer step on one global batch; nothing in it waits for the device."""
         step, batch_size = self.step, self.config.batch_size
-        micro = self.config.micro_batch or batch_size
+        micro = [range(start, start + self.micro_batch) for start in range(0, batch_size, self.micro_batch)]
+        # All of the step's images before anything changes: one that can't be read leaves the state whole.
+        data = [self.loader.batch_at(step, rows) for rows in micro]
         self.gradient.zero_()
-        for start in range(0, batch_size, micro):
-            rows = range(start, start + micro)
-            images, labels = self.loader.batch_at(step, rows)
-            images = to_unit_range(images.to(self.device, non_blocking=True))
-            labels = None if labels is None else labels.to(self.device, non_blocking=True)
-            batch = self.objective.draw(images, labels, step, rows)
+        for rows, (images, labels) in zip(micro, data, strict=True):
+            batch = self.objective.draw(to_unit_range(images), labels, step, rows)
             with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
                 loss, metrics = self.compiled(batch)
             (loss.sum() * (self.loss_scale / batch_size)).backward()
@@ -102,7 +105,7 @@ class Trainer:
         self.objective.after_step(step, self.weights, applied)
         for average in self.averages:
             ema_update(average.weights, self.weights, self.decay.at(average.decay, step), applied)
-        self._count({"grad_norm": grad_norm.nan_to_num(0.0, 0.0, 0.0)})
+        self._count({"grad_norm": grad_norm})
         self.skipped += 1 - applied
         if self.autocast == torch.float16:
             self._rescale(applied)
@@ -116,67 +119,90 @@ class Trainer:
         self.clean_steps.mul_(~grow)
 
     def _count(self, values: dict[str, Tensor]) -> None:
+        """Add to the window's sum and number of values; one that is not finite counts as a skipped step, not here."""
         for name, value in values.items():
-            pair = torch.stack([value.float().sum(), value.new_full((), value.numel(), dtype=torch.float32)])
+            finite = torch.isfinite(value)
+            pair = torch.stack([torch.where(finite, value, 0.0).float().sum(), finite.sum()])
             self.window[name] = self.window[name] + pair if name in self.window else pair
 
     # ------------------------------------------------------------------------------------------------------ the loop
 
-    def run(self) -> bool:
-        """Train to `config.steps`. Returns False where `should_stop` ended it early, after saving."""
+    def run(self, tracker: Tracker) -> bool:
+        """Train to `config.steps`. Returns False where `should_stop` ended it early, after saving.
+
+        Raises:
+            InputError: an image could not be read; what was trained until then is saved.
+            OSError: the last checkpoint could not be written.
+        """
         config = self.config
         steps_between, seconds_between = save_interval(config.save_every)
         saved_at, logged_at = time.monotonic(), (time.monotonic(), self.step)
         while self.step < config.steps:
-            self.train_step()
-            self.tracker.terminal.step(self.step)
+            try:
+                self.train_step()
+            except InputError:
+                self.save(tracker, must=True)
+                raise
+            tracker.step(self.step)
             last, stop = self.step == config.steps, self.should_stop()
-            if self.step % config.log_every == 0 or last:
-                logged_at = self._log(*logged_at)
-            if config.preview_every and (self.step % config.preview_every == 0 or last):
-                self.preview()
-            due = steps_between and self.step % steps_between == 0
-            if due or last or stop or (seconds_between and time.monotonic() - saved_at >= seconds_between):
-                self.save(must=last or stop)
+            previews = config.preview_every > 0 and (self.step % config.preview_every == 0 or last)
+            if self.step % config.log_every == 0 or previews or last:
+                logged_at = self._log(tracker, *logged_at, previews)
+            due = steps_between is not None and self.step % steps_between == 0
+            due = due or (seconds_between is not None and time.monotonic() - saved_at >= seconds_between)
+            if due or last or stop:
+                self.save(tracker, must=last or stop)
                 saved_at = time.monotonic()
             if stop and not last:
                 return False
         return True
 
-    def _log(self, then: float, then_step: int) -> tuple[float, int]:
-        now, step = time.monotonic(), self.step
-        sums = torch.stack([*self.window.values()]).cpu()  # the one place that waits for the device
-        rate = (step - then_step) / max(now - then, 1e-9)
-        values: dict[str, float] = {"step": step, "images": step * self.config.batch_size}
-        values |= {name: (total / count).item() for name, (total, count) in zip(self.window, sums, strict=True)}
+    def _log(self, tracker: Tracker, then: float, then_step: int, previews: bool) -> tuple[float, int]:
+        """One line of metrics, with a preview's measures where one is due; returns the time and step of its end."""
+        step = self.step
+        sums = torch.stack([*self.window.values()]).tolist()  # the one place that waits for the device
+        rate = (step - then_step) / max(time.monotonic() - then, 1e-9)
+        values: dict[str, float | None] = {"step": step, "images": step * self.config.batch_size}
+        for name, (total, count) in zip(self.window, sums, strict=True):
+            values[name] = total / count if count else None
         values |= {"lr": self.optimizer.lr(step - 1), "skipped": int(self.skipped), **self.objective.schedule(step - 1)}
         values |= {"images_per_s": round(rate * self.config.batch_size, 1), "steps_per_s": round(rate, 3)}
         self.window.clear()
-        self.tracker.log(values)
-        return now, step
+        picture = None
+        if previews:
+            picture, measured = self.preview()
+            values |= measured
+        tracker.log({k: v if v is None or math.isfinite(v) else None for k, v in values.items()}, picture)
+        return time.monotonic(), step
 
     # ------------------------------------------------------------------------------------------------ previews, saving
 
-    def preview(self) -> None:
+    def preview(self) -> tuple[Path | None, dict[str, float]]:
         """Write samples of the EMA weights from seeds that never change; measure them against the teacher's."""
-        images = generate(self.averages[0].denoiser, range(NUM_PREVIEWS))
-        path = self.config.folder / "samples" / f"step_{self.step:08d}.png"
-        save_png(grid(images), path)
+        batch_size = min(self.micro_batch, NUM_PREVIEWS)  # no more at once than training has shown to fit
+        images = generate(self.averages[0].denoiser, range(NUM_PREVIEWS), batch_size=batch_size)
         values = {}
-        if self.objective.teacher is not None:
+        teacher = self.objective.teacher
+        if teacher is not None:
             # The loss falls during a collapse too; agreement with the teacher does not.
             if self._teacher_previews is None:
-                self._teacher_previews = generate(self.objective.teacher, range(NUM_PREVIEWS), sampler="heun")
-            measured: Agreement = agreement(images, self._teacher_previews)
+                self._teacher_previews = generate(teacher, range(NUM_PREVIEWS), batch_size=batch_size)
+            measured = agreement(images, self._teacher_previews)
             values = {"agreement_rms": measured.rms, "agreement_std_ratio": measured.std_ratio}
-        self.tracker.preview(self.step, path, values)
+        path = self.config.folder / "samples" / f"step_{self.step:08d}.png"
+        try:
+            save_png(grid(images), path)
+        except OSError as error:
+            say(f"could not write the preview of step {self.step}: {error.strerror}")
+            return None, values
+        return path, values
 
-    def save(self, must: bool = True) -> None:
-        """Write a checkpoint. One that fails is retried at the next save; where there is no next, it raises."""
+    def save(self, tracker: Tracker, must: bool = True) -> None:
+        """Write a checkpoint. One that fails is retried at the next save; where there is no next, it raises OSError."""
         config, folder = self.config, checkpoint.step_folder(self.config.folder, self.step)
-        self.tracker.metrics.sync()
         weights = {"denoiser": self.objective.denoiser} | {a.name: a.denoiser for a in self.averages}
         try:
+            tracker.sync()
             checkpoint.save(
                 folder,
                 weights,
@@ -188,14 +214,11 @@ class Trainer:
                 backbone=config.backbone,
                 provenance=self.provenance,
             )
+            checkpoint.prune(config.folder, config.keep)
         except OSError as error:
             if must:
                 raise
-            self.tracker.terminal.say(
-                f"could not save step {self.step}: {error.strerror}; trying again at the next save"
-            )
-            return
-        checkpoint.prune(config.folder, config.keep)
+            say(f"could not save step {self.step}: {error.strerror}; trying again at the next save")
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -220,7 +243,9 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         for name, tensor in self.objective.extra_state().items():
             tensor.copy_(state["objective"][name])
-        for name in ("loss_scale", "clean_steps", "skipped"):
-            getattr(self, name).copy_(state[name])
+        self.skipped.copy_(state["skipped"])
+        if self.autocast == torch.float16 and state["loss_scale"] > 1:  # else the run was not fp16 before
+            self.loss_scale.copy_(state["loss_scale"])
+            self.clean_steps.copy_(state["clean_steps"])
         self.window = {name: value.to(self.device) for name, value in state["window"].items()}
         self.step = manifest.step

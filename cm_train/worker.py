@@ -1,6 +1,5 @@
 """What a rank runs: from a checked config to a trained run folder."""
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,12 +7,13 @@ import torch
 
 from . import checkpoint, registry
 from .config import RunConfig, dump
+from .datasets.base import Dataset
 from .datasets.loader import Loader
 from .denoiser import Denoiser, DenoiserConfig, build_denoiser
 from .errors import InputError
 from .noise import NoiseSchedule
 from .rng import key
-from .tracking import Tracker
+from .tracking import Tracker, say
 from .trainer import Trainer
 
 
@@ -25,10 +25,11 @@ def run(config: RunConfig, should_stop: Callable[[], bool] = lambda: False) -> b
 
     Raises:
         InputError: the data set, the teacher or the checkpoint can't be used.
+        OSError: the last checkpoint could not be written.
     """
     trainer = build_trainer(config, should_stop)
-    with contextlib.closing(trainer.tracker):
-        return trainer.run()
+    with Tracker(config.tracking, config.folder, config.name, dump(config), trainer.step, config.steps) as tracker:
+        return trainer.run(tracker)
 
 
 def build_trainer(config: RunConfig, should_stop: Callable[[], bool] = lambda: False) -> Trainer:
@@ -41,64 +42,72 @@ def build_trainer(config: RunConfig, should_stop: Callable[[], bool] = lambda: F
     teacher = None
     if config.needs_teacher():
         assert config.teacher is not None, "the command fills in the teacher"
-        teacher = checkpoint.load_denoiser(config.teacher, device=device)
-        provenance["teacher"] = _weights_hash(config.teacher)
+        folder, manifest = checkpoint.resolve(config.teacher)
+        teacher = checkpoint.load_resolved(folder, manifest, device=device)
+        provenance["teacher"] = manifest.files[f"{manifest.ema}.safetensors"].sha256
         _check_teacher(teacher, config.teacher, dataset)
+        if manifest.provenance.get("dataset", provenance["dataset"]) != provenance["dataset"]:
+            say(f"note: teacher {config.teacher} was trained on other data than this run's")
+
+    found = checkpoint.latest(config.folder, set_aside=True)
+    if found is not None:
+        _check_provenance(config.folder, found[1].provenance, provenance)
 
     noise = config.noise
     objective_class = registry.find("objective", config.objective["name"])
+    sigma_data = noise.sigma_data
+    if sigma_data is None:  # a student divides the work as its teacher did; from scratch, the data decide
+        sigma_data = round(dataset.sigma_data(), 6) if teacher is None else teacher.config.sigma_data
     denoiser_config = DenoiserConfig(
         preconditioning=objective_class.preconditioning,
         image_size=dataset.image_size,
         image_channels=dataset.channels,
         num_classes=dataset.num_classes,
-        # A student divides the work as its teacher did; from scratch, the data decide unless the recipe does.
-        sigma_data=noise.sigma_data or (teacher.config.sigma_data if teacher else round(dataset.sigma_data(), 6)),
+        sigma_data=sigma_data,
         sigma_min=noise.sigma_min,
         sigma_max=noise.sigma_max,
         rho=noise.rho,
         sampling=config.sampling,
     )
-    denoiser = _initial(config, denoiser_config, teacher, device)
-    schedule = NoiseSchedule(noise, config.schedule_steps or config.steps)
-    objective = registry.build("objective", config.objective, denoiser, schedule, config.seed, dataset.hflip, teacher)
-    found = checkpoint.latest(config.folder, set_aside=True)
-    tracker = Tracker(
-        config.tracking, config.folder, config.name, dump(config), found[1].step if found else 0, config.steps
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key(config.seed, "weights"))
+        denoiser = build_denoiser(denoiser_config, config.backbone).to(device)
+    if found is None:
+        _initialise(denoiser, config.init, teacher)
+    objective = registry.build(
+        "objective",
+        config.objective,
+        denoiser,
+        NoiseSchedule(noise, config.num_schedule_steps),
+        config.seed,
+        dataset.hflip,
+        teacher,
     )
     trainer = Trainer(
         config,
         objective,
         Loader(dataset, config.seed, config.batch_size),
         device,
-        tracker,
         autocast=_autocast(config.precision, device),
         compiled=torch.compile(objective) if _compiles(config.compile, device) else None,
         provenance=provenance,
         should_stop=should_stop,
     )
     if found is not None:
-        _check_provenance(config.folder, found[1].provenance, provenance)
         trainer.resume(*found)
     return trainer
 
 
-def _initial(config: RunConfig, to_build: DenoiserConfig, teacher: Denoiser | None, device: torch.device) -> Denoiser:
-    """The student with its first weights, as `init` says."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key(config.seed, "weights"))
-        denoiser = build_denoiser(to_build, config.backbone).to(device)
-    if config.init == "teacher":
-        if teacher is None:
-            raise InputError("init=teacher needs a mode with a teacher", config.mode, "init=random or init=PATH")
+def _initialise(denoiser: Denoiser, init: str, teacher: Denoiser | None) -> None:
+    """Give the student its first weights, as `init` says."""
+    if init == "teacher":
+        assert teacher is not None, "the command checks this"
         denoiser.load_state_dict(teacher.state_dict())
-    elif config.init != "random":
-        folder, manifest = checkpoint.resolve(config.init)
-        checkpoint.read_weights(folder, manifest, "ema", denoiser)
-    return denoiser
+    elif init != "random":
+        checkpoint.read_weights(*checkpoint.resolve(init), "ema", denoiser)
 
 
-def _check_teacher(teacher: Denoiser, path: str, dataset) -> None:
+def _check_teacher(teacher: Denoiser, path: str, dataset: Dataset) -> None:
     c = teacher.config
     got, wanted = (c.image_size, c.image_channels), (dataset.image_size, dataset.channels)
     if got != wanted:
@@ -109,11 +118,6 @@ def _check_teacher(teacher: Denoiser, path: str, dataset) -> None:
         )
     if c.preconditioning != "edm":
         raise InputError(f"teacher {path} is not a diffusion model", c.preconditioning, "a run of mode=edm")
-
-
-def _weights_hash(path: str) -> str:
-    _folder, manifest = checkpoint.resolve(Path(path))
-    return manifest.files[f"{manifest.ema}.safetensors"].sha256
 
 
 def _check_provenance(folder: Path, recorded: dict[str, str], found: dict[str, str]) -> None:
@@ -127,7 +131,9 @@ def _check_provenance(folder: Path, recorded: dict[str, str], found: dict[str, s
 
 def _autocast(precision: str, device: torch.device) -> torch.dtype | None:
     if precision == "auto":
-        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        precision = (
+            "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        )
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 

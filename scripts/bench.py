@@ -10,13 +10,13 @@ Both are timed in turn, block by block, and the ratio is taken pair by pair, sin
 """
 
 import argparse
-import contextlib
 import resource
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -24,9 +24,10 @@ from hydra import compose, initialize_config_dir
 from cm_train import checkpoint, cli, worker
 from cm_train.config import parse
 from cm_train.denoiser import DenoiserConfig, build_denoiser
+from cm_train.tracking import Tracker
 from cm_train.trainer import Trainer
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "large": {
         "image_size": 32,
         "batch_size": 16,
@@ -117,7 +118,8 @@ def make_trainer(size: dict, home: Path, precision: str) -> Trainer:
 
 def floor_step(trainer: Trainer) -> Callable[[], None]:
     """The five passes on one fixed batch, nothing else."""
-    objective, size = trainer.objective, trainer.config.batch_size
+    objective: Any = trainer.objective
+    size = trainer.config.batch_size
     images, _ = trainer.loader.batch_at(0, range(size))
     x = images.float().to(trainer.device)
     sigma = torch.linspace(0.1, 10, size, device=trainer.device)
@@ -160,7 +162,7 @@ def train(size_name: str, blocks: int, precision: str) -> None:
     with tempfile.TemporaryDirectory() as home:
         before = peak_memory()
         trainer = make_trainer(size, Path(home), precision)
-        with contextlib.closing(trainer.tracker):
+        with Tracker(trainer.config.tracking, trainer.config.folder, "bench", {}, 0, trainer.config.steps) as tracker:
             parameters = trainer.weights.numel()
             passes = floor_step(trainer)
             views = [p.grad for p in trainer.objective.denoiser.parameters()]
@@ -168,7 +170,7 @@ def train(size_name: str, blocks: int, precision: str) -> None:
             def step() -> None:
                 trainer.train_step()
                 if trainer.step % trainer.config.log_every == 0:
-                    trainer._log(0.0, 0)
+                    trainer._log(tracker, 0.0, 0, previews=False)
 
             def floor() -> None:
                 for parameter in trainer.objective.denoiser.parameters():

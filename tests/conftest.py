@@ -13,7 +13,6 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-import cm_train  # noqa: F401 - first of all, since it sets how OpenMP threads wait before torch reads that
 from cm_train import cli
 
 # The networks here are too small to share among threads, and other processes may want the cores.

@@ -1,7 +1,9 @@
 import json
 import os
 import struct
-import warnings
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -159,37 +161,51 @@ def test_unknown_weights_list_those_there_are(tmp_path):
         checkpoint.load_denoiser(tmp_path, "ema_0.5")
 
 
-def test_latest_passes_over_a_damaged_newest_and_sets_it_aside(tmp_path):
-    good, bad = write(tmp_path, 5), write(tmp_path, 10)
-    (bad / "state.pt").write_bytes(b"torn")
-    with pytest.warns(UserWarning, match="step_00000010 is damaged"):
+def test_latest_passes_over_a_damaged_newest_and_sets_it_aside(tmp_path, capsys):
+    for _ in range(2):  # the same step damaged twice must not trip over the first one set aside
+        good, bad = write(tmp_path, 5), write(tmp_path, 10)
+        (bad / "state.pt").write_bytes(b"torn")
         assert checkpoint.latest(tmp_path)[0] == good
-    with pytest.warns(UserWarning, match="damaged"):
+        assert "step_00000010 is damaged" in capsys.readouterr().err
         assert checkpoint.latest(tmp_path, set_aside=True)[0] == good
-    assert not bad.exists()
-    assert bad.with_name("damaged_step_00000010").exists()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert checkpoint.latest(tmp_path)[0] == good
+        assert not bad.exists()
+    aside = sorted(p.name for p in bad.parent.glob("damaged_*"))
+    assert aside == ["damaged_step_00000010", "damaged_step_00000010_2"]
 
 
-def test_latest_raises_where_all_are_damaged_and_is_none_where_there_are_none(tmp_path):
+def test_latest_raises_where_all_are_damaged_every_time(tmp_path):
+    """A second try must not find an empty run and start from zero."""
     assert checkpoint.latest(tmp_path) is None
     (write(tmp_path, 5) / "state.pt").unlink()
-    with pytest.warns(UserWarning, match="damaged"), pytest.raises(DamagedCheckpoint):
-        checkpoint.latest(tmp_path)
+    for _ in range(2):
+        with pytest.raises(DamagedCheckpoint, match="step_00000005"):
+            checkpoint.latest(tmp_path, set_aside=True)
 
 
-def test_save_leaves_nothing_behind_when_the_disk_is_full(tmp_path, monkeypatch):
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import test_checkpoint
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+run, limit = Path(sys.argv[2]), int(sys.argv[3])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    test_checkpoint.write(run, 10, big=test_checkpoint.torch.zeros(100_000))
+except OSError as error:
+    print("OSError", error.strerror)
+"""
+
+
+@pytest.mark.parametrize("limit", [20_000, 200_000], ids=["weights", "state"])
+def test_a_full_disk_is_an_oserror_and_leaves_the_older_checkpoint_alone(limit, tmp_path):
+    """A limit on file size makes the real writers fail, in safetensors and in torch.save."""
     write(tmp_path, 5)
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint, "_fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write(tmp_path, 10)
+    argv = [sys.executable, "-c", FULL_DISK, str(Path(__file__).parent), str(tmp_path), str(limit)]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.stdout.startswith("OSError"), done.stderr
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000005"]
+    assert checkpoint.latest(tmp_path)[1].step == 5
 
 
 def test_a_half_written_checkpoint_is_never_seen(tmp_path):

@@ -25,7 +25,7 @@ def test_flatten_parameters_keeps_values_and_outputs(channels_last):
     net = small_net(channels_last).eval()
     values = {name: p.detach().clone() for name, p in net.named_parameters()}
     output = net(images())
-    flat = flatten_parameters(net)
+    flat = flatten_parameters(net.parameters())
     assert flat.dtype == torch.float32
     assert flat.shape == (sum(v.numel() for v in values.values()),)
     for name, p in net.named_parameters():
@@ -38,14 +38,14 @@ def test_flatten_parameters_keeps_the_parameter_objects_and_requires_grad():
     net = small_net()
     net[0].bias.requires_grad_(False)
     before = list(net.parameters())
-    flatten_parameters(net)
+    flatten_parameters(net.parameters())
     assert all(a is b for a, b in zip(net.parameters(), before, strict=True))
     assert [p.requires_grad for p in net.parameters()] == [True, False] + [True] * 6
 
 
 def test_flatten_parameters_keeps_convolutions_in_channels_last():
     net = small_net()
-    flatten_parameters(net)
+    flatten_parameters(net.parameters())
     for p in (net[0].weight, net[2].weight):
         assert p.is_contiguous(memory_format=torch.channels_last)
     assert net[0].weight.stride() == (27, 1, 9, 3)
@@ -53,7 +53,7 @@ def test_flatten_parameters_keeps_convolutions_in_channels_last():
 
 def test_flatten_parameters_makes_views_of_one_vector():
     net = small_net()
-    flat = flatten_parameters(net)
+    flat = flatten_parameters(net.parameters())
     storage = flat.untyped_storage().data_ptr()
     assert all(p.untyped_storage().data_ptr() == storage for p in net.parameters())
     with torch.no_grad():
@@ -74,15 +74,15 @@ def test_flatten_parameters_survives_a_state_dict_round_trip():
     with torch.no_grad():
         for p in other.parameters():
             p.add_(1)
-    flat = flatten_parameters(net)
+    flat = flatten_parameters(net.parameters())
     net.load_state_dict(other.state_dict())
-    torch.testing.assert_close(flat, flatten_parameters(other), rtol=0, atol=0)
+    torch.testing.assert_close(flat, flatten_parameters(other.parameters()), rtol=0, atol=0)
 
 
 def test_flatten_gradients_accumulates_the_real_gradients():
     net, plain = small_net(), small_net()
-    flatten_parameters(net)
-    flat = flatten_gradients(net)
+    flatten_parameters(net.parameters())
+    flat = flatten_gradients(net.parameters())
     assert torch.equal(flat, torch.zeros_like(flat))
     expected = [torch.zeros_like(p) for p in plain.parameters()]
     for seed in (1, 2):
@@ -101,7 +101,7 @@ def test_flatten_gradients_accumulates_the_real_gradients():
 def test_flatten_gradients_is_in_the_order_of_the_parameters():
     # One descent step on the vectors must be the same as one on each tensor.
     net, plain = small_net(), small_net()
-    weights, gradient = flatten_parameters(net), flatten_gradients(net)
+    weights, gradient = flatten_parameters(net.parameters()), flatten_gradients(net.parameters())
     for each in (net, plain):
         each(images()).square().sum().backward()
     weights.sub_(gradient, alpha=0.1)
@@ -113,9 +113,9 @@ def test_flatten_gradients_is_in_the_order_of_the_parameters():
 @pytest.mark.parametrize("flatten_first", [True, False])
 def test_frozen_copy_is_equal_frozen_and_independent(flatten_first):
     net = small_net().train()
-    flat = flatten_parameters(net) if flatten_first else None
+    flat = flatten_parameters(net.parameters()) if flatten_first else None
     twin, twin_flat = frozen_copy(net)
-    flat = flatten_parameters(net) if flat is None else flat
+    flat = flatten_parameters(net.parameters()) if flat is None else flat
     # Same order in both vectors, or an average would mix weights.
     assert torch.equal(flat, twin_flat)
     assert not any(m.training for m in twin.modules())

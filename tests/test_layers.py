@@ -16,7 +16,8 @@ PACKAGE = Path(cm_train.__file__).parent
 LAYERS = [
     {"errors"},
     {"registry", "rng"},
-    {"images", "run_folder", "signals", "tracking"},
+    {"images", "signals", "tracking"},
+    {"run_folder"},
     {"noise", "distances", "ema", "optimizers", "backbones", "datasets"},
     {"denoiser"},
     {"sampling"},

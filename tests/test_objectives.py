@@ -216,7 +216,7 @@ def test_student_and_target_share_the_dropout_mask():
 def test_target_follows_the_student_after_the_step_with_the_decay_of_that_step():
     student = small_denoiser()
     objective = consistency(student, schedule(), target_decay=0.75)
-    weights = flatten_parameters(student)
+    weights = flatten_parameters(student.parameters())
     before = objective.target_weights.clone()
     weights += 1.0
     objective.after_step(0, weights, torch.tensor(1.0))

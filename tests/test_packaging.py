@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from conftest import TINY
 
 ROOT = Path(__file__).parent.parent

@@ -1,13 +1,15 @@
 import json
 import math
+import shutil
 
 import pytest
 import torch
-from conftest import TINY
 
 from cm_train import checkpoint, worker
 from cm_train.config import parse
 from cm_train.errors import InputError
+from cm_train.tracking import Tracker
+from conftest import TINY
 
 
 @pytest.fixture
@@ -26,8 +28,14 @@ def build(tmp_path, composed):
 @pytest.fixture
 def teacher(build):
     trainer = build("mode=edm", name="teacher")
-    trainer.run()
+    run(trainer)
     return f"teacher={trainer.config.folder}"
+
+
+def run(trainer):
+    config = trainer.config
+    with Tracker(config.tracking, config.folder, config.name, {}, trainer.step, config.steps) as tracker:
+        return trainer.run(tracker)
 
 
 def lines(trainer):
@@ -57,8 +65,8 @@ def overrides(mode, teacher):
 @pytest.mark.parametrize("mode", EVERY_MODE)
 def test_training_twice_gives_the_same_bits(mode, build, teacher):
     first, second = (build(*overrides(mode, teacher), name=n) for n in ("a", "b"))
-    first.run()
-    second.run()
+    run(first)
+    run(second)
     assert_same(first, second)
     strip = lambda rows: [{k: v for k, v in r.items() if not k.endswith("per_s")} for r in rows]  # noqa: E731
     assert strip(lines(first)) == strip(lines(second))
@@ -69,13 +77,13 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(mode, build, teach
     """Stopped at step 3, in the middle of a log window, and built anew from the folder."""
     options = [*overrides(mode, teacher), "objective.target_decay=0.9" if mode != "edm" else "seed=0"]
     whole = build(*options, name="whole")
-    whole.run()
-    build(*options, name="parts", should_stop=lambda: True).run()  # one step
+    run(whole)
+    run(build(*options, name="parts", should_stop=lambda: True))  # one step
     stops = iter([False, True])
-    assert not build(*options, name="parts", should_stop=lambda: next(stops)).run()
+    assert not run(build(*options, name="parts", should_stop=lambda: next(stops)))
     rest = build(*options, name="parts")
     assert rest.step == 3
-    rest.run()
+    run(rest)
     assert_same(whole, rest)
     strip = lambda rows: [{k: v for k, v in r.items() if not k.endswith("per_s")} for r in rows]  # noqa: E731
     assert strip(lines(whole)) == strip(lines(rest))
@@ -105,7 +113,7 @@ def test_micro_batches_change_nothing_but_memory(mode, build):
 
 def test_loss_falls_on_digits(build):
     trainer = build("mode=edm", "steps=120", "batch_size=64", "log_every=20", "optimizer.warmup_steps=10")
-    trainer.run()
+    run(trainer)
     losses = [row["loss"] for row in lines(trainer)]
     assert losses[-1] < 0.75 * losses[0]
 
@@ -137,16 +145,26 @@ def test_a_step_that_is_not_finite_moves_nothing_but_the_step_number(build):
     assert all(torch.isfinite(v).all() for v in everything(trainer).values())
 
 
-def test_skipped_steps_are_counted_in_the_log(build):
-    trainer = build("mode=ict")
+def test_skipped_steps_are_counted_in_the_log_and_left_out_of_its_means(build):
+    trainer, clean = build("mode=ict", name="poisoned"), build("mode=ict", name="clean")
     poison(trainer, at_step=1)
-    trainer.run()
+    run(trainer)
+    run(clean)
     assert [row["skipped"] for row in lines(trainer)] == [1, 1, 1]
+    assert lines(trainer)[0]["loss"] != lines(clean)[0]["loss"]
+    assert all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in lines(trainer))
+
+
+def test_a_window_without_a_finite_loss_is_null(build):
+    trainer = build("mode=ict", "log_every=1")
+    poison(trainer, at_step=1)
+    run(trainer)
+    assert [row["loss"] is None for row in lines(trainer)] == [False, True, False, False, False, False]
 
 
 def test_lr_ema_and_curriculum_are_functions_of_the_step(build):
     trainer = build("mode=ict", "steps=40", "optimizer.warmup_steps=4", "log_every=1")
-    trainer.run()
+    run(trainer)
     rows = lines(trainer)
     assert [r["step"] for r in rows] == list(range(1, 41))
     assert [r["images"] for r in rows] == [16 * (i + 1) for i in range(40)]
@@ -166,8 +184,8 @@ def test_gradient_clipping_is_applied(build):
 
 
 def test_several_averages_are_kept_and_saved(build, tmp_path):
-    trainer = build("mode=ict", "ema.decay=0.9", "ema.extra=[0.5,0.99]")
-    trainer.run()
+    trainer = build("mode=ict", "ema=constant", "ema.decay=0.9", "ema.extra=[0.5,0.99]")
+    run(trainer)
     _folder, manifest = checkpoint.resolve(tmp_path / "run")
     assert manifest.ema == "ema_0.9"
     for average in trainer.averages:
@@ -210,7 +228,7 @@ def test_sigma_data_is_measured_on_the_data(build):
 
 def test_previews_show_the_ema_and_measure_agreement(build, teacher, tmp_path):
     trainer = build("mode=cd", teacher, "preview_every=6")
-    trainer.run()
+    run(trainer)
     assert (tmp_path / "run" / "samples" / "step_00000006.png").stat().st_size > 500
     measured = [row for row in lines(trainer) if "agreement_rms" in row]
     assert [row["step"] for row in measured] == [6]
@@ -220,7 +238,7 @@ def test_previews_show_the_ema_and_measure_agreement(build, teacher, tmp_path):
 
 def test_class_conditional_training_uses_the_labels(build):
     trainer = build("mode=edm", "dataset.conditional=true")
-    trainer.run()
+    run(trainer)
     table = trainer.objective.denoiser.backbone.embed_label.weight
     assert table.shape[0] == 10
     assert trainer.optimizer.square.count_nonzero() > 0
@@ -231,7 +249,6 @@ def test_class_conditional_training_uses_the_labels(build):
 
 
 def test_failed_save_keeps_the_run_alive_and_the_last_one_raises(build, monkeypatch, capsys):
-    trainer = build("mode=ict")
     original, fails = checkpoint.save, [3]
 
     def save(folder, *args, step, **kwargs):
@@ -240,34 +257,94 @@ def test_failed_save_keeps_the_run_alive_and_the_last_one_raises(build, monkeypa
         original(folder, *args, step=step, **kwargs)
 
     monkeypatch.setattr(checkpoint, "save", save)
-    trainer.run()
+    trainer = build("mode=ict")
+    run(trainer)
     assert checkpoint.latest(trainer.config.folder)[1].step == 6
     assert "could not save step 3: No space left on device" in capsys.readouterr().err
     fails.append(6)
     with pytest.raises(OSError, match="No space"):
-        build("mode=ict", name="other").run()
+        run(build("mode=ict", name="other"))
+
+
+def test_an_unreadable_image_ends_the_run_with_everything_saved(build):
+    trainer = build("mode=ict", "micro_batch=8")
+    batch_at = trainer.loader.batch_at
+
+    def broken(step, rows):
+        if step == 4 and rows.start == 8:
+            raise InputError("image 7.png can't be read")
+        return batch_at(step, rows)
+
+    trainer.loader.batch_at = broken
+    with pytest.raises(InputError, match=r"7\.png"):
+        run(trainer)
+    assert checkpoint.latest(trainer.config.folder)[1].step == 4
+
+
+def test_fp16_loss_scale_starts_high_when_precision_changes_on_resume(build):
+    run(build("mode=ict", should_stop=lambda: True))
+    trainer = build("mode=ict")
+    trainer.autocast = torch.float16
+    trainer.loss_scale.fill_(2.0**16)
+    trainer.resume(*checkpoint.latest(trainer.config.folder))
+    assert trainer.loss_scale == 2.0**16
+
+
+def test_loss_scale_halves_on_overflow_and_doubles_after_2000_clean_steps(build):
+    trainer = build("mode=ict")
+    trainer.loss_scale.fill_(8.0)
+    trainer._rescale(torch.tensor(0.0))
+    assert trainer.loss_scale == 4
+    for _ in range(1999):
+        trainer._rescale(torch.tensor(1.0))
+    assert trainer.loss_scale == 4
+    trainer._rescale(torch.tensor(1.0))
+    assert trainer.loss_scale == 8
+    assert trainer.clean_steps == 0
+
+
+def test_an_init_checkpoint_is_needed_at_the_start_only(build, tmp_path):
+    source = build("mode=ict", name="source")
+    run(source)
+    option = f"init={source.config.folder}"
+    trainer = build("mode=ict", option, should_stop=lambda: True)
+    assert torch.equal(trainer.weights, source.averages[0].weights)
+    run(trainer)
+    shutil.rmtree(source.config.folder)
+    assert build("mode=ict", option).step == 1
 
 
 def test_old_checkpoints_are_pruned(build):
     trainer = build("mode=ict", "save_every=1", "keep=2")
-    trainer.run()
+    run(trainer)
     names = sorted(p.name for p in (trainer.config.folder / "checkpoints").iterdir())
     assert names == ["step_00000005", "step_00000006"]
 
 
 def test_resume_refuses_changed_data(build):
-    build("mode=ict", should_stop=lambda: True).run()
+    run(build("mode=ict", should_stop=lambda: True))
     with pytest.raises(InputError, match="the dataset of .* changed"):
         build("mode=ict", "dataset.split=test")
 
 
 def test_teacher_of_another_kind_is_refused(build, teacher, composed):
     student = build("mode=ict", name="student")
-    student.run()
+    run(student)
     with pytest.raises(InputError, match="is not a diffusion model"):
         build("mode=cd", f"teacher={student.config.folder}", name="b")
     with pytest.raises(InputError, match="has other classes"):
         build("mode=cd", teacher, "dataset.conditional=true", name="c")
+
+
+@pytest.mark.parametrize("mode", ["edm", "cd", "ict"])
+def test_objective_traces_whole(mode, build, teacher):
+    """No graph break: nothing in forward draws, branches on data or leaves the graph."""
+    trainer = build(*overrides(mode, teacher))
+    trainer.compiled = torch.compile(trainer.objective, fullgraph=True, backend="eager")
+    plain = build(*overrides(mode, teacher), name="plain")
+    for t in (trainer, plain):
+        t.train_step()
+    torch.testing.assert_close(trainer.optimizer.mean, plain.optimizer.mean)
 
 
 @pytest.mark.long

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cm_train import rng
+from cm_train import registry, rng
 from cm_train.backbones.base import KeyedDropout, sinusoidal_embedding
 from cm_train.backbones.unet import Attention, ResBlock, UNet, UNetConfig
 from cm_train.errors import InputError
@@ -302,8 +302,6 @@ def test_unet_wants_labels_exactly_where_it_has_classes(classes, labels):
         ({"head_channels": 64}, 8, "head_channels"),
         ({"group_channels": 7}, 8, "group_channels"),
         ({"group_channels": None}, 8, "group_channels"),  # 32 groups in 16 channels
-        # An odd width has no half for the sines: the embedding would come out one short.
-        ({"channels": 15, "group_channels": 5, "head_channels": 5}, 8, "channels"),
     ],
 )
 def test_unet_refuses_sizes_that_do_not_divide(values, image_size, word):
@@ -453,3 +451,10 @@ def test_unet_with_keys_drops_and_without_is_the_plain_network():
     assert torch.equal(dropped, net(x, level, None, keys(2)))
     assert (dropped - plain(x, level)).abs().max() > 1e-3
     assert (dropped - net(x, level, None, keys(2, seed=1))).abs().max() > 1e-3
+
+
+def test_unet_settings_refuse_an_odd_width_and_no_levels():
+    """An odd width has no half for the sines: the embedding would come out one short."""
+    for values in ({"channels": 15}, {"channel_mult": []}):
+        with pytest.raises(InputError, match=f"backbone.{next(iter(values))}"):
+            registry.settings("backbone", {"name": "unet", **SMALL, **values})

@@ -25,6 +25,7 @@ class Objective(nn.Module):
     """
 
     preconditioning: ClassVar[Literal["edm", "consistency"]]
+    levels: ClassVar[Literal["continuous", "grid"]]  # what it asks of the noise config
 
     def __init__(
         self,
@@ -46,6 +47,8 @@ class Objective(nn.Module):
 
     def draw(self, x0: Tensor, labels: Tensor | None, step: int, rows: range) -> Batch:
         """Every random tensor of `step` for `rows` of the global batch; `forward` draws nothing.
+
+        What a loss takes from the step itself belongs here too, as a tensor: a number would recompile each step.
 
         Args:
             x0: images [B, C, H, W] in [-1, 1]; labels: int64 [B] or None.

@@ -40,6 +40,7 @@ class Consistency(Objective):
 
     Config = ConsistencyConfig
     preconditioning = "consistency"
+    levels = "grid"
 
     def __init__(self, config: ConsistencyConfig, denoiser: Denoiser, *args: Any, **kwargs: Any):
         super().__init__(config, denoiser, *args, **kwargs)
@@ -72,7 +73,8 @@ class Consistency(Objective):
                 step = heun_step if self.config.solver == "heun" else euler_step
                 x_next = step(self._teacher(labels), x, sigma, sigma_next)
             # The same keys: student and target lose the same units (iCT, section 3.2).
-            goal = (self.target or self.denoiser)(x_next, sigma_next, labels, keys)
+            target = self.denoiser if self.target is None else self.target
+            goal = target(x_next, sigma_next, labels, keys)
         distance = self.distance(denoised, goal)
         weight = 1.0 if self.config.weighting == "uniform" else 1 / (sigma - sigma_next)
         return weight * distance, {"distance": distance.detach()}

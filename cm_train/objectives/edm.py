@@ -19,6 +19,7 @@ class EDM(Objective):
         pass
 
     preconditioning = "edm"
+    levels = "continuous"
 
     def draw_levels(self, u: Tensor, step: int) -> dict[str, Tensor]:
         return {"sigma": self.noise.sigma(u)}

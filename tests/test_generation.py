@@ -1,0 +1,153 @@
+import pytest
+import torch
+from torch import nn
+
+from cm_train.denoiser import DenoiserConfig, build_denoiser
+from cm_train.errors import InputError
+from cm_train.generation import choose_levels, generate
+from cm_train.images import to_uint8
+from cm_train.noise import karras_sigmas
+from cm_train.rng import PerImageNoise
+
+
+class Recorder(nn.Module):
+    """A denoiser that shrinks its input and remembers what it was called with."""
+
+    def __init__(self, preconditioning="consistency", num_classes=0, **sampling):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.config = DenoiserConfig(
+            preconditioning=preconditioning,
+            image_size=4,
+            image_channels=1,
+            num_classes=num_classes,
+            sigma_data=0.5,
+            sigma_min=0.002,
+            sigma_max=80.0,
+            sampling=sampling,
+        )
+        self.calls = []
+
+    def forward(self, x, sigma, labels=None):
+        self.calls.append((x.clone(), sigma[0].item(), labels))
+        return x / (1 + sigma.view(-1, 1, 1, 1))
+
+
+@pytest.mark.parametrize(("sampler", "steps"), [("onestep", 1), ("multistep", 3), ("euler", 5), ("heun", 4)])
+def test_initial_noise_depends_on_the_seed_alone(sampler, steps):
+    denoiser = Recorder()
+    generate(denoiser, range(7, 10), sampler=sampler, steps=steps)
+    x, sigma, _ = denoiser.calls[0]
+    assert sigma == 80.0
+    assert torch.equal(x, PerImageNoise(range(7, 10)).randn("initial", (1, 4, 4)) * 80)
+
+
+@pytest.mark.parametrize(("sampler", "steps"), [("multistep", 3), ("heun", 4)])
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_images_do_not_depend_on_the_batch_size(sampler, steps, batch_size):
+    whole = generate(Recorder(num_classes=10), range(20), sampler=sampler, steps=steps)
+    parts = generate(Recorder(num_classes=10), range(20), sampler=sampler, steps=steps, batch_size=batch_size)
+    assert torch.equal(whole, parts)
+
+
+def test_a_real_network_moves_no_pixel_by_more_than_one_level_between_batch_sizes():
+    config = Recorder().config.model_copy(update={"image_size": 8})
+    backbone = {"name": "unet", "channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attention_resolutions": [4]}
+    torch.manual_seed(0)
+    denoiser = build_denoiser(config, backbone | {"head_channels": 8, "group_channels": 4})
+    for p in denoiser.parameters():
+        nn.init.normal_(p, std=0.1)
+    whole, parts = (generate(denoiser, range(12), steps=3, batch_size=b) for b in (12, 5))
+    assert (whole.int() - parts.int()).abs().max() <= 1
+    assert whole.float().std() > 10
+
+
+def test_image_i_is_that_of_its_seed_wherever_it_stands():
+    a = generate(Recorder(), [5, 6, 7], steps=3)
+    b = generate(Recorder(), [7, 5], steps=3)
+    assert torch.equal(a[[2, 0]], b)
+    assert not torch.equal(a[0], a[1])
+
+
+def test_random_labels_come_from_the_seeds_and_leave_the_noise_alone():
+    first, second, plain = Recorder(num_classes=10), Recorder(num_classes=10), Recorder()
+    generate(first, range(100), batch_size=100)
+    generate(second, range(50, 100), batch_size=7)
+    labels = first.calls[0][2]
+    assert torch.equal(labels[50:], torch.cat([c[2] for c in second.calls]))
+    assert labels.unique().numel() == 10
+    generate(plain, range(100), batch_size=100)
+    assert torch.equal(plain.calls[0][0], first.calls[0][0])
+
+
+def test_given_labels_reach_the_network():
+    denoiser = Recorder(num_classes=10)
+    generate(denoiser, range(3), labels=[1, 2, 3])
+    assert denoiser.calls[0][2].tolist() == [1, 2, 3]
+    generate(denoiser, range(3), labels=4)
+    assert denoiser.calls[1][2].tolist() == [4, 4, 4]
+    for bad in ([1, 2], 10, -1):
+        with pytest.raises(InputError, match="label|class"):
+            generate(denoiser, range(3), labels=bad)
+
+
+def test_multistep_uses_fresh_noise_of_exact_variance_at_each_level():
+    denoiser = Recorder()
+    generate(denoiser, range(3), sigmas=[80.0, 5.0, 0.5])
+    noise = PerImageNoise(range(3))
+    for i, sigma in ((1, 5.0), (2, 0.5)):
+        before, before_sigma, _ = denoiser.calls[i - 1]
+        expected = before / (1 + before_sigma) + noise.randn(f"renoise-{i}", (1, 4, 4)) * (sigma**2 - 0.002**2) ** 0.5
+        torch.testing.assert_close(denoiser.calls[i][0], expected)
+
+
+def test_one_step_is_the_network_at_sigma_max():
+    denoiser = Recorder()
+    images = generate(denoiser, range(3))
+    x, sigma, _ = denoiser.calls[0]
+    assert len(denoiser.calls) == 1
+    assert torch.equal(images, to_uint8(x / (1 + sigma)))
+
+
+def test_auto_takes_heun_for_a_diffusion_checkpoint_with_its_own_grid():
+    sampler, levels = choose_levels(Recorder("edm", num_scales=18))
+    assert sampler == "heun"
+    assert levels == karras_sigmas(18, 0.002, 80.0).tolist()
+
+
+def test_levels_of_a_consistency_model():
+    """The stored points, else evenly spaced indices of the grid; IN-64's index 20 of 40 starts the second half."""
+    grid = karras_sigmas(40, 0.002, 80.0).tolist()
+    assert choose_levels(Recorder())[1] == [80.0]
+    assert choose_levels(Recorder(), steps=2)[1] == [80.0, grid[20]]
+    assert choose_levels(Recorder(), steps=3)[1] == [80.0, grid[13], grid[26]]
+    assert choose_levels(Recorder(points={2: [80.0, 0.821]}), steps=2)[1] == [80.0, 0.821]
+    assert choose_levels(Recorder(points={2: [80.0, 0.821]}), steps=2, sigmas=[70, 3])[1] == [70.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sampler": "ddim"}, "unknown sampler"),
+        ({"steps": 0}, "steps must be positive"),
+        ({"steps": 100}, "more steps than"),
+        ({"sigmas": [1.0, 2.0]}, "must descend"),
+        ({"sigmas": []}, "must descend"),
+        ({"sigmas": [80.0, 0.001]}, "must descend"),
+        ({"sigmas": [float("nan")]}, "must descend"),
+        ({"sigmas": [80.0, 1.0], "steps": 3}, "disagree"),
+        ({"sampler": "onestep", "steps": 2}, "one step"),
+    ],
+)
+def test_impossible_levels_are_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        choose_levels(Recorder(), **arguments)
+
+
+def test_package_offers_load_and_generate_even_after_the_modules_were_imported():
+    import cm_train
+    import cm_train.checkpoint
+    import cm_train.generation
+
+    assert cm_train.generate is generate
+    assert cm_train.load_denoiser is cm_train.checkpoint.load_denoiser

@@ -1,0 +1,43 @@
+import numpy as np
+import torch
+from PIL import Image
+
+from cm_train.images import grid, save_png, to_uint8, to_unit_range
+
+
+def test_to_uint8_inverts_to_unit_range_for_every_level():
+    levels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(to_unit_range(levels)), levels)
+
+
+def test_to_uint8_rounds_to_the_nearest_level_and_clamps():
+    """One rule everywhere: round((x + 1) * 127.5), not truncation, which would darken by half a level."""
+    x = torch.linspace(-1, 1, 10_001, dtype=torch.float64)
+    error = (x + 1) * 127.5 - to_uint8(x).double()
+    assert error.abs().max() <= 0.5 + 1e-9
+    assert to_uint8(torch.tensor([-7.0, 7.0])).tolist() == [0, 255]
+
+
+def test_grid_shows_every_image_whole_with_gaps():
+    images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 1, 8, 8) + 200
+    picture = grid(images, columns=3, min_side=1)
+    assert picture.shape == (1, 2 * 9 + 1, 3 * 9 + 1)
+    for i in range(5):
+        y, x = 1 + i // 3 * 9, 1 + i % 3 * 9
+        assert (picture[0, y : y + 8, x : x + 8] == 200 + i).all()
+        assert (picture[0, y - 1, x : x + 8] < 200).all()
+
+
+def test_grid_enlarges_small_images_by_a_whole_factor():
+    picture = grid(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), min_side=190)
+    assert picture.shape == (3, 190, 190)
+
+
+def test_save_png_keeps_grey_and_colour(tmp_path):
+    for channels, mode in ((1, "L"), (3, "RGB")):
+        picture = torch.randint(0, 256, (channels, 6, 5), dtype=torch.uint8)
+        save_png(picture, tmp_path / "new" / "x.png")
+        read = Image.open(tmp_path / "new" / "x.png")
+        assert read.mode == mode
+        array = np.asarray(read)
+        assert (array.reshape(6, 5, channels) == picture.permute(1, 2, 0).numpy()).all()

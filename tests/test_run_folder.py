@@ -1,0 +1,44 @@
+import pytest
+import yaml
+
+from cm_train import run_folder
+from cm_train.errors import InputError
+
+
+def test_lock_refuses_a_second_holder_and_lets_go(tmp_path):
+    folder = tmp_path / "run"
+    refused = pytest.raises(InputError, match="is in use by process [0-9]+")
+    with run_folder.lock(folder), refused, run_folder.lock(folder):
+        pass
+    with run_folder.lock(folder):
+        pass
+
+
+def test_stored_config_round_trip(tmp_path):
+    assert run_folder.stored_config(tmp_path) is None
+    values = {"steps": 3, "noise": {"sigma_min": 0.002}, "list": [1, 2], "none": None}
+    run_folder.store_config(tmp_path, values)
+    assert run_folder.stored_config(tmp_path) == values
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n- 2", "a: [", "!!python/object/apply:os.system ['touch owned']", "\x00"])
+def test_a_config_that_is_none_is_refused_and_runs_nothing(text, tmp_path):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"config\.yaml is not a run's config"):
+        run_folder.stored_config(tmp_path)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_check_same_run_names_what_differs_and_lets_pass_what_may(tmp_path):
+    stored = yaml.safe_load("{seed: 0, steps: 5, optimizer: {lr: 0.1}, ema: {extra: []}, tracking: {backend: none}}")
+    same = stored | {"steps": 50, "tracking": {"backend": "wandb"}}
+    run_folder.check_same_run(tmp_path, stored, same)
+    for change, message in (
+        ({"seed": 1}, r"seed \(0 -> 1\)"),
+        ({"optimizer": {"lr": 0.2}}, r"optimizer.lr \(0.1 -> 0.2\)"),
+        ({"ema": {"extra": [0.9]}}, "ema.extra"),
+        ({"new": 3}, r"new \(None -> 3\)"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run_folder.check_same_run(tmp_path, stored, stored | change)
