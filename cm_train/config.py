@@ -28,6 +28,7 @@ class RunConfig(Settings):
     schedule_steps: Count | None = None  # what schedules count to; None: `steps` of the run's first start
     batch_size: Count
     micro_batch: Count | None = None  # None: the whole batch at once
+    devices: Count | Literal["auto"] = "auto"  # processes on this machine: auto is one a GPU, one on a CPU
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: Literal["auto", "true", "false"] = "auto"
     teacher: str | None = None

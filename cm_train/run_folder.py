@@ -21,6 +21,7 @@ MAY_CHANGE = frozenset(
         "run_dir",
         "steps",
         "micro_batch",
+        "devices",
         "precision",
         "compile",
         "tracking",

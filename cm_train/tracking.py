@@ -205,7 +205,26 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
-class Tracker:
+class SilentTracker:
+    """What ranks other than 0 have in a Tracker's place."""
+
+    def step(self, step: int) -> None:
+        pass
+
+    def log(self, values: Mapping[str, float | None], picture: Path | None = None) -> None:
+        pass
+
+    def sync(self) -> None:
+        pass
+
+    def __enter__(self) -> "SilentTracker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class Tracker(SilentTracker):
     """All three together, as a context.
 
     Args:

@@ -1,8 +1,11 @@
 """cm-train: from a composed config to a trained run folder."""
 
+import contextlib
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
@@ -17,24 +20,87 @@ def train(cfg: DictConfig) -> int:
     _name_sweep_job(cfg)
 
     from .config import parse  # torch is imported from here on
+    from .distributed import is_launched
     from .signals import StopFlag
 
     config = parse(cfg)
+    if is_launched():
+        _train_as_rank(config, cfg)
     with StopFlag() as stop:
-        finished = _train(config, cfg, stop)
+        finished = _train(config, cfg, lambda run: _execute(run, stop))
     return cli.DONE if finished else cli.STOPPED
 
 
-def _train(config: Any, cfg: DictConfig, stop: Any) -> bool:
+def _train_as_rank(config: Any, cfg: DictConfig) -> NoReturn:
+    """Under torchrun: rank 0 plans as the command does alone, and the others run what it sends them."""
+    from . import registry, worker
+    from .config import RunConfig, dump
+    from .distributed import joined, leave
+    from .errors import InputError
+    from .signals import StopFlag
+    from .tracking import say
+
+    code: int | None = cli.DONE
+    with StopFlag() as stop, joined() as world:
+
+        def send_and_run(run: Any) -> bool:
+            world.from_main(dump(run))
+            return worker.run(run, stop, world)
+
+        if world.is_main:
+            try:
+                _check_launched(config)
+                code = cli.DONE if _train(config, cfg, send_and_run) else cli.STOPPED
+            except InputError as error:
+                say(f"cm-train: {error}")
+                code = cli.WRONG_INPUT
+            world.from_main(None)
+        else:
+            while (values := world.from_main(None)) is not None:
+                with contextlib.suppress(InputError):  # rank 0 meets the same one, and says it
+                    worker.run(registry.typed(RunConfig, values), stop, world)
+        code = world.from_main(code)
+    leave(cli.FAILED if code is None else code)
+
+
+def _check_launched(config: Any) -> None:
+    from .errors import InputError
+
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise InputError("a sweep can't run under torchrun", "-m", fix="cm-train -m devices=..., without torchrun")
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    if config.devices not in ("auto", ranks):
+        raise InputError("devices and torchrun disagree", f"{config.devices} and {ranks}", fix="drop devices=")
+
+
+def _execute(config: Any, stop: Callable[[], bool]) -> bool:
+    """Train a run whose config lies in its folder: here where one process does it, else in ranks of its own."""
+    from . import checkpoint, distributed, worker
+    from .errors import InputError
+
+    num = distributed.num_ranks(config.devices)
+    if num == 1:
+        return worker.run(config, stop)
+    worker.check_divides(config, num)
+    code = distributed.launch(num, "cm_train.worker", str(config.folder))
+    if code == cli.WRONG_INPUT:
+        raise InputError("the ranks could not start", fix="see the line above")
+    if code != cli.DONE:
+        raise RuntimeError(f"a rank failed; {config.folder} goes on from its newest checkpoint by the same command")
+    newest = checkpoint.newest_manifest(config.folder)
+    return newest is not None and newest.step >= config.steps
+
+
+def _train(config: Any, cfg: DictConfig, execute: Callable[[Any], bool]) -> bool:
     """Train the run of `config`, new or resumed; False where it was stopped early."""
-    from . import checkpoint, run_folder, worker
+    from . import checkpoint, run_folder
     from .config import dump
     from .tracking import say
 
     with run_folder.lock(config.folder):
         if config.init not in ("random", "teacher"):
             checkpoint.resolve(config.init)
-        config = _inherit(config, cfg, stop)
+        config = _inherit(config, cfg, execute)
         if config is None:
             return False
         newest = checkpoint.newest_manifest(config.folder)
@@ -54,7 +120,7 @@ def _train(config: Any, cfg: DictConfig, stop: Any) -> bool:
                 return True
             newest = None if found is None else found[1]
         _print_header(config, 0 if newest is None else newest.step)
-        finished = worker.run(config, stop)
+        finished = execute(config)
         _print_summary(config, finished)
         return finished
 
@@ -73,7 +139,7 @@ def _stored(folder: Path) -> Any:
     return registry.typed(RunConfig, values, f"{folder}/config.yaml")
 
 
-def _inherit(config: Any, cfg: DictConfig, stop: Any) -> Any:
+def _inherit(config: Any, cfg: DictConfig, execute: Callable[[Any], bool]) -> Any:
     """The config with its teacher found (trained first where it is missing), and the teacher's backbone taken.
 
     None where the teacher's training was stopped.
@@ -85,7 +151,7 @@ def _inherit(config: Any, cfg: DictConfig, stop: Any) -> Any:
         return config
     if config.teacher is None:
         home = config.folder.parent / f"{config.dataset['name']}-edm"
-        if not _teacher_ready(config, cfg, home, stop):
+        if not _teacher_ready(config, cfg, home, execute):
             return None
         config = config.model_copy(update={"teacher": str(home)})
     backbone = checkpoint.resolve(config.teacher)[1].backbone
@@ -99,7 +165,7 @@ def _inherit(config: Any, cfg: DictConfig, stop: Any) -> Any:
     return config.model_copy(update={"backbone": backbone})
 
 
-def _teacher_ready(config: Any, cfg: DictConfig, home: Path, stop: Any) -> bool:
+def _teacher_ready(config: Any, cfg: DictConfig, home: Path, execute: Callable[[Any], bool]) -> bool:
     """Make sure of a finished teacher in `home`, of this run's data; False where its training was stopped."""
     from . import checkpoint
     from .errors import InputError
@@ -111,7 +177,7 @@ def _teacher_ready(config: Any, cfg: DictConfig, home: Path, stop: Any) -> bool:
         # One that was begun goes on with its own settings, whatever they were.
         teacher = _teacher_config(config, cfg, home) if newest is None else _stored(home)
         teacher = teacher.model_copy(update={"name": home.name, "run_dir": str(home)})
-        if not _train(teacher, cfg, stop):
+        if not _train(teacher, cfg, execute):
             return False
     data = _stored(home).dataset
     if data != config.dataset:
@@ -134,7 +200,7 @@ def _teacher_config(config: Any, cfg: DictConfig, home: Path) -> Any:
         backbone["dropout"] = teacher.backbone.dropout
     with open_dict(teacher):
         teacher.backbone = backbone
-        for key in ("dataset", "precision", "compile", "seed", "tracking"):
+        for key in ("dataset", "devices", "precision", "compile", "seed", "tracking"):
             teacher[key] = cfg[key]
         teacher.name, teacher.run_dir = home.name, str(home)
     return parse(teacher)

@@ -1,7 +1,9 @@
 """The one loop: batch, loss, backward, step, averages, log, preview, save."""
 
+import contextlib
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from . import checkpoint
 from .config import RunConfig, save_interval
 from .datasets.loader import Loader
 from .denoiser import Denoiser
+from .distributed import ALONE, World
 from .ema import ema_update, flatten_gradients, flatten_parameters, frozen_copy
 from .errors import InputError
 from .generation import generate
@@ -21,7 +25,7 @@ from .images import grid, save_png, to_unit_range
 from .metrics.agreement import agreement
 from .objectives.base import Objective
 from .registry import build, settings
-from .tracking import Tracker, say
+from .tracking import SilentTracker, say
 
 NUM_PREVIEWS = 64
 
@@ -44,9 +48,10 @@ class Trainer:
 
     Args:
         autocast: type of the networks' arithmetic, None for float32; weights and sums stay float32.
-        compiled: what calls the objective's forward, e.g. torch.compile of it.
+        compiled: the objective compiled, None to call it as it is.
         provenance: what a resumed run must find unchanged; stored in each checkpoint.
-        should_stop: asked after each step; True saves and ends the run early.
+        should_stop: asked after each step; True on any rank saves and ends the run early.
+        world: this rank among those that train together.
     """
 
     def __init__(
@@ -56,14 +61,16 @@ class Trainer:
         loader: Loader,
         device: torch.device,
         autocast: torch.dtype | None = None,
-        compiled: Callable[..., Any] | None = None,
+        compiled: Any = None,
         provenance: dict[str, str] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
+        world: World = ALONE,
     ):
         self.config, self.objective, self.loader, self.device = config, objective, loader, device
-        self.autocast, self.compiled = autocast, objective if compiled is None else compiled
+        self.autocast, self.world = autocast, world
         self.provenance, self.should_stop = provenance or {}, should_stop
-        self.micro_batch = config.batch_size if config.micro_batch is None else config.micro_batch
+        self.rows = world.share(config.batch_size)
+        self.micro_batch = len(self.rows) if config.micro_batch is None else config.micro_batch
         self.step = 0  # steps done
 
         # The denoiser's weights come first, so that averages and target follow a slice; whatever else an objective
@@ -73,6 +80,13 @@ class Trainer:
         learned = flatten_parameters(trained)
         self.weights = learned[: sum(p.numel() for p in denoiser.parameters())]
         self.gradient = flatten_gradients(trained)
+        # After the weights have moved: the wrapper remembers where they are.
+        self.model: Any = objective if compiled is None else compiled
+        if world.size > 1:
+            ids = [world.local_rank] if device.type == "cuda" else None
+            with warnings.catch_warnings():  # the name that torch 2.11 knows is deprecated in 2.14
+                warnings.simplefilter("ignore", FutureWarning)
+                self.model = DistributedDataParallel(self.model, device_ids=ids, broadcast_buffers=False)
         self.optimizer = build("optimizer", config.optimizer, learned, self.gradient, config.num_schedule_steps)
         self.decay = build("decay", config.ema)
         ema = settings("decay", config.ema)
@@ -90,15 +104,19 @@ class Trainer:
     def train_step(self) -> None:
         """One optimizer step on one global batch; nothing in it waits for the device."""
         step, batch_size = self.step, self.config.batch_size
-        micro = [range(start, start + self.micro_batch) for start in range(0, batch_size, self.micro_batch)]
+        starts = range(self.rows.start, self.rows.stop, self.micro_batch)
+        micro = [range(start, start + self.micro_batch) for start in starts]
         # All of the step's images before anything changes: one that can't be read leaves the state whole.
         data = [self.loader.batch_at(step, rows) for rows in micro]
         self.gradient.zero_()
         for rows, (images, labels) in zip(micro, data, strict=True):
             batch = self.objective.draw(to_unit_range(images), labels, step, rows)
-            with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-                loss, metrics = self.compiled(batch)
-            (loss.sum() * (self.loss_scale / batch_size)).backward()
+            last = rows.stop == self.rows.stop
+            # Ranks average their gradients, once a step, so each counts its share `size` times.
+            with contextlib.nullcontext() if last or self.world.size == 1 else self.model.no_sync():
+                with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+                    loss, metrics = self.model(batch)
+                (loss.sum() * (self.loss_scale * self.world.size / batch_size)).backward()
             self._count({"loss": loss.detach(), **metrics})
 
         grad_norm, applied = self.optimizer.step(step, 1 / self.loss_scale)
@@ -127,7 +145,7 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------------ the loop
 
-    def run(self, tracker: Tracker) -> bool:
+    def run(self, tracker: SilentTracker) -> bool:
         """Train to `config.steps`. Returns False where `should_stop` ended it early, after saving.
 
         Raises:
@@ -141,26 +159,28 @@ class Trainer:
             try:
                 self.train_step()
             except InputError:
-                self.save(tracker, must=True)
+                self.save(tracker, self.window)  # this rank's part of it: the others wait and can't be asked
                 raise
             tracker.step(self.step)
-            last, stop = self.step == config.steps, self.should_stop()
+            last = self.step == config.steps
+            timed = seconds_between is not None and time.monotonic() - saved_at >= seconds_between
+            stop, timed = self.world.any(self.should_stop(), timed)
             previews = config.preview_every > 0 and (self.step % config.preview_every == 0 or last)
             if self.step % config.log_every == 0 or previews or last:
                 logged_at = self._log(tracker, *logged_at, previews)
             due = steps_between is not None and self.step % steps_between == 0
-            due = due or (seconds_between is not None and time.monotonic() - saved_at >= seconds_between)
-            if due or last or stop:
-                self.save(tracker, must=last or stop)
+            if due or timed or last or stop:
+                self.save(tracker, self._window_of_all(), must=last or stop)
                 saved_at = time.monotonic()
             if stop and not last:
                 return False
         return True
 
-    def _log(self, tracker: Tracker, then: float, then_step: int, previews: bool) -> tuple[float, int]:
+    def _log(self, tracker: SilentTracker, then: float, then_step: int, previews: bool) -> tuple[float, int]:
         """One line of metrics, with a preview's measures where one is due; returns the time and step of its end."""
         step = self.step
-        sums = torch.stack([*self.window.values()]).tolist()  # the one place that waits for the device
+        # The one place that waits for the device.
+        sums = self.world.sum_(torch.stack([*self.window.values()])).tolist()
         rate = (step - then_step) / max(time.monotonic() - then, 1e-9)
         values: dict[str, float | None] = {"step": step, "images": step * self.config.batch_size}
         for name, (total, count) in zip(self.window, sums, strict=True):
@@ -169,7 +189,7 @@ class Trainer:
         values |= {"images_per_s": round(rate * self.config.batch_size, 1), "steps_per_s": round(rate, 3)}
         self.window.clear()
         picture = None
-        if previews:
+        if previews and self.world.is_main:
             picture, measured = self.preview()
             values |= measured
         tracker.log({k: v if v is None or math.isfinite(v) else None for k, v in values.items()}, picture)
@@ -197,16 +217,21 @@ class Trainer:
             return None, values
         return path, values
 
-    def save(self, tracker: Tracker, must: bool = True) -> None:
+    def _window_of_all(self) -> dict[str, Tensor]:
+        return {name: self.world.sum_(value.clone()) for name, value in self.window.items()}
+
+    def save(self, tracker: SilentTracker, window: dict[str, Tensor], must: bool = True) -> None:
         """Write a checkpoint. One that fails is retried at the next save; where there is no next, it raises OSError."""
         config, folder = self.config, checkpoint.step_folder(self.config.folder, self.step)
+        if not self.world.is_main:
+            return
         weights = {"denoiser": self.objective.denoiser} | {a.name: a.denoiser for a in self.averages}
         try:
             tracker.sync()
             checkpoint.save(
                 folder,
                 weights,
-                self._state(),
+                self._state() | {"window": window},
                 step=self.step,
                 finished=self.step >= config.steps,
                 ema=self.averages[0].name,
@@ -227,7 +252,6 @@ class Trainer:
             "loss_scale": self.loss_scale,
             "clean_steps": self.clean_steps,
             "skipped": self.skipped,
-            "window": self.window,
         }
 
     def resume(self, folder: Path, manifest: checkpoint.Manifest) -> None:
@@ -247,5 +271,6 @@ class Trainer:
         if self.autocast == torch.float16 and state["loss_scale"] > 1:  # else the run was not fp16 before
             self.loss_scale.copy_(state["loss_scale"])
             self.clean_steps.copy_(state["clean_steps"])
-        self.window = {name: value.to(self.device) for name, value in state["window"].items()}
+        # The saved sums are of all ranks; one goes on with them.
+        self.window = {k: v.to(self.device) * self.world.is_main for k, v in state["window"].items()}
         self.step = manifest.step

@@ -1,5 +1,6 @@
 """What a rank runs: from a checked config to a trained run folder."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,14 +11,17 @@ from .config import RunConfig, dump
 from .datasets.base import Dataset
 from .datasets.loader import Loader
 from .denoiser import Denoiser, DenoiserConfig, build_denoiser
+from .distributed import ALONE, World, die_with_parent, joined, leave
 from .errors import InputError
 from .noise import NoiseSchedule
 from .rng import key
-from .tracking import Tracker, say
+from .run_folder import stored_config
+from .signals import StopFlag
+from .tracking import SilentTracker, Tracker, say
 from .trainer import Trainer
 
 
-def run(config: RunConfig, should_stop: Callable[[], bool] = lambda: False) -> bool:
+def run(config: RunConfig, should_stop: Callable[[], bool], world: World = ALONE) -> bool:
     """Train the run of `config` to its end, from its newest good checkpoint where it has one.
 
     Returns:
@@ -27,14 +31,22 @@ def run(config: RunConfig, should_stop: Callable[[], bool] = lambda: False) -> b
         InputError: the data set, the teacher or the checkpoint can't be used.
         OSError: the last checkpoint could not be written.
     """
-    trainer = build_trainer(config, should_stop)
-    with Tracker(config.tracking, config.folder, config.name, dump(config), trainer.step, config.steps) as tracker:
+    trainer = build_trainer(config, should_stop, world)
+    with _tracker(trainer, world) as tracker:
         return trainer.run(tracker)
 
 
-def build_trainer(config: RunConfig, should_stop: Callable[[], bool] = lambda: False) -> Trainer:
+def _tracker(trainer: Trainer, world: World) -> SilentTracker:
+    config = trainer.config
+    if not world.is_main:
+        return SilentTracker()
+    return Tracker(config.tracking, config.folder, config.name, dump(config), trainer.step, config.steps)
+
+
+def build_trainer(config: RunConfig, should_stop: Callable[[], bool] = lambda: False, world: World = ALONE) -> Trainer:
     """Data, networks, objective and trainer of a run, resumed where the folder holds a checkpoint."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check_divides(config, world.size)
+    device = world.device
     dataset = registry.build("dataset", config.dataset)
     dataset.to(device)
     provenance = {"dataset": dataset.fingerprint()}
@@ -49,7 +61,8 @@ def build_trainer(config: RunConfig, should_stop: Callable[[], bool] = lambda: F
         if manifest.provenance.get("dataset", provenance["dataset"]) != provenance["dataset"]:
             say(f"note: teacher {config.teacher} was trained on other data than this run's")
 
-    found = checkpoint.latest(config.folder, set_aside=True)
+    # Rank 0 looks, since what is damaged is renamed on the way.
+    found = world.from_main(checkpoint.latest(config.folder, set_aside=True) if world.is_main else None)
     if found is not None:
         _check_provenance(config.folder, found[1].provenance, provenance)
 
@@ -92,6 +105,7 @@ def build_trainer(config: RunConfig, should_stop: Callable[[], bool] = lambda: F
         compiled=torch.compile(objective) if _compiles(config.compile, device) else None,
         provenance=provenance,
         should_stop=should_stop,
+        world=world,
     )
     if found is not None:
         trainer.resume(*found)
@@ -120,6 +134,17 @@ def _check_teacher(teacher: Denoiser, path: str, dataset: Dataset) -> None:
         raise InputError(f"teacher {path} is not a diffusion model", c.preconditioning, "a run of mode=edm")
 
 
+def check_divides(config: RunConfig, ranks: int) -> None:
+    """Refuse a batch that `ranks` processes can't share evenly. Raises InputError."""
+    micro = 1 if config.micro_batch is None else config.micro_batch
+    if config.batch_size % (ranks * micro):
+        raise InputError(
+            "batch_size must divide by processes times micro_batch",
+            f"{config.batch_size} for {ranks} x {micro}",
+            fix="change batch_size, devices or micro_batch",
+        )
+
+
 def _check_provenance(folder: Path, recorded: dict[str, str], found: dict[str, str]) -> None:
     changed = [name for name in recorded if recorded[name] != found.get(name)]
     if changed:
@@ -139,3 +164,22 @@ def _autocast(precision: str, device: torch.device) -> torch.dtype | None:
 
 def _compiles(setting: str, device: torch.device) -> bool:
     return device.type == "cuda" if setting == "auto" else setting == "true"
+
+
+def main() -> None:
+    """A rank that the command launched: the run's folder is its one argument."""
+    die_with_parent()
+    code = 0
+    with StopFlag() as stop, joined() as world:
+        try:
+            config = registry.typed(RunConfig, stored_config(Path(sys.argv[1])) or {})
+            run(config, stop, world)
+        except InputError as error:
+            if world.is_main:
+                say(f"cm-train: {error}")
+            code = 2
+    leave(code)
+
+
+if __name__ == "__main__":
+    main()

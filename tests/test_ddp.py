@@ -1,0 +1,158 @@
+"""Several processes are one: the same losses and weights, one folder, one log, no process left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from cm_train.checkpoint import load_denoiser
+from cm_train.distributed import World
+from conftest import ENVIRONMENT, TINY, wait_for
+
+# A batch that 1, 2 and 4 ranks can share, every average, a target, dropout and flips.
+EVERYTHING = [*TINY, "ema.extra=[0.5]", "backbone.dropout=0.2", "dataset.hflip=true"]
+
+
+def rows(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_run(one, other):
+    """Equal up to the order of summation: float32 sums of a few hundred terms, over six steps."""
+    for weights in ("raw", "ema", "ema_0.5"):
+        a, b = (dict(load_denoiser(run, weights).named_parameters()) for run in (one, other))
+        for name in a:
+            torch.testing.assert_close(b[name], a[name], rtol=1e-4, atol=2e-6, msg=f"{weights} {name}")
+    assert [r["step"] for r in rows(one)] == [r["step"] for r in rows(other)]
+    for a, b in zip(rows(one), rows(other), strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
+        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["edm", "ict", pytest.param("cd", marks=pytest.mark.long)])
+def test_two_ranks_equal_one_process(mode, command, tmp_path):
+    extra = []
+    if mode == "cd":
+        assert command("train", "mode=edm", *TINY, "name=teacher").returncode == 0
+        extra = ["teacher=runs/teacher"]
+    for name, options in (("one", []), ("two", ["devices=2", "micro_batch=4"])):
+        done = command("train", f"mode={mode}", *EVERYTHING, *extra, f"name={name}", *options)
+        assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "runs" / "one", tmp_path / "runs" / "two")
+
+
+@pytest.mark.long
+def test_four_ranks_with_a_target_equal_one_process(command, tmp_path):
+    for name, options in (("one", []), ("four", ["devices=4"])):
+        done = command("train", "mode=ct", "objective.target_decay=0.9", *EVERYTHING, f"name={name}", *options)
+        assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "runs" / "one", tmp_path / "runs" / "four")
+
+
+def test_stopped_on_two_ranks_and_resumed_on_one_equals_one_process(command, start, tmp_path):
+    """Stopped in the middle of a log window too: its sums are those of all ranks."""
+    options = ["mode=ict", *EVERYTHING, "steps=40", "save_every=1000", "log_every=7"]
+    assert command("train", *options, "name=one").returncode == 0
+    process = start("train", *options, "name=parts", "devices=2")
+    metrics = tmp_path / "runs" / "parts" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 3, err
+    done = command("train", *options, "name=parts")
+    assert done.returncode == 0, done.stderr
+    assert "resuming at step" in done.stderr
+    for a, b in zip(rows(tmp_path / "runs" / "one"), rows(tmp_path / "runs" / "parts"), strict=True):
+        assert a["step"] == b["step"]
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-3)
+
+
+def children(pid):
+    out = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    return [int(p) for p in out.split()]
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as f:
+            return f.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("victim", ["rank", "parent"])
+def test_a_killed_rank_or_parent_ends_the_job_without_orphans(victim, start, tmp_path):
+    process = start("train", "mode=ict", *TINY, "steps=100000", "devices=2", "log_every=1")
+    metrics = tmp_path / "runs" / "digits-ict" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0)
+    ranks = [pid for pid in children(process.pid) if "cm_train.worker" in Path(f"/proc/{pid}/cmdline").read_text()]
+    assert len(ranks) == 2
+    os.kill(ranks[1] if victim == "rank" else process.pid, signal.SIGKILL)
+    started = time.monotonic()
+    process.communicate(timeout=60)
+    assert process.returncode not in (0, 2, 3)
+    wait_for(lambda: not any(alive(pid) for pid in ranks), patience_s=60)
+    assert time.monotonic() - started < 45
+
+
+def test_wrong_input_with_ranks_is_one_line_and_exit_code_2(command):
+    for options, message in (
+        (["devices=3"], "batch_size must divide by processes times micro_batch; got '16 for 3 x 1'"),
+        (["devices=2", "dataset=mnist", "dataset.download=false"], "MNIST is not in data/MNIST/raw"),
+        (["devices=1000"], "devices must be auto or a number of processes"),
+    ):
+        done = command("train", "mode=ict", *TINY, *options)
+        assert done.returncode == 2, done.stderr
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.long
+def test_torchrun_on_two_nodes_equals_one_process(command, tmp_path):
+    """Two agents on loopback, one rank each; the teacher is trained first, by both."""
+    options = ["mode=ct", "objective.target_decay=0.9", *EVERYTHING]
+    assert command("train", *options, "name=one").returncode == 0
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    agents = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--nnodes=2",
+                "--nproc-per-node=1",
+                f"--node-rank={node}",
+                f"--master-port={port}",
+                "--master-addr=localhost",
+                "-m",
+                "cm_train.train",
+                *options,
+                "name=nodes",
+            ],
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for node in (0, 1)
+    ]
+    errors = [agent.communicate(timeout=180)[1] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], errors
+    assert_same_run(tmp_path / "runs" / "one", tmp_path / "runs" / "nodes")
+
+
+def test_share_divides_the_batch_in_order():
+    shares = [World(rank=r, size=4).share(32) for r in range(4)]
+    assert [row for share in shares for row in share] == list(range(32))
+    assert World().share(7) == range(7)
