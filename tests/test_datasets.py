@@ -20,9 +20,9 @@ from PIL import Image
 
 from cm_train import registry
 from cm_train.datasets.base import InMemory
-from cm_train.datasets.image_folder import decode
 from cm_train.datasets.torchvision_sets import _one_at_a_time
 from cm_train.errors import InputError
+from cm_train.image_files import decode
 
 CONF = Path(__file__).parents[1] / "conf" / "dataset"
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -592,7 +592,7 @@ def test_image_folder_writes_no_member_of_a_zip_to_disk(tmp_path):
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])
 def test_image_folder_refuses_a_file_that_is_too_large_unread(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr("cm_train.datasets.image_folder._MAX_BYTES", 1000)
+    monkeypatch.setattr("cm_train.image_files._MAX_BYTES", 1000)
     files = {"big.png": bytes(1001)}
     monkeypatch.setattr("pathlib.Path.read_bytes", lambda self: pytest.fail("read"))
     monkeypatch.setattr("zipfile.ZipFile.read", lambda self, info: pytest.fail("read"))

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -116,30 +117,17 @@ def test_wrong_input_with_ranks_is_one_line_and_exit_code_2(command):
 
 @pytest.mark.long
 def test_torchrun_on_two_nodes_equals_one_process(command, tmp_path):
-    """Two agents on loopback, one rank each; the teacher is trained first, by both."""
+    """Two agents on loopback, one rank each."""
     options = ["mode=ct", "objective.target_decay=0.9", *EVERYTHING]
     assert command("train", *options, "name=one").returncode == 0
-    import socket
-
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    torchrun += ["--master-addr=localhost", f"--master-port={port}"]
     agents = [
         subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--nnodes=2",
-                "--nproc-per-node=1",
-                f"--node-rank={node}",
-                f"--master-port={port}",
-                "--master-addr=localhost",
-                "-m",
-                "cm_train.train",
-                *options,
-                "name=nodes",
-            ],
+            [*torchrun, f"--node-rank={node}", "-m", "cm_train.train", *options, "name=nodes"],
             cwd=tmp_path,
             env=ENVIRONMENT,
             stderr=subprocess.PIPE,

@@ -16,7 +16,7 @@ PACKAGE = Path(cm_train.__file__).parent
 LAYERS = [
     {"errors"},
     {"registry", "rng"},
-    {"distributed", "images", "signals", "tracking"},
+    {"distributed", "image_files", "images", "signals", "tracking"},
     {"run_folder"},
     {"noise", "distances", "ema", "optimizers", "backbones", "datasets"},
     {"denoiser"},

@@ -1,0 +1,174 @@
+"""Image files as users have them: listed in a folder or a zip from anywhere, read with bounds, decoded to uint8."""
+
+import io
+import os
+import stat
+import threading
+import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif")
+# Nothing else is tried: Pillow also knows formats that start other programs (EPS) or that nobody has tested much.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+_MAX_BYTES = 2**28  # a file
+_MAX_PIXELS = 89_478_485  # an image: where Pillow starts to warn of decompression bombs; a quarter of a GiB in RGB
+
+
+class ImageFiles(Protocol):
+    """Where images come from; `identities` maps a relative path (with /) to what tells one content from another."""
+
+    identities: dict[str, str]
+
+    def read(self, name: str) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+def open_files(root: str) -> ImageFiles:
+    """The image files of a folder or a .zip, read in place. Raises InputError where there is neither."""
+    path = Path(root).expanduser()
+    if path.is_dir():
+        return _Folder(path)
+    if path.is_file():
+        return _Zip(path)
+    raise InputError("no such data", str(path), "a folder of images, or a .zip of them", "set dataset.root=...")
+
+
+def _wanted(parts: list[str]) -> bool:
+    """Whether a path is an image that a person put there: nothing hidden, and nothing that only macOS needs."""
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    return not hidden and parts[-1].lower().endswith(SUFFIXES)
+
+
+class _Folder:
+    def __init__(self, root: Path):
+        self.root = root
+        try:
+            self.identities = dict(self._scan())
+        except OSError as error:
+            raise InputError("can't list a folder of images", str(error)) from error
+
+    def _scan(self) -> Iterator[tuple[str, str]]:
+        """All images with their sizes; symbolic links are followed, but not round in circles."""
+        todo: list[tuple[list[str], frozenset[str]]] = [([], frozenset())]
+        while todo:
+            parts, above = todo.pop()
+            folder = os.path.join(self.root, *parts)
+            real = os.path.realpath(folder)
+            if real in above:
+                continue
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    path = [*parts, entry.name]
+                    if os.path.isdir(entry.path):  # unlike entry.is_dir, False for a link to itself
+                        todo.append((path, above | {real}))
+                    elif _wanted(path):
+                        # A dangling link is kept: it is a broken image, not none.
+                        yield "/".join(path), str(os.path.getsize(entry.path) if os.path.isfile(entry.path) else None)
+
+    def read(self, name: str) -> bytes:
+        path = self.root / name
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe would block for ever
+            raise ValueError("not a regular file")
+        if found.st_size > _MAX_BYTES:
+            raise ValueError(f"{found.st_size} bytes are more than {_MAX_BYTES}")
+        return path.read_bytes()
+
+    def close(self) -> None:
+        pass
+
+
+class _Zip:
+    """Members are read one at a time into memory; nothing is ever unpacked to disk."""
+
+    def __init__(self, root: Path):
+        self._lock = threading.Lock()  # a ZipFile counts its open members without one
+        try:
+            self._zip = zipfile.ZipFile(root)
+            self._members = dict(self._scan())
+        except Exception as error:  # a file that only looks like a zip raises nearly anything
+            raise InputError("not a zip of images", f"{root}: {error}", "a folder, or a .zip") from error
+        self.identities = {name: f"{info.file_size} {info.CRC}" for name, info in self._members.items()}
+
+    def _scan(self) -> Iterator[tuple[str, zipfile.ZipInfo]]:
+        for info in self._zip.infolist():
+            parts = [part for part in info.filename.replace("\\", "/").split("/") if part not in ("", ".")]
+            if parts and not info.is_dir() and _wanted(parts):
+                yield "/".join(parts), info
+
+    def read(self, name: str) -> bytes:
+        info = self._members[name]
+        if info.file_size > _MAX_BYTES:
+            raise ValueError(f"{info.file_size} bytes are more than {_MAX_BYTES}")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            # zipfile honours the declared size while it inflates these two only; the others can fill the memory.
+            raise ValueError("compressed in another way than zip's usual one")
+        with self._lock:
+            return self._zip.read(info)
+
+    def close(self) -> None:
+        self._zip.close()
+
+
+def decode(data: bytes, image_size: int, channels: int, background: int) -> Tensor:
+    """One image file as uint8 [channels, image_size, image_size]: upright, opaque, 8 bits, never distorted.
+
+    Args:
+        data: the bytes of the file.
+        background: grey level, 0..255, that shows through transparency.
+
+    Raises:
+        Exception: whatever Pillow raises for a file that is broken, or ValueError for one that is too large.
+    """
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    with Image.open(io.BytesIO(data), formats=[f for f in _FORMATS if f in Image.OPEN]) as image:
+        if image.width * image.height > _MAX_PIXELS:
+            raise ValueError(f"{image.width}x{image.height} pixels are more than {_MAX_PIXELS}")
+        image.draft(None, (2 * image_size, 2 * image_size))  # a large JPEG is decoded at 1/2, 1/4 or 1/8
+        image.load()
+        with suppress(Exception):  # damaged EXIF data says nothing about the pixels
+            ImageOps.exif_transpose(image, in_place=True)
+        flat = _flatten(image, channels, background)
+    side = min(flat.size)
+    left, top = (flat.width - side) // 2, (flat.height - side) // 2  # whole pixels: a crop alone must not blur
+    box = (left, top, left + side, top + side)
+    square = flat.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box)
+    return torch.from_numpy(np.array(square)).view(image_size, image_size, channels).permute(2, 0, 1)
+
+
+def _flatten(image, channels: int, background: int):
+    """A Pillow image of any mode in mode L or RGB."""
+    import numpy as np
+    from PIL import Image
+
+    if image.mode.startswith("I"):  # 16 bits; Pillow itself would clip them to 8
+        deep = np.asarray(image)
+        if deep.min() < 0 or deep.max() > 65535:
+            raise ValueError("grey levels outside of 16 bits")
+        image = Image.fromarray(((deep.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("floating point grey levels have no known range")
+    if image.has_transparency_data:
+        page = Image.new("RGBA", image.size, (background, background, background, 255))
+        image = Image.alpha_composite(page, image.convert("RGBA"))
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def reason(error: Exception) -> str:
+    """What `decode` or `read` raised, in words."""
+    from PIL import UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):  # its own message shows a Python object
+        return "not an image, or a damaged one"
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
