@@ -35,7 +35,8 @@ def run(config_name: str, body: Callable[[DictConfig], int]) -> None:
         except InputError as error:
             if full:
                 raise
-            _complain(str(error))
+            if str(error):  # else the ranks have said it
+                _complain(str(error))
             codes.append(WRONG_INPUT)
         if codes[-1] == STOPPED:
             sys.exit(STOPPED)  # past Hydra, which would start the next job of a sweep

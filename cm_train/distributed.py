@@ -2,10 +2,11 @@
 
 import ctypes
 import gc
+import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,7 +18,7 @@ import torch.distributed as dist
 from .errors import InputError
 
 # A rank that is silent for this long is taken for dead, and the job ends.
-PATIENCE = timedelta(minutes=10)
+PATIENCE = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,29 @@ class World:
         dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.host_group)
         return votes.bool().tolist()
 
+    def decide(self, choose: Callable[[], Any]) -> Any:
+        """What rank 0 chooses, on every rank. Raises its InputError on every rank too."""
+        if self.size == 1:
+            return choose()
+        answer: tuple[str, Any] = "", None
+        if self.is_main:
+            try:
+                answer = "", choose()
+            except InputError as error:
+                answer = str(error), None
+        message, value = self.from_main(answer)
+        if message:
+            raise InputError(message)
+        return value
+
+    def first_of(self, message: str) -> str:
+        """The message of the lowest rank that has one."""
+        if self.size == 1:
+            return message
+        messages: list[Any] = [None] * self.size
+        dist.all_gather_object(messages, message, group=self.host_group)
+        return next((m for m in messages if m), "")
+
     def from_main(self, value: Any) -> Any:
         """What rank 0 holds, on every rank."""
         if self.size == 1:
@@ -79,6 +103,9 @@ def joined() -> Iterator[World]:
     """The world that the launcher's environment names, joined and left again."""
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
+        local_rank = 0 if torch.cuda.device_count() == 1 else local_rank  # some clusters show a rank its own GPU only
+        if local_rank >= torch.cuda.device_count():
+            raise InputError("more processes than GPUs", local_rank + 1, f"at most {torch.cuda.device_count()}")
         torch.cuda.set_device(local_rank)
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     try:
@@ -105,11 +132,11 @@ def num_ranks(devices: int | str) -> int:
     return devices
 
 
-def launch(num: int, module: str, argument: str) -> int:
+def launch(num: int, module: str, argument: str) -> int | None:
     """Run `python -m module argument` as `num` ranks on this machine and return their exit code.
 
-    SIGINT, SIGTERM and SIGUSR1 reach the ranks as SIGTERM or SIGINT; ranks that end in time after one count as done.
-    A rank that dies takes the others with it within seconds.
+    None where a signal ended them: SIGINT, SIGTERM and SIGHUP are passed on, SIGUSR1 as SIGTERM, and the ranks get the
+    time to save. A rank that dies takes the others with it within seconds.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -125,23 +152,24 @@ def launch(num: int, module: str, argument: str) -> int:
         local_addr="localhost",
         max_restarts=0,
     )
+    environment = dict(os.environ)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // num)))
-    caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")  # seconds that a save may take after a signal
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks speak for themselves
+    caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
     before = {number: signal.getsignal(number) for number in caught}
-    usr1 = signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    environment = dict(os.environ)
+    signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
         elastic_launch(config, sys.executable)("-m", module, argument)
     except SignalException:
-        return 0
+        return None
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
         return 2 if codes and all(code in (2, -signal.SIGTERM) for code in codes) and 2 in codes else 1
     finally:
         os.environ.clear()
         os.environ.update(environment)
-        signal.signal(signal.SIGUSR1, usr1)
         for number, handler in before.items():
             signal.signal(number, handler)
     return 0

@@ -12,11 +12,12 @@ from typing import Any
 import yaml
 
 from .errors import InputError
-from .tracking import say
+from .tracking import say, write_whole
 
 # What may differ between the command that started a run and the one that resumes it.
 MAY_CHANGE = frozenset(
     [
+        "dataset.skip_broken",
         "name",
         "run_dir",
         "steps",
@@ -83,9 +84,7 @@ def stored_config(folder: Path) -> dict[str, Any] | None:
 
 def store_config(folder: Path, values: Mapping[str, Any]) -> None:
     """Write `config.yaml` whole or not at all."""
-    beside = folder / "config.yaml.tmp"
-    beside.write_text(yaml.safe_dump(dict(values), sort_keys=False))
-    os.replace(beside, folder / "config.yaml")
+    write_whole(folder / "config.yaml", yaml.safe_dump(dict(values), sort_keys=False).encode())
 
 
 def check_same_run(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -96,7 +95,7 @@ def check_same_run(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str,
     """
     old, new = _flat(stored), _flat(wanted)
     differing = [
-        k for k in dict.fromkeys([*old, *new]) if k.split(".")[0] not in MAY_CHANGE and old.get(k) != new.get(k)
+        k for k in dict.fromkeys([*old, *new]) if not {k, k.split(".")[0]} & MAY_CHANGE and old.get(k) != new.get(k)
     ]
     if differing:
         shown = ", ".join(f"{k} ({old.get(k)} -> {new.get(k)})" for k in differing[:6])

@@ -57,8 +57,10 @@ def sample(cfg: DictConfig) -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if config.device != "auto":
         device = config.device
-        if device.split(":")[0] not in ("cpu", "cuda") or (device != "cpu" and not torch.cuda.is_available()):
-            raise InputError("no such device here", device, "auto, cpu" + ", cuda" * torch.cuda.is_available())
+        gpus = torch.cuda.device_count()
+        known = ["cpu", *["cuda"][:gpus], *(f"cuda:{i}" for i in range(gpus))]
+        if device not in known:
+            raise InputError("no such device here", device, ", ".join(["auto", *known]))
     folder, manifest = resolve(config.ckpt)
     denoiser = load_resolved(folder, manifest, config.weights, device)
     sampler, levels = choose_levels(denoiser, config.sampler, config.steps, config.sigmas)

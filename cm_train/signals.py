@@ -1,10 +1,10 @@
-"""SIGINT, SIGTERM and SIGUSR1 as a flag that the trainer reads between two steps."""
+"""SIGINT, SIGTERM, SIGHUP and SIGUSR1 as a flag that the trainer reads between two steps."""
 
 import signal
 from types import FrameType
 from typing import Any
 
-_CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class StopFlag:
@@ -15,6 +15,10 @@ class StopFlag:
 
     def __call__(self) -> bool:
         return self._asked
+
+    def set(self) -> None:
+        """Ask to stop."""
+        self._asked = True
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
         if self._asked and number == signal.SIGINT:

@@ -34,14 +34,28 @@ def say(text: str) -> None:
 _live: list[Progress] = []
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or as it was before, even after a power cut."""
+    beside = path.with_name(f".{path.name}.writing")
+    with open(beside, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 class MetricsFile:
     """`metrics.jsonl`: one JSON object a line, cut back to the resumed step when a run goes on."""
 
     def __init__(self, path: Path, step: int):
         kept = b"".join(self._lines_until(path, step)) if path.exists() else b""
-        beside = path.with_suffix(".tmp")
-        beside.write_bytes(kept)
-        os.replace(beside, path)
+        if not path.exists() or path.read_bytes() != kept:
+            write_whole(path, kept)
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - open as long as the run
 
     @staticmethod

@@ -40,11 +40,11 @@ def _train_as_rank(config: Any, cfg: DictConfig) -> NoReturn:
     from .signals import StopFlag
     from .tracking import say
 
-    code: int | None = cli.DONE
+    code = cli.DONE
     with StopFlag() as stop, joined() as world:
 
         def send_and_run(run: Any) -> bool:
-            world.from_main(dump(run))
+            world.from_main(("run", dump(run)))
             return worker.run(run, stop, world)
 
         if world.is_main:
@@ -54,13 +54,14 @@ def _train_as_rank(config: Any, cfg: DictConfig) -> NoReturn:
             except InputError as error:
                 say(f"cm-train: {error}")
                 code = cli.WRONG_INPUT
-            world.from_main(None)
+            world.from_main(("end", code))
         else:
-            while (values := world.from_main(None)) is not None:
+            while (order := world.from_main(None))[0] == "run":
                 with contextlib.suppress(InputError):  # rank 0 meets the same one, and says it
-                    worker.run(registry.typed(RunConfig, values), stop, world)
-        code = world.from_main(code)
-    leave(cli.FAILED if code is None else code)
+                    worker.run(registry.typed(RunConfig, order[1]), stop, world)
+            code = order[1]
+    # torchrun takes any code but 0 for a failure, and may start the job again that was just asked to stop.
+    leave(cli.DONE if code == cli.STOPPED else code)
 
 
 def _check_launched(config: Any) -> None:
@@ -73,7 +74,7 @@ def _check_launched(config: Any) -> None:
         raise InputError("devices and torchrun disagree", f"{config.devices} and {ranks}", fix="drop devices=")
 
 
-def _execute(config: Any, stop: Callable[[], bool]) -> bool:
+def _execute(config: Any, stop: Any) -> bool:
     """Train a run whose config lies in its folder: here where one process does it, else in ranks of its own."""
     from . import checkpoint, distributed, worker
     from .errors import InputError
@@ -82,13 +83,20 @@ def _execute(config: Any, stop: Callable[[], bool]) -> bool:
     if num == 1:
         return worker.run(config, stop)
     worker.check_divides(config, num)
+    if stop():
+        return False
+    before = checkpoint.newest_manifest(config.folder)
     code = distributed.launch(num, "cm_train.worker", str(config.folder))
     if code == cli.WRONG_INPUT:
-        raise InputError("the ranks could not start", fix="see the line above")
-    if code != cli.DONE:
+        raise InputError("")  # the ranks have said it
+    if code not in (cli.DONE, None):
         raise RuntimeError(f"a rank failed; {config.folder} goes on from its newest checkpoint by the same command")
     newest = checkpoint.newest_manifest(config.folder)
-    return newest is not None and newest.step >= config.steps
+    if code is None:
+        stop.set()  # nothing else may start after this
+        if newest is None or (before is not None and newest.step <= before.step):
+            raise RuntimeError(f"stopped before {config.folder} could save anything new")
+    return newest is not None and newest.step >= config.steps and not stop()
 
 
 def _train(config: Any, cfg: DictConfig, execute: Callable[[Any], bool]) -> bool:
@@ -157,7 +165,9 @@ def _inherit(config: Any, cfg: DictConfig, execute: Callable[[Any], bool]) -> An
     backbone = checkpoint.resolve(config.teacher)[1].backbone
     if "dropout" in config.backbone and config.backbone["name"] == backbone["name"]:
         backbone = {**backbone, "dropout": config.backbone["dropout"]}  # belongs to the recipe, not to the sizes
-    if backbone != config.backbone and any(o.startswith("backbone") for o in HydraConfig.get().overrides.task):
+    if backbone != config.backbone and any(
+        o.lstrip("+").startswith("backbone") for o in HydraConfig.get().overrides.task
+    ):
         raise InputError(
             f"a student has its teacher's backbone, and {config.teacher} has another than backbone=... asks for",
             fix="drop backbone=..., or give a teacher of that backbone with teacher=...",
@@ -211,7 +221,8 @@ def _name_sweep_job(cfg: DictConfig) -> None:
     hydra_config = HydraConfig.get()
     if hydra_config.mode != RunMode.MULTIRUN:
         return
-    asked = OverridesParser.create().parse_overrides([a for a in sys.argv[1:] if not a.startswith("-")])
+    given = [a for a in sys.argv[1:] if "=" in a and not a.startswith("-")]
+    asked = OverridesParser.create().parse_overrides(given)
     swept = {o.key_or_group for o in asked if o.is_sweep_override()} - {"dataset", "mode", "name"}
     job = OverridesParser.create().parse_overrides(list(hydra_config.overrides.task))
     if swept & {"run_dir"}:
@@ -239,7 +250,7 @@ def _print_summary(config: Any, finished: bool) -> None:
     if finished:
         say(f"done; samples in {config.folder / 'samples'}. Next: cm-sample ckpt={config.folder}")
     else:
-        say(f"stopped after saving; the same command goes on. Folder {config.folder}")
+        say(f"stopped, everything saved; the same command goes on. Folder {config.folder}")
 
 
 def main() -> None:

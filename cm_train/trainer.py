@@ -97,19 +97,26 @@ class Trainer:
         self.clean_steps = torch.zeros((), device=device)
         self.skipped = torch.zeros((), device=device)
         self.window: dict[str, Tensor] = {}  # sums since the last log line
+        self._saved_step = 0
         self._teacher_previews: Tensor | None = None
 
     # ------------------------------------------------------------------------------------------------------ one step
 
-    def train_step(self) -> None:
-        """One optimizer step on one global batch; nothing in it waits for the device."""
-        step, batch_size = self.step, self.config.batch_size
+    def fetch(self) -> list[tuple[range, Tensor, Tensor | None]]:
+        """This rank's micro-batches of the coming step: rows of the global batch, uint8 images, labels.
+
+        Raises:
+            InputError: an image can't be read.
+        """
         starts = range(self.rows.start, self.rows.stop, self.micro_batch)
         micro = [range(start, start + self.micro_batch) for start in starts]
-        # All of the step's images before anything changes: one that can't be read leaves the state whole.
-        data = [self.loader.batch_at(step, rows) for rows in micro]
+        return [(rows, *self.loader.batch_at(self.step, rows)) for rows in micro]
+
+    def train_step(self, data: list[tuple[range, Tensor, Tensor | None]]) -> None:
+        """One optimizer step on what `fetch` gave; nothing in it waits for the device."""
+        step, batch_size = self.step, self.config.batch_size
         self.gradient.zero_()
-        for rows, (images, labels) in zip(micro, data, strict=True):
+        for rows, images, labels in data:
             batch = self.objective.draw(to_unit_range(images), labels, step, rows)
             last = rows.stop == self.rows.stop
             # Ranks average their gradients, once a step, so each counts its share `size` times.
@@ -133,7 +140,7 @@ class Trainer:
         """Halve the loss scale after an overflow, double it after 2000 clean steps."""
         self.clean_steps.add_(1).mul_(applied)
         grow = self.clean_steps >= 2000
-        self.loss_scale.mul_(torch.where(applied > 0, torch.where(grow, 2.0, 1.0), 0.5))
+        self.loss_scale.mul_(torch.where(applied > 0, torch.where(grow, 2.0, 1.0), 0.5)).clamp_(min=1.0)
         self.clean_steps.mul_(~grow)
 
     def _count(self, values: dict[str, Tensor]) -> None:
@@ -149,32 +156,40 @@ class Trainer:
         """Train to `config.steps`. Returns False where `should_stop` ended it early, after saving.
 
         Raises:
-            InputError: an image could not be read; what was trained until then is saved.
+            InputError: some rank could not read an image; what was trained until then is saved.
             OSError: the last checkpoint could not be written.
         """
         config = self.config
         steps_between, seconds_between = save_interval(config.save_every)
         saved_at, logged_at = time.monotonic(), (time.monotonic(), self.step)
         while self.step < config.steps:
-            try:
-                self.train_step()
-            except InputError:
-                self.save(tracker, self.window)  # this rank's part of it: the others wait and can't be asked
-                raise
+            data, trouble = self._try_fetch()
+            timed = seconds_between is not None and time.monotonic() - saved_at >= seconds_between
+            stop, timed, failed = self.world.any(self.should_stop(), timed, bool(trouble))
+            if stop or timed or failed:
+                self.save(tracker, must=stop or failed)
+                saved_at = time.monotonic()
+            if failed:
+                raise InputError(self.world.first_of(trouble))
+            if stop:
+                return False
+            self.train_step(data)
             tracker.step(self.step)
             last = self.step == config.steps
-            timed = seconds_between is not None and time.monotonic() - saved_at >= seconds_between
-            stop, timed = self.world.any(self.should_stop(), timed)
             previews = config.preview_every > 0 and (self.step % config.preview_every == 0 or last)
             if self.step % config.log_every == 0 or previews or last:
                 logged_at = self._log(tracker, *logged_at, previews)
-            due = steps_between is not None and self.step % steps_between == 0
-            if due or timed or last or stop:
-                self.save(tracker, self._window_of_all(), must=last or stop)
+            if last or (steps_between is not None and self.step % steps_between == 0):
+                self.save(tracker, must=last)
                 saved_at = time.monotonic()
-            if stop and not last:
-                return False
         return True
+
+    def _try_fetch(self) -> tuple[Any, str]:
+        """The coming step's data, and what was wrong where there is none."""
+        try:
+            return self.fetch(), ""
+        except InputError as error:
+            return None, str(error)
 
     def _log(self, tracker: SilentTracker, then: float, then_step: int, previews: bool) -> tuple[float, int]:
         """One line of metrics, with a preview's measures where one is due; returns the time and step of its end."""
@@ -220,10 +235,11 @@ class Trainer:
     def _window_of_all(self) -> dict[str, Tensor]:
         return {name: self.world.sum_(value.clone()) for name, value in self.window.items()}
 
-    def save(self, tracker: SilentTracker, window: dict[str, Tensor], must: bool = True) -> None:
+    def save(self, tracker: SilentTracker, must: bool = True) -> None:
         """Write a checkpoint. One that fails is retried at the next save; where there is no next, it raises OSError."""
         config, folder = self.config, checkpoint.step_folder(self.config.folder, self.step)
-        if not self.world.is_main:
+        window = self._window_of_all()
+        if not self.world.is_main or self.step in (0, self._saved_step):
             return
         weights = {"denoiser": self.objective.denoiser} | {a.name: a.denoiser for a in self.averages}
         try:
@@ -239,6 +255,7 @@ class Trainer:
                 backbone=config.backbone,
                 provenance=self.provenance,
             )
+            self._saved_step = self.step
             checkpoint.prune(config.folder, config.keep)
         except OSError as error:
             if must:
@@ -249,6 +266,7 @@ class Trainer:
         return {
             "optimizer": self.optimizer.state_dict(),
             "objective": self.objective.extra_state(),
+            "fp16": self.autocast == torch.float16,
             "loss_scale": self.loss_scale,
             "clean_steps": self.clean_steps,
             "skipped": self.skipped,
@@ -268,9 +286,9 @@ class Trainer:
         for name, tensor in self.objective.extra_state().items():
             tensor.copy_(state["objective"][name])
         self.skipped.copy_(state["skipped"])
-        if self.autocast == torch.float16 and state["loss_scale"] > 1:  # else the run was not fp16 before
+        if self.autocast == torch.float16 and state["fp16"]:  # else the scale says nothing
             self.loss_scale.copy_(state["loss_scale"])
             self.clean_steps.copy_(state["clean_steps"])
         # The saved sums are of all ranks; one goes on with them.
         self.window = {k: v.to(self.device) * self.world.is_main for k, v in state["window"].items()}
-        self.step = manifest.step
+        self.step = self._saved_step = manifest.step

@@ -54,7 +54,8 @@ def build_trainer(config: RunConfig, should_stop: Callable[[], bool] = lambda: F
     teacher = None
     if config.needs_teacher():
         assert config.teacher is not None, "the command fills in the teacher"
-        folder, manifest = checkpoint.resolve(config.teacher)
+        path = config.teacher
+        folder, manifest = world.decide(lambda: checkpoint.resolve(path))
         teacher = checkpoint.load_resolved(folder, manifest, device=device)
         provenance["teacher"] = manifest.files[f"{manifest.ema}.safetensors"].sha256
         _check_teacher(teacher, config.teacher, dataset)
@@ -62,7 +63,7 @@ def build_trainer(config: RunConfig, should_stop: Callable[[], bool] = lambda: F
             say(f"note: teacher {config.teacher} was trained on other data than this run's")
 
     # Rank 0 looks, since what is damaged is renamed on the way.
-    found = world.from_main(checkpoint.latest(config.folder, set_aside=True) if world.is_main else None)
+    found = world.decide(lambda: checkpoint.latest(config.folder, set_aside=True))
     if found is not None:
         _check_provenance(config.folder, found[1].provenance, provenance)
 

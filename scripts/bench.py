@@ -168,7 +168,7 @@ def train(size_name: str, blocks: int, precision: str) -> None:
             views = [p.grad for p in trainer.objective.denoiser.parameters()]
 
             def step() -> None:
-                trainer.train_step()
+                trainer.train_step(trainer.fetch())
                 if trainer.step % trainer.config.log_every == 0:
                     trainer._log(tracker, 0.0, 0, previews=False)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from cm_train.checkpoint import load_denoiser
 from cm_train.distributed import World
@@ -103,6 +104,48 @@ def test_a_killed_rank_or_parent_ends_the_job_without_orphans(victim, start, tmp
     assert time.monotonic() - started < 45
 
 
+def broken_photos(folder, count, broken):
+    folder.mkdir()
+    for i in range(count):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(folder / f"{i:03d}.png")
+    for i in broken:
+        (folder / f"{i:03d}.png").write_bytes(b"not an image")
+
+
+def test_an_image_that_one_rank_cannot_read_ends_all_with_everything_saved(command, tmp_path):
+    """Decoded on the fly; whichever rank meets it, the file is named once, and the run can go on past it."""
+    broken_photos(tmp_path / "photos", 200, broken=[77])
+    options = ["mode=ict", "dataset=image_folder", "dataset.root=photos", "dataset.image_size=8", "backbone=unet_xs"]
+    options += [*TINY, "dataset.memory_gb=0", "noise.sigma_data=0.5", "devices=2", "steps=26", "save_every=1000"]
+    done = command("train", *options)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("077.png") == 1
+    assert "Traceback" not in done.stderr
+    (saved,) = (tmp_path / "runs" / "image_folder-ict" / "checkpoints").iterdir()
+    done = command("train", *options, "dataset.skip_broken=true")
+    assert done.returncode == 0, done.stderr
+    assert f"resuming at step {int(saved.name.removeprefix('step_'))}" in done.stderr
+
+
+def test_all_checkpoints_damaged_is_one_line_on_ranks_too(command, tmp_path):
+    assert command("train", "mode=ict", *TINY).returncode == 0
+    for state in (tmp_path / "runs" / "digits-ict" / "checkpoints").glob("*/state.pt"):
+        state.write_bytes(b"")
+    done = command("train", "mode=ict", *TINY, "steps=8", "devices=2")
+    assert done.returncode == 2, done.stderr
+    assert "is damaged" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_signal_before_the_ranks_are_up_does_not_claim_to_have_saved(start, tmp_path):
+    process = start("train", "mode=ict", *TINY, "steps=100000", "devices=2")
+    wait_for(lambda: bool(children(process.pid)))
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert ("everything saved" in err) == (tmp_path / "runs" / "digits-ict" / "checkpoints").exists()
+
+
 def test_wrong_input_with_ranks_is_one_line_and_exit_code_2(command):
     for options, message in (
         (["devices=3"], "batch_size must divide by processes times micro_batch; got '16 for 3 x 1'"),
@@ -113,6 +156,7 @@ def test_wrong_input_with_ranks_is_one_line_and_exit_code_2(command):
         assert done.returncode == 2, done.stderr
         assert message in done.stderr
         assert "Traceback" not in done.stderr
+        assert len([line for line in done.stderr.splitlines() if message in line]) == 1
 
 
 @pytest.mark.long

@@ -38,6 +38,12 @@ def run(trainer):
         return trainer.run(tracker)
 
 
+def after(steps):
+    """A should_stop that lets so many steps pass."""
+    answers = iter([False] * steps + [True])
+    return lambda: next(answers)
+
+
 def lines(trainer):
     return [json.loads(line) for line in (trainer.config.folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -78,9 +84,8 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(mode, build, teach
     options = [*overrides(mode, teacher), "objective.target_decay=0.9" if mode != "edm" else "seed=0"]
     whole = build(*options, name="whole")
     run(whole)
-    run(build(*options, name="parts", should_stop=lambda: True))  # one step
-    stops = iter([False, True])
-    assert not run(build(*options, name="parts", should_stop=lambda: next(stops)))
+    run(build(*options, name="parts", should_stop=after(1)))  # one step
+    assert not run(build(*options, name="parts", should_stop=after(2)))
     rest = build(*options, name="parts")
     assert rest.step == 3
     run(rest)
@@ -104,8 +109,8 @@ def test_micro_batches_change_nothing_but_memory(mode, build):
     )
     parts = build(f"mode={mode}", "backbone.dropout=0.3", "micro_batch=4", name="parts")
     for trainer in (whole, parts):
-        trainer.train_step()
-        trainer.train_step()
+        trainer.train_step(trainer.fetch())
+        trainer.train_step(trainer.fetch())
     torch.testing.assert_close(parts.optimizer.mean, whole.optimizer.mean, rtol=2e-4, atol=2e-6)
     loss = [(t.window["loss"][0] / t.window["loss"][1]).item() for t in (whole, parts)]
     assert loss[0] == pytest.approx(loss[1], rel=1e-5)
@@ -132,15 +137,15 @@ def poison(trainer, at_step):
 def test_a_step_that_is_not_finite_moves_nothing_but_the_step_number(build):
     trainer = build("mode=ct", "objective.target_decay=0.9")
     poison(trainer, at_step=2)
-    trainer.train_step()
-    trainer.train_step()
+    trainer.train_step(trainer.fetch())
+    trainer.train_step(trainer.fetch())
     before = {k: v.clone() for k, v in everything(trainer).items()}
-    trainer.train_step()
+    trainer.train_step(trainer.fetch())
     assert trainer.step == 3
     for name, value in everything(trainer).items():
         assert torch.equal(value, before[name]), name
     assert trainer.skipped.item() == 1
-    trainer.train_step()
+    trainer.train_step(trainer.fetch())
     assert not torch.equal(trainer.weights, before["weights"])
     assert all(torch.isfinite(v).all() for v in everything(trainer).values())
 
@@ -168,8 +173,8 @@ def test_lr_ema_and_curriculum_are_functions_of_the_step(build):
     rows = lines(trainer)
     assert [r["step"] for r in rows] == list(range(1, 41))
     assert [r["images"] for r in rows] == [16 * (i + 1) for i in range(40)]
-    assert rows[0]["lr"] == pytest.approx(1e-3 / 5)
-    assert rows[10]["lr"] == pytest.approx(1e-3)
+    assert rows[0]["lr"] == pytest.approx(5e-4 / 5)
+    assert rows[10]["lr"] == pytest.approx(5e-4)
     # 8 stages of 5 steps: 11, 21, ... 1281.
     assert [r["num_scales"] for r in rows[::5]] == [10 * 2**i + 1 for i in range(8)]
 
@@ -177,7 +182,7 @@ def test_lr_ema_and_curriculum_are_functions_of_the_step(build):
 def test_gradient_clipping_is_applied(build):
     free, clipped = build("mode=edm", name="a"), build("mode=edm", "optimizer.clip_norm=1e-3", name="b")
     for trainer in (free, clipped):
-        trainer.train_step()
+        trainer.train_step(trainer.fetch())
     # After one step the first moment is (1 - beta1) times the gradient.
     assert free.optimizer.mean.norm() / 0.1 > 1e-2
     assert clipped.optimizer.mean.norm().item() / 0.1 == pytest.approx(1e-3, rel=1e-3)
@@ -199,9 +204,9 @@ def test_several_averages_are_kept_and_saved(build, tmp_path):
 def test_ema_after_two_steps_by_hand(build):
     trainer = build("mode=edm", "ema=constant", "ema.decay=0.75")
     w0 = trainer.weights.clone()
-    trainer.train_step()
+    trainer.train_step(trainer.fetch())
     w1 = trainer.weights.clone()
-    trainer.train_step()
+    trainer.train_step(trainer.fetch())
     expected = 0.75 * (0.75 * w0 + 0.25 * w1) + 0.25 * trainer.weights
     torch.testing.assert_close(trainer.averages[0].weights, expected)
 
@@ -281,10 +286,17 @@ def test_an_unreadable_image_ends_the_run_with_everything_saved(build):
     assert checkpoint.latest(trainer.config.folder)[1].step == 4
 
 
+def test_a_run_stopped_before_its_first_step_saves_nothing_and_starts_anew(build):
+    trainer = build("mode=ict", should_stop=after(0))
+    assert not run(trainer)
+    assert checkpoint.latest(trainer.config.folder) is None
+    assert build("mode=ict", "optimizer.lr=0.5").step == 0
+
+
 def test_fp16_loss_scale_starts_high_when_precision_changes_on_resume(build):
-    run(build("mode=ict", should_stop=lambda: True))
+    run(build("mode=ict", should_stop=after(1)))
     trainer = build("mode=ict")
-    trainer.autocast = torch.float16
+    trainer.autocast = torch.float16  # as a GPU would have it
     trainer.loss_scale.fill_(2.0**16)
     trainer.resume(*checkpoint.latest(trainer.config.folder))
     assert trainer.loss_scale == 2.0**16
@@ -307,7 +319,7 @@ def test_an_init_checkpoint_is_needed_at_the_start_only(build, tmp_path):
     source = build("mode=ict", name="source")
     run(source)
     option = f"init={source.config.folder}"
-    trainer = build("mode=ict", option, should_stop=lambda: True)
+    trainer = build("mode=ict", option, should_stop=after(1))
     assert torch.equal(trainer.weights, source.averages[0].weights)
     run(trainer)
     shutil.rmtree(source.config.folder)
@@ -322,7 +334,7 @@ def test_old_checkpoints_are_pruned(build):
 
 
 def test_resume_refuses_changed_data(build):
-    run(build("mode=ict", should_stop=lambda: True))
+    run(build("mode=ict", should_stop=after(1)))
     with pytest.raises(InputError, match="the dataset of .* changed"):
         build("mode=ict", "dataset.split=test")
 
@@ -343,7 +355,7 @@ def test_objective_traces_whole(mode, build, teacher):
     trainer.compiled = torch.compile(trainer.objective, fullgraph=True, backend="eager")
     plain = build(*overrides(mode, teacher), name="plain")
     for t in (trainer, plain):
-        t.train_step()
+        t.train_step(t.fetch())
     torch.testing.assert_close(trainer.optimizer.mean, plain.optimizer.mean)
 
 
@@ -352,5 +364,5 @@ def test_compiled_objective_gives_the_same_step(build):
     eager, compiled = build("mode=ict", name="a"), build("mode=ict", "compile=true", name="b")
     for trainer in (eager, compiled):
         for _ in range(2):
-            trainer.train_step()
+            trainer.train_step(trainer.fetch())
     torch.testing.assert_close(compiled.optimizer.mean, eager.optimizer.mean, rtol=1e-3, atol=1e-5)

@@ -81,7 +81,7 @@ class ImageFolder(Dataset):
         if self._held is not None:
             return self._held.fingerprint()
         c = self.config
-        digest = hashlib.sha256(repr((c.image_size, c.channels, c.conditional, c.background, c.skip_broken)).encode())
+        digest = hashlib.sha256(repr((c.image_size, c.channels, c.conditional, c.background)).encode())
         for name in self._names:
             digest.update(repr((name, self._files.identities[name])).encode())
         return digest.hexdigest()
