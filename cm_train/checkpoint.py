@@ -4,18 +4,16 @@ step_00001000/  denoiser.safetensors  ema_<decay>.safetensors  state.pt  manifes
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Mapping
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from . import registry
@@ -25,8 +23,9 @@ from .registry import Settings
 from .tracking import say
 
 FORMAT = 1
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
 _MAX_MANIFEST_BYTES = 16 << 20
+_DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}  # safetensors' names
 
 
 class FileEntry(Settings):
@@ -53,79 +52,14 @@ class DamagedCheckpoint(InputError):
     """A checkpoint whose files are not what its manifest says."""
 
 
-# ---------------------------------------------------------------------------------------------------------- writing
-
-
-def save(
-    folder: Path,
-    weights: Mapping[str, nn.Module],
-    state: Mapping[str, Any],
-    **manifest: Any,
-) -> None:
-    """Write a checkpoint as `folder`; nothing is seen under that name until all of it is on the disk.
-
-    Args:
-        weights: file stem -> network: "denoiser" and one "ema_<decay>" a decay.
-        state: tensors and plain values that resuming needs.
-        manifest: the fields of `Manifest` beside `format` and `files`.
-
-    Raises:
-        OSError: the disk is full or not writable; a checkpoint that existed before is untouched.
-    """
-    beside = folder.with_name(f".{folder.name}.writing")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
-        for stem, module in weights.items():
-            # safetensors stores plain row-major tensors that share no memory.
-            tensors = {
-                name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-                for name, value in module.state_dict().items()
-            }
-            save_file(tensors, beside / f"{stem}.safetensors")
-        torch.save(dict(state), beside / "state.pt")
-        files = {}
-        for path in sorted(beside.iterdir()):
-            _fsync(path)
-            files[path.name] = FileEntry(sha256=_sha256(path), size=path.stat().st_size)
-        text = Manifest(format=FORMAT, files=files, **manifest).model_dump_json(indent=2)
-        (beside / _MANIFEST).write_text(text)
-        _fsync(beside / _MANIFEST)
-        _fsync(beside)
-        if folder.exists():  # a damaged leftover: a good one is never written twice
-            shutil.rmtree(folder)
-        os.replace(beside, folder)
-        _fsync(folder.parent)
-    except (SafetensorError, RuntimeError) as error:  # what the two writers make of a full disk
-        raise OSError(errno.EIO, str(error).splitlines()[0]) from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
 def step_folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step_{step:08d}"
 
 
-def prune(run: Path, keep: int) -> None:
-    """Delete the oldest checkpoints of a run, leaving the newest `keep`."""
-    for folder in _folders(run)[keep:]:
-        shutil.rmtree(folder)
-
-
-# ---------------------------------------------------------------------------------------------------------- reading
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, in hex."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _damaged(folder: Path, what: str) -> DamagedCheckpoint:
@@ -138,18 +72,18 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         DamagedCheckpoint: it is missing or not a manifest.
     """
-    path = folder / _MANIFEST
+    path = folder / MANIFEST
     try:
         size = path.stat().st_size
         values = json.loads(path.read_text(encoding="utf-8")) if size <= _MAX_MANIFEST_BYTES else None
     except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(folder, f"{_MANIFEST} can't be read ({type(error).__name__})") from None
+        raise _damaged(folder, f"{MANIFEST} can't be read ({type(error).__name__})") from None
     if not isinstance(values, dict):
-        raise _damaged(folder, f"{_MANIFEST} is not an object of at most {_MAX_MANIFEST_BYTES} bytes")
+        raise _damaged(folder, f"{MANIFEST} is not an object of at most {_MAX_MANIFEST_BYTES} bytes")
     if values.get("format") != FORMAT:
         raise InputError(f"checkpoint {folder} has another format", values.get("format"), str(FORMAT))
     try:
-        return registry.typed(Manifest, _with_int_keys(values), _MANIFEST)
+        return registry.typed(Manifest, _with_int_keys(values), MANIFEST)
     except InputError as error:
         raise _damaged(folder, str(error)) from None
 
@@ -168,12 +102,12 @@ def verify(folder: Path) -> Manifest:
     for name, entry in manifest.files.items():
         file = folder / name
         if Path(name).name != name or name in ("", ".", ".."):
-            raise damaged(f"{_MANIFEST} names a file outside the folder: {name!r}")
+            raise damaged(f"{MANIFEST} names a file outside the folder: {name!r}")
         if file.is_symlink() or not file.is_file():
             raise damaged(f"{name} is missing")
         if file.stat().st_size != entry.size:
             raise damaged(f"{name} has {file.stat().st_size} bytes instead of {entry.size}")
-        if _sha256(file) != entry.sha256:
+        if sha256_of(file) != entry.sha256:
             raise damaged(f"{name} does not match its sha256")
     for file in sorted(folder.glob("*.safetensors")):
         try:
@@ -194,7 +128,7 @@ def _with_int_keys(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _folders(run: Path) -> list[Path]:
+def folders(run: Path) -> list[Path]:
     """Checkpoint folders of a run, newest first."""
     return sorted((run / "checkpoints").glob("step_[0-9]*"), key=lambda p: p.name, reverse=True)
 
@@ -209,7 +143,7 @@ def latest(run: Path, set_aside: bool = False) -> tuple[Path, Manifest] | None:
         DamagedCheckpoint: there are checkpoints and none is good.
     """
     bad: list[tuple[Path, DamagedCheckpoint]] = []
-    for folder in _folders(run):
+    for folder in folders(run):
         try:
             manifest = verify(folder)
         except DamagedCheckpoint as error:
@@ -230,9 +164,14 @@ def _unused(path: Path) -> Path:
     return next(p for p in candidates if not p.exists())
 
 
+def newest_until(run: Path, step: int) -> Path | None:
+    """The newest checkpoint folder of a run that is not beyond `step`, its files unchecked."""
+    return next((f for f in folders(run) if f.name <= step_folder(run, step).name), None)
+
+
 def newest_manifest(run: Path) -> Manifest | None:
     """The manifest of a run's newest checkpoint whose manifest is readable, its files unchecked; None without any."""
-    for folder in _folders(run):
+    for folder in folders(run):
         with contextlib.suppress(InputError):
             return read_manifest(folder)
     return None
@@ -245,7 +184,7 @@ def resolve(path: str | os.PathLike[str]) -> tuple[Path, Manifest]:
         InputError: there is no checkpoint at `path`, or it is damaged.
     """
     folder = Path(path).expanduser()
-    if (folder / _MANIFEST).is_file():
+    if (folder / MANIFEST).is_file():
         return folder, verify(folder)
     if (folder / "checkpoints").is_dir():
         found = latest(folder)
@@ -253,7 +192,7 @@ def resolve(path: str | os.PathLike[str]) -> tuple[Path, Manifest]:
             return found
         raise InputError(f"run {folder} has no checkpoint yet", fix="train it longer, or lower save_every")
     if folder.name.startswith("step_") and folder.is_dir():
-        raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {_MANIFEST} is missing")
+        raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {MANIFEST} is missing")
     runs = sorted(p.parent.name for p in folder.parent.glob("*/checkpoints")) if folder.parent.is_dir() else []
     raise InputError(
         "no checkpoint there",
@@ -269,34 +208,61 @@ def read_weights(folder: Path, manifest: Manifest, weights: str, module: nn.Modu
     Raises:
         InputError: no such weights, or a tensor with another name, shape or type than the network's.
     """
+    stem = _stem(folder, manifest, weights)
+    check_fits(folder / f"{stem}.safetensors", module)
+    tensors = load_file(folder / f"{stem}.safetensors")
+    with torch.no_grad():
+        for name, value in module.state_dict().items():
+            value.copy_(tensors[name])
+
+
+def _stem(folder: Path, manifest: Manifest, weights: str) -> str:
+    """The file stem of named weights. Raises InputError where there are none."""
     stems = {name.removesuffix(".safetensors") for name in manifest.files if name.endswith(".safetensors")}
     stem = {"raw": "denoiser", "ema": manifest.ema}.get(weights, weights)
     if stem not in stems:
         known = ["ema", "raw", *sorted(s for s in stems if s.startswith("ema_"))]
         raise InputError(f"checkpoint {folder} has no such weights", weights, ", ".join(known))
-    tensors = load_file(folder / f"{stem}.safetensors")
+    return stem
+
+
+def check_fits(file: Path, module: nn.Module) -> None:
+    """Compare a safetensors file's header with a network, which may be on the meta device; no tensor is read.
+
+    Raises:
+        InputError: naming the first tensor that one of both lacks, or whose shape or type differs.
+    """
     own = module.state_dict()
-    for name in [*own, *tensors]:
-        if name not in tensors or name not in own:
-            where = "network" if name in own else "checkpoint"
-            raise InputError(f"{folder / stem}.safetensors does not fit the network: only the {where} has {name}")
-        if tensors[name].shape != own[name].shape or tensors[name].dtype != own[name].dtype:
-            raise InputError(
-                f"{folder / stem}.safetensors does not fit the network: {name}",
-                f"{tensors[name].dtype} {list(tensors[name].shape)}",
-                f"{own[name].dtype} {list(own[name].shape)}",
-            )
-    with torch.no_grad():
-        for name, value in own.items():
-            value.copy_(tensors[name])
+    with safe_open(file, "pt") as stored:
+        names = set(stored.keys())
+        for name in [*own, *sorted(names)]:
+            if name not in names or name not in own:
+                where = "network" if name in own else "checkpoint"
+                raise InputError(f"{file} does not fit the network: only the {where} has {name}")
+            header = stored.get_slice(name)
+            got, wanted = header.get_shape(), list(own[name].shape)
+            if got != wanted or header.get_dtype() != _DTYPES.get(own[name].dtype):
+                raise InputError(
+                    f"{file} does not fit the network: {name}",
+                    f"{header.get_dtype()} {got}",
+                    f"{_DTYPES.get(own[name].dtype, own[name].dtype)} {wanted}",
+                )
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What `save` was given as `state`, on the CPU; pickled code is refused."""
+    """What was saved as `state`, on the CPU; pickled code and compressed members are refused."""
+    file = folder / "state.pt"
     try:
-        return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(file) as archive:  # what torch.save writes; compressed, a small file could fill the memory
+            if any(m.compress_type != zipfile.ZIP_STORED for m in archive.infolist()):
+                raise ValueError("it has compressed members")
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError(f"it holds a {type(state).__name__}")
+        return state
     except Exception as error:  # torch raises a dozen types here
-        raise DamagedCheckpoint(f"{folder}/state.pt can't be read: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DamagedCheckpoint(f"{file} can't be read: {reason}") from None
 
 
 def load_denoiser(path: str | os.PathLike[str], weights: str = "ema", device: torch.device | str = "cpu") -> Denoiser:
@@ -315,6 +281,10 @@ def load_resolved(
     folder: Path, manifest: Manifest, weights: str = "ema", device: torch.device | str = "cpu"
 ) -> Denoiser:
     """`load_denoiser` for a checkpoint that `resolve` has verified."""
+    # A manifest may ask for any size of network; memory is taken only for what the file really holds.
+    with torch.device("meta"):
+        sketch = build_denoiser(manifest.denoiser, manifest.backbone)
+    check_fits(folder / f"{_stem(folder, manifest, weights)}.safetensors", sketch)
     with torch.device(device):
         denoiser = build_denoiser(manifest.denoiser, manifest.backbone)
     read_weights(folder, manifest, weights, denoiser)

@@ -11,7 +11,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .errors import InputError
+from .errors import InputError, TrainingFailed
 
 DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 3
 
@@ -38,6 +38,11 @@ def run(config_name: str, body: Callable[[DictConfig], int]) -> None:
             if str(error):  # else the ranks have said it
                 _complain(str(error))
             codes.append(WRONG_INPUT)
+        except TrainingFailed as error:
+            if full:
+                raise
+            _complain(str(error))
+            codes.append(FAILED)
         if codes[-1] == STOPPED:
             sys.exit(STOPPED)  # past Hydra, which would start the next job of a sweep
 

@@ -37,6 +37,8 @@ class RunConfig(Settings):
     preview_every: Annotated[int, Field(ge=0)]
     log_every: Count
     keep: Count
+    max_hours: Annotated[float, Field(gt=0)] | None = None  # of the command, its teacher included
+    max_skipped: Count = 100  # steps in a row that may be skipped before training counts as broken
     dataset: dict[str, Any]
     backbone: dict[str, Any]
     objective: dict[str, Any]

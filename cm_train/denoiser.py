@@ -21,7 +21,7 @@ def per_image(values: Tensor, like: Tensor) -> Tensor:
 class SamplingConfig(Settings):
     """The `sampling` group: how a checkpoint is sampled where nobody says otherwise."""
 
-    num_scales: Annotated[int, Field(ge=2)] = 40  # points of the grid that samplers pick their levels from
+    num_scales: Annotated[int, Field(ge=2, le=1_000_000)] = 40  # points of the grid that samplers pick levels from
     points: dict[int, list[Positive]] = {}  # number of steps -> noise levels, descending, for multistep sampling
 
 
@@ -29,9 +29,9 @@ class DenoiserConfig(Settings):
     """What a denoiser needs beside its backbone's sizes; stored with every checkpoint."""
 
     preconditioning: Literal["edm", "consistency"]
-    image_size: Annotated[int, Field(ge=1)]
-    image_channels: Annotated[int, Field(ge=1)]
-    num_classes: Annotated[int, Field(ge=0)] = 0
+    image_size: Annotated[int, Field(ge=1, le=16384)]
+    image_channels: Annotated[int, Field(ge=1, le=4096)]
+    num_classes: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     sigma_data: Positive
     sigma_min: Positive
     sigma_max: Positive

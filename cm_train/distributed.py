@@ -1,24 +1,30 @@
-"""Ranks: who this process is among them, what they agree on, and how a command starts them."""
+"""Ranks: who this process is among them, what they agree on, and what they make of one that is gone."""
 
-import ctypes
 import gc
-import logging
 import os
-import signal
-import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from .errors import InputError
 
-# A rank that is silent for this long is taken for dead, and the job ends.
-PATIENCE = timedelta(minutes=30)
+# A rank that is silent for this long is taken for hung, and the job ends; CM_TRAIN_PATIENCE_S overrides it.
+PATIENCE_S = 1800.0
+_ROLL_CALL_S = 5.0
+
+
+class RankLost(RuntimeError):
+    """Another rank is gone or silent; `is_speaker` on the one rank that should say so."""
+
+    def __init__(self, message: str, is_speaker: bool):
+        super().__init__(message)
+        self.is_speaker = is_speaker
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class World:
     size: int = 1
     local_rank: int = 0
     host_group: Any = None  # for what the hosts agree on, past the devices' queues
+    store: Any = None  # a few words that outlive a broken group
 
     @property
     def is_main(self) -> bool:
@@ -81,6 +88,14 @@ class World:
         dist.all_gather_object(messages, message, group=self.host_group)
         return next((m for m in messages if m), "")
 
+    def gather(self, values: torch.Tensor) -> torch.Tensor:
+        """Every rank's CPU tensor [N, ...], concatenated in order of rank, on rank 0; `values` elsewhere."""
+        if self.size == 1:
+            return values
+        parts: list[Any] | None = [None] * self.size if self.is_main else None
+        dist.gather_object(values, parts, dst=0, group=self.host_group)
+        return values if parts is None else torch.cat(parts)
+
     def from_main(self, value: Any) -> Any:
         """What rank 0 holds, on every rank."""
         if self.size == 1:
@@ -88,6 +103,30 @@ class World:
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self.host_group)
         return box[0]
+
+    def check_peers(self, error: Exception) -> None:
+        """Raise RankLost where `error` comes of another rank's silence, with the names of those that don't answer."""
+        words = str(error).lower()
+        if not isinstance(error, RuntimeError) or not ("gloo" in words or "nccl" in words or "connection" in words):
+            return
+        missing = set(range(self.size))
+        with suppress(Exception):  # where the store's own host is gone, nobody can be asked
+            self.store.set(f"here-{self.rank}", "1")
+            deadline = time.monotonic() + _ROLL_CALL_S
+            while missing and time.monotonic() < deadline:
+                missing = {rank for rank in missing if not self.store.check([f"here-{rank}"])}
+                time.sleep(0.1)
+        present = sorted(set(range(self.size)) - missing)
+        if not missing or not present:
+            raise RankLost(f"the ranks lost each other: {str(error).splitlines()[0]}", self.is_main) from error
+        names = f"rank {min(missing)}" if len(missing) == 1 else f"ranks {', '.join(map(str, sorted(missing)))}"
+        raise RankLost(f"{names} of {self.size} died or hangs, so the job ends", self.rank == present[0]) from error
+
+    def is_first_to_fail(self) -> bool:
+        """Whether no other rank has failed by an error of its own before; that one has the cause."""
+        with suppress(Exception):
+            return self.store.add("failed", 1) == 1
+        return True
 
 
 ALONE = World()
@@ -100,90 +139,23 @@ def is_launched() -> bool:
 
 @contextmanager
 def joined() -> Iterator[World]:
-    """The world that the launcher's environment names, joined and left again."""
+    """The world that the launcher's environment names, joined and left again.
+
+    Raises:
+        InputError: this machine has fewer GPUs than ranks.
+    """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
         local_rank = 0 if torch.cuda.device_count() == 1 else local_rank  # some clusters show a rank its own GPU only
         if local_rank >= torch.cuda.device_count():
             raise InputError("more processes than GPUs", local_rank + 1, f"at most {torch.cuda.device_count()}")
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
-    try:
-        host_group = dist.new_group(backend="gloo", timeout=PATIENCE)
-        yield World(dist.get_rank(), dist.get_world_size(), local_rank, host_group)
-    finally:
-        gc.collect()  # a wrapper that outlives the group aborts the interpreter at its exit
-        if sys.exc_info()[0] is None:
-            dist.destroy_process_group()
-
-
-def num_ranks(devices: int | str) -> int:
-    """How many ranks `devices` means on this machine.
-
-    Raises:
-        InputError: more than there are, or a value that means nothing.
-    """
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if devices == "auto":
-        return max(gpus, 1)
-    most = gpus if gpus else max(8, os.cpu_count() or 1)
-    if not isinstance(devices, int) or not 1 <= devices <= most:
-        raise InputError("devices must be auto or a number of processes", str(devices), f"auto, 1 to {most} here")
-    return devices
-
-
-def launch(num: int, module: str, argument: str) -> int | None:
-    """Run `python -m module argument` as `num` ranks on this machine and return their exit code.
-
-    None where a signal ended them: SIGINT, SIGTERM and SIGHUP are passed on, SIGUSR1 as SIGTERM, and the ranks get the
-    time to save. A rank that dies takes the others with it within seconds.
-    """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=num,
-        run_id=f"cm-train-{os.getpid()}",
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",  # a free port each: two jobs on one machine don't meet
-        local_addr="localhost",
-        max_restarts=0,
-    )
-    environment = dict(os.environ)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // num)))
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")  # seconds that a save may take after a signal
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks speak for themselves
-    caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
-    before = {number: signal.getsignal(number) for number in caught}
-    signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    try:
-        elastic_launch(config, sys.executable)("-m", module, argument)
-    except SignalException:
-        return None
-    except ChildFailedError as error:
-        codes = [failure.exitcode for failure in error.failures.values()]
-        return 2 if codes and all(code in (2, -signal.SIGTERM) for code in codes) and 2 in codes else 1
-    finally:
-        os.environ.clear()
-        os.environ.update(environment)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return 0
-
-
-def leave(code: int) -> NoReturn:
-    """End a rank at once with `code`: gloo's threads abort about every other interpreter that waits for them."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def die_with_parent() -> None:
-    """Have the kernel end this process when its parent is gone, however that ended (Linux only)."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    patience = timedelta(seconds=float(os.environ.get("CM_TRAIN_PATIENCE_S", PATIENCE_S)))
+    store, rank, size = next(dist.rendezvous("env://", timeout=patience))
+    # The devices wait a little longer: the hosts' timeout can be caught, the devices' aborts the process.
+    backend, longer = ("nccl", patience * 1.2) if torch.cuda.is_available() else ("gloo", patience)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=longer)
+    host_group = dist.new_group(backend="gloo", timeout=patience)
+    yield World(rank, size, local_rank, host_group, store)
+    gc.collect()  # a wrapper that outlives the group aborts the interpreter at its exit
+    dist.destroy_process_group()

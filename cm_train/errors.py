@@ -1,4 +1,4 @@
-"""The one exception that means "the user's input is wrong"; the commands turn it into one line and exit code 2."""
+"""What the commands turn into one line: wrong input (exit code 2), and training that can't go on (exit code 1)."""
 
 
 class InputError(ValueError):
@@ -13,3 +13,7 @@ class InputError(ValueError):
         if fix:
             parts.append(f"fix: {fix}")
         super().__init__("; ".join(" ".join(part.split()) for part in parts))
+
+
+class TrainingFailed(RuntimeError):
+    """Training can't go on, and the message says all there is to say: why, what is kept, what to do."""

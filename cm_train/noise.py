@@ -74,7 +74,7 @@ class Constant:
     """The same grid throughout."""
 
     class Config(Settings):
-        num_scales: Annotated[int, Field(ge=2)] = 18
+        num_scales: Annotated[int, Field(ge=2, le=1_000_000)] = 18
 
     def __init__(self, config: Config):
         self.config = config
@@ -89,7 +89,7 @@ class Constant:
 
 class _Growing(Settings):
     s0: Annotated[int, Field(ge=1)]
-    s1: Annotated[int, Field(ge=1)]
+    s1: Annotated[int, Field(ge=1, le=1_000_000)]
 
     def model_post_init(self, _: Any) -> None:
         if self.s1 < self.s0:
@@ -102,7 +102,7 @@ class SquareRoot:
 
     class Config(_Growing):
         s0: Annotated[int, Field(ge=2)] = 2
-        s1: Annotated[int, Field(ge=2)] = 150
+        s1: Annotated[int, Field(ge=2, le=1_000_000)] = 150
 
     def __init__(self, config: Config):
         self.config = config
@@ -124,7 +124,7 @@ class Doubling:
 
     class Config(_Growing):
         s0: Annotated[int, Field(ge=1)] = 10
-        s1: Annotated[int, Field(ge=1)] = 1280
+        s1: Annotated[int, Field(ge=1, le=1_000_000)] = 1280
 
     def __init__(self, config: Config):
         self.config = config

@@ -7,6 +7,7 @@ names, so a config or checkpoint from a stranger can choose among our components
 import difflib
 import importlib
 import pkgutil
+import textwrap
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, TypeVar
@@ -107,7 +108,9 @@ def typed(cls: type[S], values: Mapping[str, Any], where: str = "") -> S:
         if first["type"] == "missing":
             raise InputError(f"{key} is missing", fix=f"set {key}=...") from None
         reason = first["msg"]
-        raise InputError(f"{key}: {reason[0].lower()}{reason[1:]}", got=str(first["input"])) from None
+        raise InputError(
+            f"{key}: {reason[0].lower()}{reason[1:]}", got=textwrap.shorten(str(first["input"]), 200)
+        ) from None
 
 
 def _innermost(cls: type[Settings], path: tuple[int | str, ...]) -> type[Settings]:

@@ -30,6 +30,8 @@ MAY_CHANGE = frozenset(
         "preview_every",
         "log_every",
         "keep",
+        "max_hours",
+        "max_skipped",
         "teacher",
     ]
 )

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +16,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from . import cli
 
+_STARTED = time.time()  # what max_hours counts from: of a sweep, the whole
+
 
 def train(cfg: DictConfig) -> int:
     _name_sweep_job(cfg)
@@ -24,44 +27,45 @@ def train(cfg: DictConfig) -> int:
     from .signals import StopFlag
 
     config = parse(cfg)
+    deadline = None if config.max_hours is None else _STARTED + config.max_hours * 3600
     if is_launched():
-        _train_as_rank(config, cfg)
-    with StopFlag() as stop:
+        _train_as_rank(config, cfg, deadline)
+    with StopFlag(deadline) as stop:
         finished = _train(config, cfg, lambda run: _execute(run, stop))
     return cli.DONE if finished else cli.STOPPED
 
 
-def _train_as_rank(config: Any, cfg: DictConfig) -> NoReturn:
+def _train_as_rank(config: Any, cfg: DictConfig, deadline: float | None) -> NoReturn:
     """Under torchrun: rank 0 plans as the command does alone, and the others run what it sends them."""
     from . import registry, worker
     from .config import RunConfig, dump
-    from .distributed import joined, leave
     from .errors import InputError
-    from .signals import StopFlag
+    from .launching import as_rank
     from .tracking import say
 
-    code = cli.DONE
-    with StopFlag() as stop, joined() as world:
-
+    def lead(world: Any, stop: Any) -> int:
         def send_and_run(run: Any) -> bool:
             world.from_main(("run", dump(run)))
             return worker.run(run, stop, world)
 
-        if world.is_main:
-            try:
-                _check_launched(config)
-                code = cli.DONE if _train(config, cfg, send_and_run) else cli.STOPPED
-            except InputError as error:
-                say(f"cm-train: {error}")
-                code = cli.WRONG_INPUT
-            world.from_main(("end", code))
-        else:
-            while (order := world.from_main(None))[0] == "run":
-                with contextlib.suppress(InputError):  # rank 0 meets the same one, and says it
-                    worker.run(registry.typed(RunConfig, order[1]), stop, world)
-            code = order[1]
-    # torchrun takes any code but 0 for a failure, and may start the job again that was just asked to stop.
-    leave(cli.DONE if code == cli.STOPPED else code)
+        code = cli.DONE
+        try:
+            _check_launched(config)
+            _train(config, cfg, send_and_run)
+        except InputError as error:
+            say(f"cm-train: {error}")
+            code = cli.WRONG_INPUT
+        world.from_main(("end", code))
+        # Stopped is done here: torchrun may start a job again that failed, and this one was asked to stop.
+        return code
+
+    def follow(world: Any, stop: Any) -> int:
+        while (order := world.from_main(None))[0] == "run":
+            with contextlib.suppress(InputError):  # rank 0 meets the same one, and says it
+                worker.run(registry.typed(RunConfig, order[1]), stop, world)
+        return int(order[1])
+
+    as_rank(lambda world, stop: (lead if world.is_main else follow)(world, stop), deadline)
 
 
 def _check_launched(config: Any) -> None:
@@ -76,27 +80,21 @@ def _check_launched(config: Any) -> None:
 
 def _execute(config: Any, stop: Any) -> bool:
     """Train a run whose config lies in its folder: here where one process does it, else in ranks of its own."""
-    from . import checkpoint, distributed, worker
-    from .errors import InputError
+    from . import checkpoint, launching, worker
+    from .errors import InputError, TrainingFailed
 
-    num = distributed.num_ranks(config.devices)
+    num = launching.num_ranks(config.devices)
     if num == 1:
         return worker.run(config, stop)
     worker.check_divides(config, num)
-    if stop():
-        return False
-    before = checkpoint.newest_manifest(config.folder)
-    code = distributed.launch(num, "cm_train.worker", str(config.folder))
+    code = launching.launch(num, "cm_train.worker", str(config.folder), stop)
     if code == cli.WRONG_INPUT:
         raise InputError("")  # the ranks have said it
-    if code not in (cli.DONE, None):
-        raise RuntimeError(f"a rank failed; {config.folder} goes on from its newest checkpoint by the same command")
     newest = checkpoint.newest_manifest(config.folder)
-    if code is None:
-        stop.set()  # nothing else may start after this
-        if newest is None or (before is not None and newest.step <= before.step):
-            raise RuntimeError(f"stopped before {config.folder} could save anything new")
-    return newest is not None and newest.step >= config.steps and not stop()
+    if code != cli.DONE:
+        kept = "nothing was saved yet" if newest is None else f"the same command goes on from step {newest.step}"
+        raise TrainingFailed(f"a rank failed; {kept}")
+    return newest is not None and newest.step >= config.steps
 
 
 def _train(config: Any, cfg: DictConfig, execute: Callable[[Any], bool]) -> bool:
@@ -129,7 +127,7 @@ def _train(config: Any, cfg: DictConfig, execute: Callable[[Any], bool]) -> bool
             newest = None if found is None else found[1]
         _print_header(config, 0 if newest is None else newest.step)
         finished = execute(config)
-        _print_summary(config, finished)
+        _print_summary(config, finished, checkpoint.newest_manifest(config.folder))
         return finished
 
 
@@ -244,13 +242,15 @@ def _print_header(config: Any, step: int) -> None:
     say(f"run folder {config.folder}")
 
 
-def _print_summary(config: Any, finished: bool) -> None:
+def _print_summary(config: Any, finished: bool, newest: Any) -> None:
     from .tracking import say
 
     if finished:
         say(f"done; samples in {config.folder / 'samples'}. Next: cm-sample ckpt={config.folder}")
+    elif newest is None:
+        say("stopped before the first step; the same command starts again")
     else:
-        say(f"stopped, everything saved; the same command goes on. Folder {config.folder}")
+        say(f"stopped at step {newest.step}, everything saved; the same command goes on. Folder {config.folder}")
 
 
 def main() -> None:

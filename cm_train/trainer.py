@@ -19,15 +19,15 @@ from .datasets.loader import Loader
 from .denoiser import Denoiser
 from .distributed import ALONE, World
 from .ema import ema_update, flatten_gradients, flatten_parameters, frozen_copy
-from .errors import InputError
-from .generation import generate
-from .images import grid, save_png, to_unit_range
-from .metrics.agreement import agreement
-from .objectives.base import Objective
+from .errors import InputError, TrainingFailed
+from .images import to_unit_range
+from .meters import Window
+from .objectives.base import Batch, Objective
+from .precision import LossScale
+from .previews import Previews
 from .registry import build, settings
-from .tracking import SilentTracker, say
-
-NUM_PREVIEWS = 64
+from .saving import Saver
+from .tracking import SilentTracker
 
 
 @dataclass
@@ -50,7 +50,8 @@ class Trainer:
         autocast: type of the networks' arithmetic, None for float32; weights and sums stay float32.
         compiled: the objective compiled, None to call it as it is.
         provenance: what a resumed run must find unchanged; stored in each checkpoint.
-        should_stop: asked after each step; True on any rank saves and ends the run early.
+        should_stop: asked before each step, with the seconds that one more and a save may take; True on any rank
+            saves and ends the run early.
         world: this rank among those that train together.
     """
 
@@ -63,7 +64,7 @@ class Trainer:
         autocast: torch.dtype | None = None,
         compiled: Any = None,
         provenance: dict[str, str] | None = None,
-        should_stop: Callable[[], bool] = lambda: False,
+        should_stop: Callable[[float], bool] = lambda reserve_s: False,
         world: World = ALONE,
     ):
         self.config, self.objective, self.loader, self.device = config, objective, loader, device
@@ -92,13 +93,11 @@ class Trainer:
         ema = settings("decay", config.ema)
         self.averages = [Average(d, *frozen_copy(denoiser)) for d in dict.fromkeys([ema.decay, *ema.extra])]
 
-        # fp16 needs its gradients lifted out of the underflow; the scale lives on the device and is never read.
-        self.loss_scale = torch.full((), 2.0**16 if autocast == torch.float16 else 1.0, device=device)
-        self.clean_steps = torch.zeros((), device=device)
-        self.skipped = torch.zeros((), device=device)
-        self.window: dict[str, Tensor] = {}  # sums since the last log line
-        self._saved_step = 0
-        self._teacher_previews: Tensor | None = None
+        self.loss_scale = LossScale(autocast, device)
+        self.skipped = torch.zeros((), device=device)  # steps that were not finite, and how many of them just now
+        self.skipped_in_a_row = torch.zeros((), device=device)
+        self.window = Window()
+        self.previews = Previews(config.folder / "samples", self.micro_batch, world, objective.teacher)
 
     # ------------------------------------------------------------------------------------------------------ one step
 
@@ -114,41 +113,46 @@ class Trainer:
 
     def train_step(self, data: list[tuple[range, Tensor, Tensor | None]]) -> None:
         """One optimizer step on what `fetch` gave; nothing in it waits for the device."""
-        step, batch_size = self.step, self.config.batch_size
+        step = self.step
         self.gradient.zero_()
         for rows, images, labels in data:
             batch = self.objective.draw(to_unit_range(images), labels, step, rows)
-            last = rows.stop == self.rows.stop
-            # Ranks average their gradients, once a step, so each counts its share `size` times.
-            with contextlib.nullcontext() if last or self.world.size == 1 else self.model.no_sync():
-                with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-                    loss, metrics = self.model(batch)
-                (loss.sum() * (self.loss_scale * self.world.size / batch_size)).backward()
-            self._count({"loss": loss.detach(), **metrics})
+            self.window.add(self._backward(batch, last=rows.stop == self.rows.stop))
 
-        grad_norm, applied = self.optimizer.step(step, 1 / self.loss_scale)
+        grad_norm, applied = self.optimizer.step(step, 1 / self.loss_scale.factor)
         self.objective.after_step(step, self.weights, applied)
         for average in self.averages:
             ema_update(average.weights, self.weights, self.decay.at(average.decay, step), applied)
-        self._count({"grad_norm": grad_norm})
+        self.loss_scale.update(applied)
         self.skipped += 1 - applied
-        if self.autocast == torch.float16:
-            self._rescale(applied)
+        self.skipped_in_a_row.add_(1).mul_(1 - applied)
+        self.window.add({"grad_norm": grad_norm})
         self.step += 1
 
-    def _rescale(self, applied: Tensor) -> None:
-        """Halve the loss scale after an overflow, double it after 2000 clean steps."""
-        self.clean_steps.add_(1).mul_(applied)
-        grow = self.clean_steps >= 2000
-        self.loss_scale.mul_(torch.where(applied > 0, torch.where(grow, 2.0, 1.0), 0.5)).clamp_(min=1.0)
-        self.clean_steps.mul_(~grow)
+    def _backward(self, batch: Batch, last: bool) -> dict[str, Tensor]:
+        """Add a micro-batch's share to the gradient; the last one of a step averages it over the ranks."""
+        with contextlib.nullcontext() if last or self.world.size == 1 else self.model.no_sync():
+            with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+                loss, metrics = self.model(batch)
+            total = loss.sum()
+            # An infinite loss may have a finite gradient; this one tells every rank to skip the step.
+            total = total * torch.where(torch.isfinite(total), 1.0, torch.nan)
+            # Ranks average their gradients, so each counts its share `size` times.
+            (total * (self.loss_scale.factor * self.world.size / self.config.batch_size)).backward()
+        return {"loss": loss.detach(), **metrics}
 
-    def _count(self, values: dict[str, Tensor]) -> None:
-        """Add to the window's sum and number of values; one that is not finite counts as a skipped step, not here."""
-        for name, value in values.items():
-            finite = torch.isfinite(value)
-            pair = torch.stack([torch.where(finite, value, 0.0).float().sum(), finite.sum()])
-            self.window[name] = self.window[name] + pair if name in self.window else pair
+    def _settle(self) -> None:
+        """Let DDP lay out its buckets before the first step of every start, on a batch that counts for nothing.
+
+        It does so once, after the first backward pass, and with the layout the order of summation changes: a resumed
+        run would add three ranks' gradients in another order than the uninterrupted one.
+        """
+        if self.world.size > 1:
+            config = self.objective.denoiser.config
+            rows = range(self.rows.start, self.rows.start + self.micro_batch)
+            black = torch.zeros(len(rows), config.image_channels, *[config.image_size] * 2, device=self.device)
+            labels = torch.zeros(len(rows), dtype=torch.int64, device=self.device) if config.num_classes else None
+            self._backward(self.objective.draw(black, labels, self.step, rows), last=True)
 
     # ------------------------------------------------------------------------------------------------------ the loop
 
@@ -158,17 +162,30 @@ class Trainer:
         Raises:
             InputError: some rank could not read an image; what was trained until then is saved.
             OSError: the last checkpoint could not be written.
+            TrainingFailed: `max_skipped` steps in a row were not finite.
         """
-        config = self.config
+        self.saver = Saver(self.config.folder, self.config.keep, before=tracker.sync, saved_step=self.step)
+        try:
+            return self._run(tracker)
+        finally:
+            self.saver.wait()
+
+    def _run(self, tracker: SilentTracker) -> bool:
+        config, clock = self.config, time.monotonic
         steps_between, seconds_between = save_interval(config.save_every)
-        saved_at, logged_at = time.monotonic(), (time.monotonic(), self.step)
+        saved_at, logged_at = clock(), (clock(), self.step)
+        longest = 0.0  # seconds from one vote to the next
+        if self.step < config.steps:
+            self._settle()
         while self.step < config.steps:
+            began = clock()
             data, trouble = self._try_fetch()
-            timed = seconds_between is not None and time.monotonic() - saved_at >= seconds_between
-            stop, timed, failed = self.world.any(self.should_stop(), timed, bool(trouble))
+            timed = seconds_between is not None and clock() - saved_at >= seconds_between
+            reserve = longest + 2 * self.saver.longest_s
+            stop, timed, failed = self.world.any(self.should_stop(reserve), timed, bool(trouble))
             if stop or timed or failed:
-                self.save(tracker, must=stop or failed)
-                saved_at = time.monotonic()
+                self.save(must=stop or failed)
+                saved_at = clock()
             if failed:
                 raise InputError(self.world.first_of(trouble))
             if stop:
@@ -179,9 +196,11 @@ class Trainer:
             previews = config.preview_every > 0 and (self.step % config.preview_every == 0 or last)
             if self.step % config.log_every == 0 or previews or last:
                 logged_at = self._log(tracker, *logged_at, previews)
+                self._check_finite()
             if last or (steps_between is not None and self.step % steps_between == 0):
-                self.save(tracker, must=last)
-                saved_at = time.monotonic()
+                self.save(must=last)
+                saved_at = clock()
+            longest = max(longest, clock() - began)
         return True
 
     def _try_fetch(self) -> tuple[Any, str]:
@@ -194,82 +213,60 @@ class Trainer:
     def _log(self, tracker: SilentTracker, then: float, then_step: int, previews: bool) -> tuple[float, int]:
         """One line of metrics, with a preview's measures where one is due; returns the time and step of its end."""
         step = self.step
-        # The one place that waits for the device.
-        sums = self.world.sum_(torch.stack([*self.window.values()])).tolist()
+        means = self.window.close(self.world)  # the one place that waits for the device
         rate = (step - then_step) / max(time.monotonic() - then, 1e-9)
-        values: dict[str, float | None] = {"step": step, "images": step * self.config.batch_size}
-        for name, (total, count) in zip(self.window, sums, strict=True):
-            values[name] = total / count if count else None
+        values: dict[str, float | None] = {"step": step, "images": step * self.config.batch_size, **means}
         values |= {"lr": self.optimizer.lr(step - 1), "skipped": int(self.skipped), **self.objective.schedule(step - 1)}
         values |= {"images_per_s": round(rate * self.config.batch_size, 1), "steps_per_s": round(rate, 3)}
-        self.window.clear()
         picture = None
-        if previews and self.world.is_main:
-            picture, measured = self.preview()
+        if previews:
+            picture, measured = self.previews.make(self.averages[0].denoiser, step)
             values |= measured
         tracker.log({k: v if v is None or math.isfinite(v) else None for k, v in values.items()}, picture)
         return time.monotonic(), step
 
-    # ------------------------------------------------------------------------------------------------ previews, saving
-
-    def preview(self) -> tuple[Path | None, dict[str, float]]:
-        """Write samples of the EMA weights from seeds that never change; measure them against the teacher's."""
-        batch_size = min(self.micro_batch, NUM_PREVIEWS)  # no more at once than training has shown to fit
-        images = generate(self.averages[0].denoiser, range(NUM_PREVIEWS), batch_size=batch_size)
-        values = {}
-        teacher = self.objective.teacher
-        if teacher is not None:
-            # The loss falls during a collapse too; agreement with the teacher does not.
-            if self._teacher_previews is None:
-                self._teacher_previews = generate(teacher, range(NUM_PREVIEWS), batch_size=batch_size)
-            measured = agreement(images, self._teacher_previews)
-            values = {"agreement_rms": measured.rms, "agreement_std_ratio": measured.std_ratio}
-        path = self.config.folder / "samples" / f"step_{self.step:08d}.png"
-        try:
-            save_png(grid(images), path)
-        except OSError as error:
-            say(f"could not write the preview of step {self.step}: {error.strerror}")
-            return None, values
-        return path, values
-
-    def _window_of_all(self) -> dict[str, Tensor]:
-        return {name: self.world.sum_(value.clone()) for name, value in self.window.items()}
-
-    def save(self, tracker: SilentTracker, must: bool = True) -> None:
-        """Write a checkpoint. One that fails is retried at the next save; where there is no next, it raises OSError."""
-        config, folder = self.config, checkpoint.step_folder(self.config.folder, self.step)
-        window = self._window_of_all()
-        if not self.world.is_main or self.step in (0, self._saved_step):
-            return
-        weights = {"denoiser": self.objective.denoiser} | {a.name: a.denoiser for a in self.averages}
-        try:
-            tracker.sync()
-            checkpoint.save(
-                folder,
-                weights,
-                self._state() | {"window": window},
-                step=self.step,
-                finished=self.step >= config.steps,
-                ema=self.averages[0].name,
-                denoiser=self.objective.denoiser.config,
-                backbone=config.backbone,
-                provenance=self.provenance,
+    def _check_finite(self) -> None:
+        """Give up where nothing has been learnt for long; every rank finds the same. Raises TrainingFailed."""
+        bad = int(self.skipped_in_a_row)
+        if bad >= self.config.max_skipped:
+            good = checkpoint.newest_until(self.config.folder, self.step - bad)
+            kept = "no checkpoint is older than that" if good is None else f"last good checkpoint: {good}"
+            raise TrainingFailed(
+                f"the last {bad} steps, to step {self.step}, had a loss or gradient that is not finite; {kept}; "
+                "fix: start a run of its own from there with init=... and a lower optimizer.lr, or precision=fp32"
             )
-            self._saved_step = self.step
-            checkpoint.prune(config.folder, config.keep)
-        except OSError as error:
-            if must:
-                raise
-            say(f"could not save step {self.step}: {error.strerror}; trying again at the next save")
+
+    # ------------------------------------------------------------------------------------------------- saving, resuming
+
+    def save(self, must: bool) -> None:
+        """Write a checkpoint: beside training, or, where it `must` be there, at once. Every rank calls this.
+
+        Raises:
+            OSError: it must be there, and can't be written.
+        """
+        window = self.window.state(self.world)
+        if not self.world.is_main or self.step == 0:
+            return
+        networks = {"denoiser": self.objective.denoiser} | {a.name: a.denoiser for a in self.averages}
+        (self.saver.now if must else self.saver.start)(
+            checkpoint.step_folder(self.config.folder, self.step),
+            {stem: network.state_dict() for stem, network in networks.items()},
+            self._state() | {"window": window},
+            step=self.step,
+            finished=self.step >= self.config.steps,
+            ema=self.averages[0].name,
+            denoiser=self.objective.denoiser.config,
+            backbone=self.config.backbone,
+            provenance=self.provenance,
+        )
 
     def _state(self) -> dict[str, Any]:
         return {
             "optimizer": self.optimizer.state_dict(),
             "objective": self.objective.extra_state(),
-            "fp16": self.autocast == torch.float16,
-            "loss_scale": self.loss_scale,
-            "clean_steps": self.clean_steps,
+            "loss_scale": self.loss_scale.state(),
             "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
         }
 
     def resume(self, folder: Path, manifest: checkpoint.Manifest) -> None:
@@ -282,13 +279,26 @@ class Trainer:
         for average in self.averages:
             checkpoint.read_weights(folder, manifest, average.name, average.denoiser)
         state = checkpoint.read_state(folder)
-        self.optimizer.load_state_dict(state["optimizer"])
-        for name, tensor in self.objective.extra_state().items():
-            tensor.copy_(state["objective"][name])
-        self.skipped.copy_(state["skipped"])
-        if self.autocast == torch.float16 and state["fp16"]:  # else the scale says nothing
-            self.loss_scale.copy_(state["loss_scale"])
-            self.clean_steps.copy_(state["clean_steps"])
-        # The saved sums are of all ranks; one goes on with them.
-        self.window = {k: v.to(self.device) * self.world.is_main for k, v in state["window"].items()}
-        self.step = self._saved_step = manifest.step
+        try:
+            self._load(state)
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise InputError(f"{folder}/state.pt does not fit this run: {error}") from None
+        self.step = manifest.step
+
+    def _load(self, state: dict[str, Any]) -> None:
+        own = self._state()
+        for group in ("optimizer", "objective"):
+            for name, tensor in own[group].items():
+                _fill(tensor, state[group][name], f"{group} {name}")
+        for name in ("skipped", "skipped_in_a_row"):
+            _fill(own[name], state[name], name)
+        self.loss_scale.load(state["loss_scale"])
+        self.window.load(state["window"], self.device, self.world)
+
+
+def _fill(tensor: Tensor, stored: Any, name: str) -> None:
+    """Copy without broadcasting, which would hide a foreign state. Raises TypeError or RuntimeError."""
+    if not isinstance(stored, Tensor) or stored.shape != tensor.shape or stored.dtype != tensor.dtype:
+        got = f"{stored.dtype} {list(stored.shape)}" if isinstance(stored, Tensor) else type(stored).__name__
+        raise TypeError(f"{name}, got {got}, allowed: {tensor.dtype} {list(tensor.shape)}")
+    tensor.copy_(stored)

@@ -11,9 +11,11 @@ from .config import RunConfig, dump
 from .datasets.base import Dataset
 from .datasets.loader import Loader
 from .denoiser import Denoiser, DenoiserConfig, build_denoiser
-from .distributed import ALONE, World, die_with_parent, joined, leave
+from .distributed import ALONE, World
 from .errors import InputError
+from .launching import as_rank
 from .noise import NoiseSchedule
+from .precision import autocast_type, compiles
 from .rng import key
 from .run_folder import stored_config
 from .signals import StopFlag
@@ -21,7 +23,7 @@ from .tracking import SilentTracker, Tracker, say
 from .trainer import Trainer
 
 
-def run(config: RunConfig, should_stop: Callable[[], bool], world: World = ALONE) -> bool:
+def run(config: RunConfig, should_stop: Callable[[float], bool], world: World = ALONE) -> bool:
     """Train the run of `config` to its end, from its newest good checkpoint where it has one.
 
     Returns:
@@ -30,6 +32,7 @@ def run(config: RunConfig, should_stop: Callable[[], bool], world: World = ALONE
     Raises:
         InputError: the data set, the teacher or the checkpoint can't be used.
         OSError: the last checkpoint could not be written.
+        TrainingFailed: too many steps in a row were not finite.
     """
     trainer = build_trainer(config, should_stop, world)
     with _tracker(trainer, world) as tracker:
@@ -43,7 +46,9 @@ def _tracker(trainer: Trainer, world: World) -> SilentTracker:
     return Tracker(config.tracking, config.folder, config.name, dump(config), trainer.step, config.steps)
 
 
-def build_trainer(config: RunConfig, should_stop: Callable[[], bool] = lambda: False, world: World = ALONE) -> Trainer:
+def build_trainer(
+    config: RunConfig, should_stop: Callable[[float], bool] = lambda reserve_s: False, world: World = ALONE
+) -> Trainer:
     """Data, networks, objective and trainer of a run, resumed where the folder holds a checkpoint."""
     check_divides(config, world.size)
     device = world.device
@@ -102,8 +107,8 @@ def build_trainer(config: RunConfig, should_stop: Callable[[], bool] = lambda: F
         objective,
         Loader(dataset, config.seed, config.batch_size),
         device,
-        autocast=_autocast(config.precision, device),
-        compiled=torch.compile(objective) if _compiles(config.compile, device) else None,
+        autocast=autocast_type(config.precision, device),
+        compiled=torch.compile(objective) if compiles(config.compile, device) else None,
         provenance=provenance,
         should_stop=should_stop,
         world=world,
@@ -155,31 +160,16 @@ def _check_provenance(folder: Path, recorded: dict[str, str], found: dict[str, s
         )
 
 
-def _autocast(precision: str, device: torch.device) -> torch.dtype | None:
-    if precision == "auto":
-        precision = (
-            "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-        )
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-
-
-def _compiles(setting: str, device: torch.device) -> bool:
-    return device.type == "cuda" if setting == "auto" else setting == "true"
-
-
 def main() -> None:
     """A rank that the command launched: the run's folder is its one argument."""
-    die_with_parent()
-    code = 0
-    with StopFlag() as stop, joined() as world:
-        try:
+
+    def body(world: World, stop: StopFlag) -> int:
+        if not any(world.any(stop())):
             config = registry.typed(RunConfig, stored_config(Path(sys.argv[1])) or {})
             run(config, stop, world)
-        except InputError as error:
-            if world.is_main:
-                say(f"cm-train: {error}")
-            code = 2
-    leave(code)
+        return 0
+
+    as_rank(body)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
-from cm_train import checkpoint, cli, worker
+from cm_train import checkpoint, cli, saving, worker
 from cm_train.config import parse
 from cm_train.denoiser import DenoiserConfig, build_denoiser
 from cm_train.tracking import Tracker
@@ -69,9 +69,9 @@ def make_teacher(folder: Path, config, channels: int, image_size: int) -> Path:
         ),
         config.backbone,
     )
-    checkpoint.save(
+    saving.write(
         checkpoint.step_folder(folder, 1),
-        {"denoiser": denoiser, "ema_0.9": denoiser},
+        dict.fromkeys(("denoiser", "ema_0.9"), denoiser.state_dict()),
         {},
         step=1,
         finished=True,

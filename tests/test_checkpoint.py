@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cm_train import checkpoint
+from cm_train import checkpoint, saving
 from cm_train.checkpoint import DamagedCheckpoint
 from cm_train.denoiser import DenoiserConfig, build_denoiser
 from cm_train.errors import InputError
@@ -37,9 +37,9 @@ def network(seed):
 def write(run, step, seed=0, **state):
     folder = checkpoint.step_folder(run, step)
     weights = {"denoiser": network(seed), "ema_0.9": network(seed + 1), "ema_0.99": network(seed + 2)}
-    checkpoint.save(
+    saving.write(
         folder,
-        weights,
+        {stem: module.state_dict() for stem, module in weights.items()},
         state or {"step": torch.tensor(step)},
         step=step,
         finished=False,
@@ -222,7 +222,7 @@ def test_a_half_written_checkpoint_is_never_seen(tmp_path):
 def test_prune_keeps_the_newest(tmp_path):
     for step in (1, 2, 3, 10):
         write(tmp_path, step)
-    checkpoint.prune(tmp_path, 2)
+    saving.prune(tmp_path, 2)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_00000003", "step_00000010"]
 
 

@@ -11,16 +11,17 @@ from ..errors import InputError
 from ..registry import Settings, register
 from .base import KeyedDropout, sinusoidal_embedding
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=1024)]  # bounded, since a stranger's checkpoint says what to build
 
 
 class UNetConfig(Settings):
     """The `backbone` group for `name: unet`."""
 
-    channels: Annotated[int, Field(ge=2, multiple_of=2)] = 192  # base width M; the embedding has 4 M
-    channel_mult: Annotated[list[Count], Field(min_length=1)] = [1, 2, 3, 4]  # one level a number, finest first
-    num_blocks: Count = 3  # residual blocks per level
-    attention_resolutions: list[Count] = [32, 16, 8]
+    channels: Annotated[int, Field(ge=2, le=16384, multiple_of=2)] = 192  # base width M; the embedding has 4 M
+    # one level a number, finest first
+    channel_mult: Annotated[list[Count], Field(min_length=1, max_length=12)] = [1, 2, 3, 4]
+    num_blocks: Annotated[int, Field(ge=1, le=64)] = 3  # residual blocks per level
+    attention_resolutions: Annotated[list[Count], Field(max_length=12)] = [32, 16, 8]
     head_channels: Count = 64
     group_channels: Count | None = None  # channels per norm group; None: 32 groups, as published
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0

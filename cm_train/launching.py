@@ -1,0 +1,145 @@
+"""Ranks as processes: how a command starts them, stops them and hears how they ended; how a rank begins and ends."""
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from .distributed import RankLost, World, joined
+from .errors import InputError, TrainingFailed
+from .signals import StopFlag
+from .tracking import say
+
+_STOP_FILE, _DEADLINE = "CM_TRAIN_STOP_FILE", "CM_TRAIN_DEADLINE"  # how a command reaches the ranks it started
+
+
+def num_ranks(devices: int | str) -> int:
+    """How many ranks `devices` means on this machine.
+
+    Raises:
+        InputError: more than there are, or a value that means nothing.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if devices == "auto":
+        return max(gpus, 1)
+    most = gpus if gpus else max(8, os.cpu_count() or 1)
+    if not isinstance(devices, int) or not 1 <= devices <= most:
+        raise InputError("devices must be auto or a number of processes", str(devices), f"auto, 1 to {most} here")
+    return devices
+
+
+def launch(num: int, module: str, argument: str, stop: StopFlag) -> int:
+    """Run `python -m module argument` as `num` ranks on this machine and return their exit code.
+
+    Once `stop` says so, the ranks are asked to save and end by themselves. A rank that dies takes the others with it
+    within seconds.
+    """
+    codes: list[int] = []
+    with tempfile.TemporaryDirectory(prefix="cm-train-") as folder, _environment(num):
+        stop_file = Path(folder) / "stop"
+        os.environ[_STOP_FILE] = str(stop_file)
+        if stop.deadline is not None:
+            os.environ[_DEADLINE] = repr(stop.deadline)
+        # The launcher in a thread, since in the main one it would take the signals for itself and kill on them.
+        thread = threading.Thread(target=lambda: codes.append(_launch(num, module, argument)), daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.1)
+            if stop():
+                stop_file.touch()
+    return codes[0] if codes else 1
+
+
+def _launch(num: int, module: str, argument: str) -> int:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks speak for themselves
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num,
+        run_id=f"cm-train-{os.getpid()}",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",  # a free port each: two jobs on one machine don't meet
+        local_addr="localhost",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", module, argument)
+    except ChildFailedError as error:
+        codes = [failure.exitcode for failure in error.failures.values()]
+        # Ranks that the launcher ended after the first wrong input have said nothing of their own.
+        return 2 if 2 in codes and all(code in (2, -signal.SIGTERM) for code in codes) else 1
+    return 0
+
+
+@contextlib.contextmanager
+def _environment(num: int):
+    """The environment that ranks inherit, for as long as they run."""
+    before = dict(os.environ)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // num)))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def as_rank(body: Callable[[World, StopFlag], int], deadline: float | None = None) -> NoReturn:
+    """Join the other ranks, run `body`, and end this process with its code, or with 1 after one rank has said why."""
+    stop_file = os.environ.get(_STOP_FILE)
+    deadline = float(os.environ[_DEADLINE]) if _DEADLINE in os.environ else deadline
+    if stop_file is not None:
+        _die_with_parent()
+    code = 1
+    try:
+        with StopFlag(deadline, Path(stop_file) if stop_file else None) as stop, joined() as world:
+            try:
+                code = body(world, stop)
+            except (InputError, TrainingFailed) as error:  # every rank meets it
+                code = 2 if isinstance(error, InputError) else 1
+                if world.is_main:
+                    say(f"cm-train: {error}")
+            except Exception as error:  # this rank's own, and so no way to part from the others in good order
+                world.check_peers(error)
+                if world.is_first_to_fail():
+                    traceback.print_exc()
+                _leave(1)
+    except RankLost as error:
+        if error.is_speaker:
+            say(f"cm-train: {error}")
+    except InputError as error:  # there are no such ranks
+        code = 2
+        if os.environ.get("RANK") == "0":
+            say(f"cm-train: {error}")
+    except KeyboardInterrupt:
+        pass
+    except BaseException:
+        traceback.print_exc()
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End a rank at once with `code`: gloo's threads abort about every other interpreter that waits for them."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end this process when its parent is gone, however that ended (Linux only)."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

@@ -1,0 +1,59 @@
+"""Sample pictures during training: always the same seeds, made by the code that makes the real ones."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from .denoiser import Denoiser
+from .distributed import World
+from .generation import generate
+from .images import grid, save_png
+from .metrics.agreement import agreement
+from .tracking import say
+
+NUM_PREVIEWS = 64
+
+
+class Previews:
+    """A grid of samples a preview, and how well they agree with the teacher's from the same seeds.
+
+    Args:
+        folder: where the pictures go.
+        batch_size: images at once on a rank, no more than training has shown to fit.
+        world: every rank makes its share.
+    """
+
+    def __init__(self, folder: Path, batch_size: int, world: World, teacher: Denoiser | None = None):
+        self.folder, self.world, self.teacher = folder, world, teacher
+        self.batch_size = min(batch_size, NUM_PREVIEWS)
+        self._teachers: Tensor | None = None
+
+    def make(self, denoiser: Denoiser, step: int) -> tuple[Path | None, dict[str, float]]:
+        """Draw and, on rank 0, write and measure; every rank calls this at the same step.
+
+        Returns:
+            The picture, None on other ranks or where it could not be written; named measures.
+        """
+        images = self._generate(denoiser)
+        if self.teacher is not None and self._teachers is None:
+            self._teachers = self._generate(self.teacher)
+        if not self.world.is_main:
+            return None, {}
+        values = {}
+        if self._teachers is not None:
+            # The loss falls during a collapse too; agreement with the teacher does not.
+            measured = agreement(images, self._teachers)
+            values = {"agreement_rms": measured.rms, "agreement_std_ratio": measured.std_ratio}
+        path = self.folder / f"step_{step:08d}.png"
+        try:
+            save_png(grid(images), path)
+        except OSError as error:
+            say(f"could not write the preview of step {step}: {error.strerror}")
+            return None, values
+        return path, values
+
+    def _generate(self, denoiser: Denoiser) -> Tensor:
+        """All previews on rank 0, this rank's own elsewhere."""
+        rank, size = self.world.rank, self.world.size
+        mine = range(NUM_PREVIEWS * rank // size, NUM_PREVIEWS * (rank + 1) // size)
+        return self.world.gather(generate(denoiser, mine, batch_size=self.batch_size))

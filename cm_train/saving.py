@@ -1,0 +1,151 @@
+"""Writing checkpoints: copied off the device in one go, written beside training, seen whole or not at all."""
+
+import errno
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .checkpoint import FORMAT, MANIFEST, FileEntry, Manifest, folders, sha256_of
+from .tracking import say
+
+
+def write(folder: Path, weights: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], **manifest: Any) -> None:
+    """Write a checkpoint as `folder`; nothing is seen under that name until all of it is on the disk.
+
+    Args:
+        weights: file stem -> tensors by name: "denoiser" and one "ema_<decay>" a decay.
+        state: tensors and plain values that resuming needs.
+        manifest: the fields of `Manifest` beside `format` and `files`.
+
+    Raises:
+        OSError: the disk is full or not writable; a checkpoint that existed before is untouched.
+    """
+    beside = folder.with_name(f".{folder.name}.writing")
+    for stale in folder.parent.glob(".step_*.writing"):  # what a killed run left half written
+        shutil.rmtree(stale, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        for stem, tensors in weights.items():
+            # safetensors stores plain row-major tensors that share no memory.
+            plain = {
+                name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+                for name, value in tensors.items()
+            }
+            save_file(plain, beside / f"{stem}.safetensors")
+        torch.save(dict(state), beside / "state.pt")
+        files = {}
+        for path in sorted(beside.iterdir()):
+            _fsync(path)
+            files[path.name] = FileEntry(sha256=sha256_of(path), size=path.stat().st_size)
+        text = Manifest(format=FORMAT, files=files, **manifest).model_dump_json(indent=2)
+        (beside / MANIFEST).write_text(text)
+        _fsync(beside / MANIFEST)
+        _fsync(beside)
+        if folder.exists():  # a damaged leftover: a good one is never written twice
+            shutil.rmtree(folder)
+        os.replace(beside, folder)
+        _fsync(folder.parent)
+    except (SafetensorError, RuntimeError) as error:  # what the two writers make of a full disk
+        raise OSError(errno.EIO, str(error).splitlines()[0]) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def prune(run: Path, keep: int) -> None:
+    """Delete the oldest checkpoints of a run, leaving the newest `keep`."""
+    for folder in folders(run)[keep:]:
+        shutil.rmtree(folder)
+
+
+def to_host(tree: Any) -> Any:
+    """A copy of nested dicts with every tensor in memory of its own on the CPU, as it is at this moment.
+
+    Raises:
+        RuntimeError: the memory does not suffice.
+    """
+    copies = _copied(tree)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # all copies are queued before the one wait
+    return copies
+
+
+def _copied(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {key: _copied(value) for key, value in tree.items()}
+    if not isinstance(tree, Tensor):
+        return tree
+    if tree.is_cuda:
+        return torch.empty_like(tree, device="cpu", pin_memory=True).copy_(tree.detach(), non_blocking=True)
+    return tree.detach().clone()
+
+
+class Saver:
+    """Saves a run's checkpoints: at leisure beside training, or at once. One write at a time.
+
+    Args:
+        run: the run folder; keep: how many checkpoints it keeps.
+        before: called ahead of each write; what it syncs is on the disk before the checkpoint appears.
+        saved_step: of the newest checkpoint that there is.
+    """
+
+    def __init__(self, run: Path, keep: int, before: Callable[[], None] = lambda: None, saved_step: int = 0):
+        self._run, self._keep, self._before = run, keep, before
+        self._thread: threading.Thread | None = None
+        self._saved_step = saved_step
+        self.longest_s = 0.0  # what a write has taken at most
+
+    def start(self, folder: Path, weights: Any, state: Any, **manifest: Any) -> None:
+        """Copy everything now and write it beside training; a failure is said, and left to the next save."""
+        self.wait()
+        try:
+            weights, state = to_host(weights), to_host(state)
+        except RuntimeError as error:
+            say(f"could not save step {manifest['step']}: {error}; trying again at the next save")
+            return
+
+        def work() -> None:
+            try:
+                self._write(folder, weights, state, manifest)
+            except OSError as error:
+                say(f"could not save step {manifest['step']}: {error.strerror}; trying again at the next save")
+
+        # Not a daemon: a process that ends by an error still finishes what it began to write.
+        self._thread = threading.Thread(target=work, name="save")
+        self._thread.start()
+
+    def now(self, folder: Path, weights: Any, state: Any, **manifest: Any) -> None:
+        """Write at once, unless this step is saved already. Raises OSError."""
+        self.wait()
+        if manifest["step"] != self._saved_step:
+            self._write(folder, weights, state, manifest)
+
+    def wait(self) -> None:
+        """Return when nothing is being written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _write(self, folder: Path, weights: Any, state: Any, manifest: dict[str, Any]) -> None:
+        began = time.monotonic()
+        self._before()
+        write(folder, weights, state, **manifest)
+        self.longest_s = max(self.longest_s, time.monotonic() - began)
+        self._saved_step = manifest["step"]
+        prune(self._run, self._keep)
