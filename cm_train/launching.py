@@ -97,17 +97,20 @@ def _environment(num: int):
         os.environ.update(before)
 
 
-def as_rank(body: Callable[[World, StopFlag], int], deadline: float | None = None) -> NoReturn:
+def stop_of_parent() -> StopFlag:
+    """What stops a rank that `launch` started: signals, and its parent's word and deadline."""
+    _die_with_parent()
+    deadline, file = os.environ.get(_DEADLINE), os.environ.get(_STOP_FILE)
+    return StopFlag(float(deadline) if deadline else None, Path(file) if file else None)
+
+
+def as_rank(body: Callable[[World], int]) -> NoReturn:
     """Join the other ranks, run `body`, and end this process with its code, or with 1 after one rank has said why."""
-    stop_file = os.environ.get(_STOP_FILE)
-    deadline = float(os.environ[_DEADLINE]) if _DEADLINE in os.environ else deadline
-    if stop_file is not None:
-        _die_with_parent()
     code = 1
     try:
-        with StopFlag(deadline, Path(stop_file) if stop_file else None) as stop, joined() as world:
+        with joined() as world:
             try:
-                code = body(world, stop)
+                code = body(world)
             except (InputError, TrainingFailed) as error:  # every rank meets it
                 code = 2 if isinstance(error, InputError) else 1
                 if world.is_main:

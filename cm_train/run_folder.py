@@ -14,6 +14,8 @@ import yaml
 from .errors import InputError
 from .tracking import say, write_whole
 
+_MAX_CONFIG_BYTES = 1 << 20
+
 # What may differ between the command that started a run and the one that resumes it.
 MAY_CHANGE = frozenset(
     [
@@ -35,6 +37,15 @@ MAY_CHANGE = frozenset(
         "teacher",
     ]
 )
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Safe YAML without aliases, by which a few lines can stand for gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not allowed")
+        return super().compose_node(parent, index)
 
 
 @contextmanager
@@ -76,8 +87,9 @@ def stored_config(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError):
+        small = path.stat().st_size <= _MAX_CONFIG_BYTES
+        values = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader) if small else None
+    except (yaml.YAMLError, ValueError, OSError, RecursionError):
         values = None
     if not isinstance(values, dict):
         raise InputError(f"{path} is not a run's config", fix="name another run folder with name=... or run_dir=...")

@@ -57,6 +57,8 @@ class MetricsFile:
         if not path.exists() or path.read_bytes() != kept:
             write_whole(path, kept)
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - open as long as the run
+        self._lock = threading.Lock()
+        self._waiting = b""  # lines that a full disk did not take yet
 
     @staticmethod
     def _lines_until(path: Path, step: int) -> list[bytes]:
@@ -71,17 +73,26 @@ class MetricsFile:
         return lines
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Append one line, whole or not at all. Raises OSError on a full disk."""
-        line, size = json.dumps(values, allow_nan=False).encode() + b"\n", self._file.tell()
-        try:
-            if self._file.write(line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError:
-            self._file.truncate(size)
-            raise
+        """Append one line, whole or not yet. Raises OSError on a full disk; the next call tries again."""
+        line = json.dumps(values, allow_nan=False).encode() + b"\n"
+        with self._lock:
+            self._waiting += line
+        self._flush()
+
+    def _flush(self) -> None:
+        with self._lock:
+            size = self._file.seek(0, os.SEEK_END)
+            try:
+                if self._waiting and self._file.write(self._waiting) != len(self._waiting):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self._waiting = b""
+            except OSError:
+                self._file.truncate(size)
+                raise
 
     def sync(self) -> None:
-        """Force the lines to the disk, before a checkpoint that counts on them appears."""
+        """Force the lines to the disk, before a checkpoint that counts on them appears; from any thread."""
+        self._flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:

@@ -15,27 +15,26 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from . import cli
+from .signals import StopFlag
 
 _STARTED = time.time()  # what max_hours counts from: of a sweep, the whole
 
 
-def train(cfg: DictConfig) -> int:
+def train(cfg: DictConfig, stop: StopFlag) -> int:
     _name_sweep_job(cfg)
 
     from .config import parse  # torch is imported from here on
     from .distributed import is_launched
-    from .signals import StopFlag
 
     config = parse(cfg)
-    deadline = None if config.max_hours is None else _STARTED + config.max_hours * 3600
+    stop.deadline = None if config.max_hours is None else _STARTED + config.max_hours * 3600
     if is_launched():
-        _train_as_rank(config, cfg, deadline)
-    with StopFlag(deadline) as stop:
-        finished = _train(config, cfg, lambda run: _execute(run, stop))
+        _train_as_rank(config, cfg, stop)
+    finished = _train(config, cfg, lambda run: _execute(run, stop))
     return cli.DONE if finished else cli.STOPPED
 
 
-def _train_as_rank(config: Any, cfg: DictConfig, deadline: float | None) -> NoReturn:
+def _train_as_rank(config: Any, cfg: DictConfig, stop: StopFlag) -> NoReturn:
     """Under torchrun: rank 0 plans as the command does alone, and the others run what it sends them."""
     from . import registry, worker
     from .config import RunConfig, dump
@@ -43,7 +42,7 @@ def _train_as_rank(config: Any, cfg: DictConfig, deadline: float | None) -> NoRe
     from .launching import as_rank
     from .tracking import say
 
-    def lead(world: Any, stop: Any) -> int:
+    def lead(world: Any) -> int:
         def send_and_run(run: Any) -> bool:
             world.from_main(("run", dump(run)))
             return worker.run(run, stop, world)
@@ -59,13 +58,13 @@ def _train_as_rank(config: Any, cfg: DictConfig, deadline: float | None) -> NoRe
         # Stopped is done here: torchrun may start a job again that failed, and this one was asked to stop.
         return code
 
-    def follow(world: Any, stop: Any) -> int:
+    def follow(world: Any) -> int:
         while (order := world.from_main(None))[0] == "run":
             with contextlib.suppress(InputError):  # rank 0 meets the same one, and says it
                 worker.run(registry.typed(RunConfig, order[1]), stop, world)
         return int(order[1])
 
-    as_rank(lambda world, stop: (lead if world.is_main else follow)(world, stop), deadline)
+    as_rank(lambda world: (lead if world.is_main else follow)(world))
 
 
 def _check_launched(config: Any) -> None:
@@ -78,7 +77,7 @@ def _check_launched(config: Any) -> None:
         raise InputError("devices and torchrun disagree", f"{config.devices} and {ranks}", fix="drop devices=")
 
 
-def _execute(config: Any, stop: Any) -> bool:
+def _execute(config: Any, stop: StopFlag) -> bool:
     """Train a run whose config lies in its folder: here where one process does it, else in ranks of its own."""
     from . import checkpoint, launching, worker
     from .errors import InputError, TrainingFailed
@@ -125,7 +124,7 @@ def _train(config: Any, cfg: DictConfig, execute: Callable[[Any], bool]) -> bool
                 say(f"{config.folder} is finished at step {found[1].step}; steps=... beyond that goes on")
                 return True
             newest = None if found is None else found[1]
-        _print_header(config, 0 if newest is None else newest.step)
+        _print_header(config)
         finished = execute(config)
         _print_summary(config, finished, checkpoint.newest_manifest(config.folder))
         return finished
@@ -231,14 +230,11 @@ def _name_sweep_job(cfg: DictConfig) -> None:
         cfg.name = f"{cfg.name}-{clean}"
 
 
-def _print_header(config: Any, step: int) -> None:
+def _print_header(config: Any) -> None:
     from .tracking import say
 
-    start = f"resuming at step {step} of" if step else "for"
     source = "" if config.teacher is None else f" from teacher {config.teacher}"
-    say(
-        f"{config.mode} on {config.dataset['name']}{source}: {start} {config.steps} steps of {config.batch_size} images"
-    )
+    say(f"{config.mode} on {config.dataset['name']}{source}: {config.steps} steps of {config.batch_size} images")
     say(f"run folder {config.folder}")
 
 
@@ -254,7 +250,8 @@ def _print_summary(config: Any, finished: bool, newest: Any) -> None:
 
 
 def main() -> None:
-    cli.run("train", train)
+    with StopFlag() as stop:  # before the heavy imports: a signal is heeded from the first moment
+        cli.run("train", lambda cfg: train(cfg, stop))
 
 
 if __name__ == "__main__":

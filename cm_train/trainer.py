@@ -161,8 +161,7 @@ class Trainer:
 
         Raises:
             InputError: some rank could not read an image; what was trained until then is saved.
-            OSError: the last checkpoint could not be written.
-            TrainingFailed: `max_skipped` steps in a row were not finite.
+            TrainingFailed: `max_skipped` steps in a row were not finite, or the last checkpoint can't be written.
         """
         self.saver = Saver(self.config.folder, self.config.keep, before=tracker.sync, saved_step=self.step)
         try:
@@ -242,13 +241,22 @@ class Trainer:
         """Write a checkpoint: beside training, or, where it `must` be there, at once. Every rank calls this.
 
         Raises:
-            OSError: it must be there, and can't be written.
+            TrainingFailed: it must be there, and can't be written.
         """
         window = self.window.state(self.world)
         if not self.world.is_main or self.step == 0:
             return
+        try:
+            self._save(self.saver.now if must else self.saver.start, window)
+        except OSError as error:
+            raise TrainingFailed(
+                f"the checkpoint of step {self.step} could not be written: {error.strerror or error}; "
+                "fix: make room, and the same command goes on from the one before"
+            ) from error
+
+    def _save(self, write: Callable[..., None], window: dict[str, Tensor]) -> None:
         networks = {"denoiser": self.objective.denoiser} | {a.name: a.denoiser for a in self.averages}
-        (self.saver.now if must else self.saver.start)(
+        write(
             checkpoint.step_folder(self.config.folder, self.step),
             {stem: network.state_dict() for stem, network in networks.items()},
             self._state() | {"window": window},

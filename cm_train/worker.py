@@ -13,12 +13,11 @@ from .datasets.loader import Loader
 from .denoiser import Denoiser, DenoiserConfig, build_denoiser
 from .distributed import ALONE, World
 from .errors import InputError
-from .launching import as_rank
+from .launching import as_rank, stop_of_parent
 from .noise import NoiseSchedule
 from .precision import autocast_type, compiles
 from .rng import key
 from .run_folder import stored_config
-from .signals import StopFlag
 from .tracking import SilentTracker, Tracker, say
 from .trainer import Trainer
 
@@ -31,8 +30,7 @@ def run(config: RunConfig, should_stop: Callable[[float], bool], world: World = 
 
     Raises:
         InputError: the data set, the teacher or the checkpoint can't be used.
-        OSError: the last checkpoint could not be written.
-        TrainingFailed: too many steps in a row were not finite.
+        TrainingFailed: too many steps in a row were not finite, or the last checkpoint can't be written.
     """
     trainer = build_trainer(config, should_stop, world)
     with _tracker(trainer, world) as tracker:
@@ -115,6 +113,8 @@ def build_trainer(
     )
     if found is not None:
         trainer.resume(*found)
+        if world.is_main:
+            say(f"resuming at step {trainer.step}")
     return trainer
 
 
@@ -163,13 +163,14 @@ def _check_provenance(folder: Path, recorded: dict[str, str], found: dict[str, s
 def main() -> None:
     """A rank that the command launched: the run's folder is its one argument."""
 
-    def body(world: World, stop: StopFlag) -> int:
+    def body(world: World) -> int:
         if not any(world.any(stop())):
             config = registry.typed(RunConfig, stored_config(Path(sys.argv[1])) or {})
             run(config, stop, world)
         return 0
 
-    as_rank(body)
+    with stop_of_parent() as stop:
+        as_rank(body)
 
 
 if __name__ == "__main__":

@@ -58,9 +58,9 @@ def start(tmp_path):
     """start("train", ...) -> the running process of the command; killed at the end of the test."""
     started = []
 
-    def run(name: str, *arguments: str) -> subprocess.Popen:
-        argv = [sys.executable, "-m", f"cm_train.{name}", *arguments]
-        started.append(subprocess.Popen(argv, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True))
+    def run(name: str, *arguments: str, **environment: str) -> subprocess.Popen:
+        argv, env = [sys.executable, "-m", f"cm_train.{name}", *arguments], {**ENVIRONMENT, **environment}
+        started.append(subprocess.Popen(argv, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True))
         return started[-1]
 
     yield run

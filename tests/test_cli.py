@@ -72,9 +72,9 @@ def test_cd_finishes_a_teacher_that_was_begun_by_its_own_settings_then_trains_th
     assert process.returncode == 3
     done = command("train", "mode=cd", *TINY)
     assert done.returncode == 0, done.stderr
-    assert "edm on digits: resuming at step" in done.stderr
-    assert "of 60 steps of 24 images" in done.stderr
-    assert "cd on digits from teacher runs/digits-edm: for 6 steps" in done.stderr
+    assert "edm on digits: 60 steps of 24 images" in done.stderr
+    assert "resuming at step" in done.stderr
+    assert "cd on digits from teacher runs/digits-edm: 6 steps" in done.stderr
     assert (tmp_path / "runs" / "digits-cd" / "checkpoints" / "step_00000006").exists()
     again = command("train", "mode=cd", *TINY)
     assert "is finished at step 6" in again.stderr

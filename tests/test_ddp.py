@@ -184,6 +184,96 @@ def test_torchrun_on_two_nodes_equals_one_process(command, tmp_path):
     assert_same_run(tmp_path / "runs" / "one", tmp_path / "runs" / "nodes")
 
 
+def files_of(checkpoint):
+    return {path.name: path.read_bytes() for path in checkpoint.glob("*.safetensors")}
+
+
+def test_three_ranks_stopped_and_resumed_equal_three_uninterrupted_to_the_bit(command, start, tmp_path):
+    """With three the order of summation shows: DDP's layout of its buckets must be the same after a resume."""
+    options = ["mode=ict", *EVERYTHING, "batch_size=12", "steps=60", "save_every=1000", "log_every=5", "devices=3"]
+    assert command("train", *options, "name=whole").returncode == 0
+    process = start("train", *options, "name=parts")
+    metrics = tmp_path / "runs" / "parts" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 3, err
+    done = command("train", *options, "name=parts")
+    assert done.returncode == 0, done.stderr
+    whole, parts = (files_of(tmp_path / "runs" / name / "checkpoints" / "step_00000060") for name in ("whole", "parts"))
+    assert whole == parts
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_rank_that_hangs_ends_the_job_and_is_named(start, tmp_path):
+    patience = {"CM_TRAIN_PATIENCE_S": "5", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1"}
+    process = start("train", "mode=ict", *TINY, "steps=100000", "devices=2", "log_every=1", **patience)
+    metrics = tmp_path / "runs" / "digits-ict" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0)
+    ranks = [pid for pid in children(process.pid) if "cm_train.worker" in Path(f"/proc/{pid}/cmdline").read_text()]
+    hung = next(p for p in ranks if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{p}/environ").read_bytes())
+    os.kill(hung, signal.SIGSTOP)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.count("rank 1 of 2 died or hangs, so the job ends") == 1, err
+    assert "Traceback" not in err
+    wait_for(lambda: not any(alive(pid) for pid in ranks))
+
+
+def test_max_hours_saves_on_all_ranks_and_exits_3(command, tmp_path):
+    done = command("train", "mode=ict", *TINY, "steps=100000", "save_every=100000", "devices=2", "max_hours=0.005")
+    assert done.returncode == 3, done.stderr
+    assert "everything saved" in done.stderr
+    assert any((tmp_path / "runs" / "digits-ict" / "checkpoints").iterdir())
+
+
+def test_two_jobs_at_once_do_not_meet(start):
+    jobs = [start("train", "mode=ict", *TINY, "devices=2", f"name={name}") for name in ("a", "b")]
+    assert [job.communicate(timeout=120) and job.returncode for job in jobs] == [0, 0]
+
+
+def test_a_second_interrupt_quits_at_once_with_every_rank(start, tmp_path):
+    process = start("train", "mode=ict", *TINY, "steps=100000", "devices=2", "log_every=1")
+    metrics = tmp_path / "runs" / "digits-ict" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0)
+    ranks = children(process.pid)
+    for rank in ranks:
+        os.kill(rank, signal.SIGSTOP)  # a save that does not end
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 1
+    wait_for(lambda: not any(alive(pid) for pid in ranks), patience_s=20)
+
+
+FAILING = """
+import sys
+from cm_train import trainer, worker
+step = trainer.Trainer.train_step
+def failing(self, data):
+    if self.world.rank == 1 and self.step == 3:
+        raise RuntimeError("a bug in one rank")
+    step(self, data)
+trainer.Trainer.train_step = failing
+worker.main()
+"""
+
+
+def test_a_rank_that_fails_shows_its_traceback_once(tmp_path, command):
+    """Launched as the command launches, with a bug planted in rank 1."""
+    assert command("train", "mode=ict", *TINY, "steps=1", "schedule_steps=6").returncode == 0
+    (tmp_path / "failing.py").write_text(FAILING)
+    stored = tmp_path / "runs" / "digits-ict" / "config.yaml"
+    stored.write_text(stored.read_text().replace("steps: 1\n", "steps: 6\n", 1))
+    code = "from cm_train import launching, signals; import sys; "
+    code += "sys.exit(launching.launch(2, 'failing', 'runs/digits-ict', signals.StopFlag()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1, done.stderr
+    assert done.stderr.count("RuntimeError: a bug in one rank") == 1
+
+
 def test_share_divides_the_batch_in_order():
     shares = [World(rank=r, size=4).share(32) for r in range(4)]
     assert [row for share in shares for row in share] == list(range(32))

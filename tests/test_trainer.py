@@ -8,7 +8,7 @@ import torch
 from cm_train import checkpoint, saving, worker
 from cm_train.config import parse
 from cm_train.distributed import ALONE
-from cm_train.errors import InputError
+from cm_train.errors import InputError, TrainingFailed
 from cm_train.precision import LossScale
 from cm_train.tracking import Tracker
 from conftest import TINY
@@ -269,8 +269,52 @@ def test_failed_save_keeps_the_run_alive_and_the_last_one_raises(build, monkeypa
     assert checkpoint.latest(trainer.config.folder)[1].step == 6
     assert "could not save step 3: No space left on device" in capsys.readouterr().err
     fails.append(6)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(TrainingFailed, match="step 6 could not be written: No space"):
         run(build("mode=ict", name="other"))
+
+
+def test_too_many_bad_steps_in_a_row_end_the_run_and_name_the_last_good_checkpoint(build):
+    trainer = build("mode=ict", "max_skipped=2", "log_every=1", "save_every=1", "steps=20")
+    for step in (1, 4, 5):
+        poison(trainer, at_step=step)
+    with pytest.raises(TrainingFailed, match=r"last 2 steps, to step 6.*last good checkpoint: .*step_00000004;"):
+        run(trainer)
+    assert trainer.skipped == 3
+
+
+def test_bad_steps_in_a_row_are_counted_across_a_resume(build):
+    options = ["mode=ict", "max_skipped=2", "log_every=1", "steps=20"]
+    trainer = build(*options, should_stop=after(5))
+    poison(trainer, at_step=4)
+    run(trainer)
+    resumed = build(*options)
+    poison(resumed, at_step=5)
+    with pytest.raises(TrainingFailed, match="last 2 steps, to step 6"):
+        run(resumed)
+
+
+def test_an_infinite_loss_with_a_finite_gradient_is_skipped_too(build):
+    trainer = build("mode=ict")
+    forward = trainer.objective.forward
+
+    def infinite(batch):
+        loss, metrics = forward(batch)
+        return loss + torch.inf, metrics
+
+    trainer.objective.forward = infinite
+    before = trainer.weights.clone()
+    trainer.train_step(trainer.fetch())
+    assert trainer.skipped == 1
+    assert torch.equal(trainer.weights, before)
+
+
+def test_the_trainer_asks_to_stop_early_enough_for_a_step_and_a_save(build):
+    asked = []
+    trainer = build("mode=ict", "save_every=1", should_stop=lambda reserve_s: asked.append(reserve_s))
+    run(trainer)
+    assert asked[0] == 0
+    assert asked[-1] >= 2 * trainer.saver.longest_s * 0.5 > 0
+    assert asked == sorted(asked)
 
 
 def test_an_unreadable_image_ends_the_run_with_everything_saved(build):

@@ -1,0 +1,97 @@
+import threading
+
+import pytest
+import torch
+from test_checkpoint import BACKBONE, CONFIG, network
+
+from cm_train import checkpoint, saving
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """An event that every write waits for."""
+    opened, write = threading.Event(), saving.write
+
+    def slow(*args, **kwargs):
+        assert opened.wait(60)
+        write(*args, **kwargs)
+
+    monkeypatch.setattr(saving, "write", slow)
+    return opened
+
+
+def arguments(run, step, weights):
+    manifest = {"step": step, "finished": False, "ema": "ema_0.9", "denoiser": CONFIG, "backbone": BACKBONE}
+    return checkpoint.step_folder(run, step), dict.fromkeys(("denoiser", "ema_0.9"), weights), {}, manifest
+
+
+def start(saver, run, step, weights):
+    folder, weights, state, manifest = arguments(run, step, weights)
+    saver.start(folder, weights, state, provenance={}, **manifest)
+
+
+def test_a_background_save_holds_the_weights_of_its_moment(gate, tmp_path):
+    """Training goes on, and changes the weights, while the writer has not begun."""
+    module, saver = network(0), saving.Saver(tmp_path, keep=3)
+    start(saver, tmp_path, 1, module.state_dict())
+    expected = {name: value.clone() for name, value in module.state_dict().items()}
+    with torch.no_grad():
+        for p in module.parameters():
+            p.zero_()
+    assert checkpoint.latest(tmp_path) is None
+    gate.set()
+    saver.wait()
+    loaded = checkpoint.load_denoiser(tmp_path, "raw").state_dict()
+    assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+
+
+def test_a_second_save_waits_for_the_first(gate, tmp_path):
+    saver, weights = saving.Saver(tmp_path, keep=3), network(0).state_dict()
+    start(saver, tmp_path, 1, weights)
+    threading.Timer(0.2, gate.set).start()
+    start(saver, tmp_path, 2, weights)
+    assert checkpoint.step_folder(tmp_path, 1).exists()
+    saver.wait()
+    assert checkpoint.latest(tmp_path)[1].step == 2
+
+
+def test_what_must_be_synced_is_synced_before_the_checkpoint_appears(tmp_path):
+    seen = []
+    saver = saving.Saver(tmp_path, keep=3, before=lambda: seen.append(list(tmp_path.rglob("step_*"))))
+    start(saver, tmp_path, 1, network(0).state_dict())
+    saver.wait()
+    assert seen == [[]]
+
+
+def test_a_failed_background_save_is_said_and_the_next_one_works(monkeypatch, tmp_path, capsys):
+    write, failures = saving.write, [OSError(28, "No space left on device")]
+
+    def sometimes(*args, **kwargs):
+        if failures:
+            raise failures.pop()
+        write(*args, **kwargs)
+
+    monkeypatch.setattr(saving, "write", sometimes)
+    saver, weights = saving.Saver(tmp_path, keep=3), network(0).state_dict()
+    start(saver, tmp_path, 1, weights)
+    start(saver, tmp_path, 2, weights)
+    saver.wait()
+    assert "could not save step 1: No space left on device; trying again at the next save" in capsys.readouterr().err
+    assert [f.name for f in checkpoint.folders(tmp_path)] == ["step_00000002"]
+
+
+def test_now_does_not_write_the_same_step_twice(monkeypatch, tmp_path):
+    saver, weights = saving.Saver(tmp_path, keep=3), network(0).state_dict()
+    start(saver, tmp_path, 1, weights)
+    saver.wait()
+    monkeypatch.setattr(saving, "write", lambda *_, **__: pytest.fail("written again"))
+    folder, weights, state, manifest = arguments(tmp_path, 1, weights)
+    saver.now(folder, weights, state, provenance={}, **manifest)
+
+
+def test_to_host_copies_and_keeps_the_structure():
+    tree = {"a": torch.ones(2), "b": {"c": 3, "d": torch.zeros(1)}}
+    copy = saving.to_host(tree)
+    tree["a"].zero_()
+    assert copy["a"].tolist() == [1, 1]
+    assert copy["b"]["c"] == 3
