@@ -7,24 +7,24 @@ import contextlib
 import hashlib
 import json
 import os
-import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from . import registry
+from . import registry, state_file
 from .denoiser import Denoiser, DenoiserConfig, build_denoiser
 from .errors import InputError
-from .registry import Settings
+from .registry import MOST, Settings, shown
 from .tracking import say
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-_MAX_MANIFEST_BYTES = 16 << 20
+_MAX_MANIFEST_BYTES = 1 << 20
 _DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}  # safetensors' names
 
 
@@ -39,7 +39,7 @@ class Manifest(Settings):
     """What `manifest.json` holds."""
 
     format: int
-    step: int
+    step: Annotated[int, Field(ge=0, le=MOST)]
     finished: bool  # whether this was the run's last step
     ema: str  # the weights that `weights=ema` means, "ema_<decay>"
     denoiser: DenoiserConfig
@@ -73,15 +73,17 @@ def read_manifest(folder: Path) -> Manifest:
         DamagedCheckpoint: it is missing or not a manifest.
     """
     path = folder / MANIFEST
+    if not os.path.isfile(path):  # nor a pipe, which would block for ever
+        raise _damaged(folder, f"{MANIFEST} is missing")
     try:
-        size = path.stat().st_size
-        values = json.loads(path.read_text(encoding="utf-8")) if size <= _MAX_MANIFEST_BYTES else None
+        small = path.stat().st_size <= _MAX_MANIFEST_BYTES
+        values = json.loads(path.read_text(encoding="utf-8")) if small else None
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(folder, f"{MANIFEST} can't be read ({type(error).__name__})") from None
     if not isinstance(values, dict):
         raise _damaged(folder, f"{MANIFEST} is not an object of at most {_MAX_MANIFEST_BYTES} bytes")
     if values.get("format") != FORMAT:
-        raise InputError(f"checkpoint {folder} has another format", values.get("format"), str(FORMAT))
+        raise InputError(f"checkpoint {folder} has another format", shown(values.get("format")), str(FORMAT))
     try:
         return registry.typed(Manifest, _with_int_keys(values), MANIFEST)
     except InputError as error:
@@ -102,14 +104,20 @@ def verify(folder: Path) -> Manifest:
     for name, entry in manifest.files.items():
         file = folder / name
         if Path(name).name != name or name in ("", ".", ".."):
-            raise damaged(f"{MANIFEST} names a file outside the folder: {name!r}")
-        if file.is_symlink() or not file.is_file():
-            raise damaged(f"{name} is missing")
-        if file.stat().st_size != entry.size:
-            raise damaged(f"{name} has {file.stat().st_size} bytes instead of {entry.size}")
-        if sha256_of(file) != entry.sha256:
+            raise damaged(f"{MANIFEST} names a file outside the folder: {shown(name)!r}")
+        if os.path.islink(file) or not os.path.isfile(file):
+            raise damaged(f"{shown(name)} is missing")
+        try:
+            size, digest = file.stat().st_size, sha256_of(file)
+        except OSError as error:
+            raise damaged(f"{name} can't be read ({error.strerror})") from None
+        if size != entry.size:
+            raise damaged(f"{name} has {size} bytes instead of {shown(entry.size)}")
+        if digest != entry.sha256:
             raise damaged(f"{name} does not match its sha256")
     for file in sorted(folder.glob("*.safetensors")):
+        if not os.path.isfile(file):
+            raise damaged(f"{file.name} is not a file")
         try:
             with safe_open(file, "pt"):  # checks that the header is bounded, and its offsets inside the file
                 pass
@@ -183,17 +191,17 @@ def resolve(path: str | os.PathLike[str]) -> tuple[Path, Manifest]:
     Raises:
         InputError: there is no checkpoint at `path`, or it is damaged.
     """
-    folder = Path(path).expanduser()
-    if (folder / MANIFEST).is_file():
+    folder = Path(os.path.expanduser(path))  # os.path's functions take any text: no such user, a name too long
+    if os.path.isfile(folder / MANIFEST):
         return folder, verify(folder)
-    if (folder / "checkpoints").is_dir():
+    if os.path.isdir(folder / "checkpoints"):
         found = latest(folder)
         if found is not None:
             return found
         raise InputError(f"run {folder} has no checkpoint yet", fix="train it longer, or lower save_every")
-    if folder.name.startswith("step_") and folder.is_dir():
+    if folder.name.startswith("step_") and os.path.isdir(folder):
         raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {MANIFEST} is missing")
-    runs = sorted(p.parent.name for p in folder.parent.glob("*/checkpoints")) if folder.parent.is_dir() else []
+    runs = sorted(p.parent.name for p in folder.parent.glob("*/checkpoints")) if os.path.isdir(folder.parent) else []
     raise InputError(
         "no checkpoint there",
         str(path),
@@ -233,36 +241,38 @@ def check_fits(file: Path, module: nn.Module) -> None:
         InputError: naming the first tensor that one of both lacks, or whose shape or type differs.
     """
     own = module.state_dict()
-    with safe_open(file, "pt") as stored:
-        names = set(stored.keys())
-        for name in [*own, *sorted(names)]:
-            if name not in names or name not in own:
-                where = "network" if name in own else "checkpoint"
-                raise InputError(f"{file} does not fit the network: only the {where} has {name}")
-            header = stored.get_slice(name)
-            got, wanted = header.get_shape(), list(own[name].shape)
-            if got != wanted or header.get_dtype() != _DTYPES.get(own[name].dtype):
-                raise InputError(
-                    f"{file} does not fit the network: {name}",
-                    f"{header.get_dtype()} {got}",
-                    f"{_DTYPES.get(own[name].dtype, own[name].dtype)} {wanted}",
-                )
+    try:
+        with safe_open(file, "pt") as stored:
+            names = set(stored.keys())
+            headers = {name: stored.get_slice(name) for name in own if name in names}
+            types = {name: (header.get_dtype(), header.get_shape()) for name, header in headers.items()}
+    except (SafetensorError, OSError) as error:
+        raise DamagedCheckpoint(f"{file} can't be read: {error}") from None
+    for name in [*own, *sorted(names)]:
+        if name not in names or name not in own:
+            where = "network" if name in own else "checkpoint"
+            raise InputError(f"{file} does not fit the network: only the {where} has {shown(name)}")
+        (dtype, shape), wanted = types[name], list(own[name].shape)
+        if shape != wanted or dtype != _DTYPES.get(own[name].dtype):
+            raise InputError(
+                f"{file} does not fit the network: {name}",
+                f"{dtype} {shape}",
+                f"{_DTYPES.get(own[name].dtype, own[name].dtype)} {wanted}",
+            )
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What was saved as `state`, on the CPU; pickled code and compressed members are refused."""
+    """What was saved as `state`, on the CPU: nested dicts of tensors and numbers, no larger than the file.
+
+    Raises:
+        DamagedCheckpoint: it is anything else.
+    """
     file = folder / "state.pt"
     try:
-        with zipfile.ZipFile(file) as archive:  # what torch.save writes; compressed, a small file could fill the memory
-            if any(m.compress_type != zipfile.ZIP_STORED for m in archive.infolist()):
-                raise ValueError("it has compressed members")
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict):
-            raise ValueError(f"it holds a {type(state).__name__}")
-        return state
+        return state_file.read(file)
     except Exception as error:  # torch raises a dozen types here
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DamagedCheckpoint(f"{file} can't be read: {reason}") from None
+        raise DamagedCheckpoint(f"{file} can't be read: {shown(reason)}") from None
 
 
 def load_denoiser(path: str | os.PathLike[str], weights: str = "ema", device: torch.device | str = "cpu") -> Denoiser:
@@ -281,11 +291,14 @@ def load_resolved(
     folder: Path, manifest: Manifest, weights: str = "ema", device: torch.device | str = "cpu"
 ) -> Denoiser:
     """`load_denoiser` for a checkpoint that `resolve` has verified."""
+    backbone = manifest.backbone
+    if "dropout" in backbone:  # is for training; its tables grow with the image size, which no weight bears witness to
+        backbone = {**backbone, "dropout": 0.0}
     # A manifest may ask for any size of network; memory is taken only for what the file really holds.
     with torch.device("meta"):
-        sketch = build_denoiser(manifest.denoiser, manifest.backbone)
+        sketch = build_denoiser(manifest.denoiser, backbone)
     check_fits(folder / f"{_stem(folder, manifest, weights)}.safetensors", sketch)
     with torch.device(device):
-        denoiser = build_denoiser(manifest.denoiser, manifest.backbone)
+        denoiser = build_denoiser(manifest.denoiser, backbone)
     read_weights(folder, manifest, weights, denoiser)
     return denoiser.requires_grad_(False).eval()

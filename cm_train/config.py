@@ -1,5 +1,6 @@
 """A run's config, typed; `parse` is the only place where a DictConfig becomes one."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,10 +12,8 @@ from . import registry
 from .denoiser import SamplingConfig
 from .errors import InputError
 from .noise import NoiseConfig, check_noise
-from .registry import Settings
+from .registry import MOST, Count, Settings, shown
 from .tracking import TrackingConfig
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class RunConfig(Settings):
@@ -23,7 +22,7 @@ class RunConfig(Settings):
     mode: str
     name: str
     run_dir: str
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     steps: Count
     schedule_steps: Count | None = None  # what schedules count to; None: `steps` of the run's first start
     batch_size: Count
@@ -34,7 +33,7 @@ class RunConfig(Settings):
     teacher: str | None = None
     init: str = "random"
     save_every: int | str
-    preview_every: Annotated[int, Field(ge=0)]
+    preview_every: Annotated[int, Field(ge=0, le=MOST)]
     log_every: Count
     keep: Count
     max_hours: Annotated[float, Field(gt=0)] | None = None  # of the command, its teacher included
@@ -55,16 +54,20 @@ class RunConfig(Settings):
 
     @property
     def folder(self) -> Path:
-        return Path(self.run_dir).expanduser()
+        return Path(os.path.expanduser(self.run_dir))
 
     @property
     def num_schedule_steps(self) -> int:
         """What every schedule counts to."""
         return self.steps if self.schedule_steps is None else self.schedule_steps
 
-    def needs_teacher(self) -> bool:
+    def loss_needs_teacher(self) -> bool:
         cls = registry.find("objective", self.objective.get("name"))
         return cls.needs_teacher(registry.settings("objective", self.objective))
+
+    def needs_teacher(self) -> bool:
+        """Whether there is a teacher: for the loss, or for the first weights only."""
+        return self.init == "teacher" or self.loss_needs_teacher()
 
 
 def save_interval(save_every: int | str) -> tuple[int | None, float | None]:
@@ -73,11 +76,11 @@ def save_interval(save_every: int | str) -> tuple[int | None, float | None]:
     Raises:
         ValueError: neither.
     """
-    text = str(save_every).strip()
+    text = shown(save_every).strip()
     number = text.removesuffix("m")
-    if number.isdecimal() and int(number) > 0:
+    if number.isdecimal() and 0 < int(number) <= MOST:
         return (None, int(number) * 60.0) if text.endswith("m") else (int(number), None)
-    raise ValueError(f"save_every={save_every!r} is neither steps (1000) nor minutes ('15m')")
+    raise ValueError(f"save_every={text!r} is neither steps (1000) nor minutes ('15m')")
 
 
 def parse(cfg: DictConfig) -> RunConfig:
@@ -87,15 +90,15 @@ def parse(cfg: DictConfig) -> RunConfig:
         InputError: a missing, unknown or ill-typed key, with its full name.
     """
     try:
-        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         text = f"{key} is missing" if isinstance(error, MissingMandatoryValue) else str(error).splitlines()[0]
         raise InputError(text, fix=f"set {key}=..." if key else None) from None
     assert isinstance(values, dict)
-    # YAML reads true as a boolean, beside "auto".
-    plain = {str(k): str(v).lower() if k == "compile" else v for k, v in values.items()}
-    config = registry.typed(RunConfig, plain)
+    if isinstance(values.get("compile"), bool):  # YAML reads true as a boolean, beside "auto"
+        values["compile"] = str(values["compile"]).lower()
+    config = registry.typed(RunConfig, values)
     for kind in ("dataset", "backbone", "objective", "optimizer"):
         registry.settings(kind, getattr(config, kind))
     registry.settings("decay", config.ema, "ema")
@@ -105,12 +108,11 @@ def parse(cfg: DictConfig) -> RunConfig:
 
 def _check_together(config: RunConfig) -> None:
     """What no single key can tell; found now rather than after a teacher has trained."""
+    config.sampling.check_above(config.noise.sigma_min)
     check_noise(config.noise, registry.find("objective", config.objective["name"]).levels)
-    if not config.needs_teacher():
-        if config.teacher is not None:
-            raise InputError(f"mode {config.mode} takes no teacher", config.teacher, "null", "drop teacher=")
-        if config.init == "teacher":
-            raise InputError("init=teacher needs a mode with a teacher", config.mode, "init=random or init=PATH")
+    if config.teacher is not None and not config.needs_teacher():
+        fix = "drop teacher=, or start from its weights with init=teacher"
+        raise InputError(f"mode {config.mode} takes no teacher", config.teacher, "null", fix)
 
 
 def dump(config: RunConfig) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A backbone made into a denoiser by preconditioning."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -8,9 +9,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from . import registry
+from .errors import InputError
+from .noise import Rho, Sigma
 from .registry import Settings
-
-Positive = Annotated[float, Field(gt=0)]
 
 
 def per_image(values: Tensor, like: Tensor) -> Tensor:
@@ -22,21 +23,38 @@ class SamplingConfig(Settings):
     """The `sampling` group: how a checkpoint is sampled where nobody says otherwise."""
 
     num_scales: Annotated[int, Field(ge=2, le=1_000_000)] = 40  # points of the grid that samplers pick levels from
-    points: dict[int, list[Positive]] = {}  # number of steps -> noise levels, descending, for multistep sampling
+    # number of steps -> as many noise levels, descending, for multistep sampling
+    points: dict[Annotated[int, Field(ge=1, le=1000)], list[Sigma]] = {}
+
+    def model_post_init(self, _: Any) -> None:
+        for steps, levels in self.points.items():
+            if len(levels) != steps or any(a <= b for a, b in itertools.pairwise(levels)):
+                raise ValueError(f"points for {steps} steps must be {steps} descending noise levels")
+
+    def check_above(self, sigma_min: float) -> None:
+        """Refuse points below `sigma_min`. Raises InputError."""
+        lowest = min((levels[-1] for levels in self.points.values()), default=sigma_min)
+        if lowest < sigma_min:
+            raise InputError("sampling.points below sigma_min", lowest, f"noise levels of at least {sigma_min}")
 
 
 class DenoiserConfig(Settings):
     """What a denoiser needs beside its backbone's sizes; stored with every checkpoint."""
 
     preconditioning: Literal["edm", "consistency"]
-    image_size: Annotated[int, Field(ge=1, le=16384)]
+    image_size: Annotated[int, Field(ge=1, le=4096)]
     image_channels: Annotated[int, Field(ge=1, le=4096)]
     num_classes: Annotated[int, Field(ge=0, le=10_000_000)] = 0
-    sigma_data: Positive
-    sigma_min: Positive
-    sigma_max: Positive
-    rho: Positive = 7.0
+    sigma_data: Sigma
+    sigma_min: Sigma
+    sigma_max: Sigma
+    rho: Rho = 7.0
     sampling: SamplingConfig = SamplingConfig()
+
+    def model_post_init(self, _: Any) -> None:
+        if self.sigma_max <= self.sigma_min:
+            raise ValueError(f"sigma_max must exceed sigma_min={self.sigma_min}")
+        self.sampling.check_above(self.sigma_min)
 
 
 class Denoiser(nn.Module):

@@ -34,10 +34,10 @@ class ImageFiles(Protocol):
 
 def open_files(root: str) -> ImageFiles:
     """The image files of a folder or a .zip, read in place. Raises InputError where there is neither."""
-    path = Path(root).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(root))  # os.path's functions take any text: no such user, a name too long
+    if os.path.isdir(path):
         return _Folder(path)
-    if path.is_file():
+    if os.path.isfile(path):
         return _Zip(path)
     raise InputError("no such data", str(path), "a folder of images, or a .zip of them", "set dataset.root=...")
 
@@ -110,10 +110,10 @@ class _Zip:
         if info.file_size > _MAX_BYTES:
             raise ValueError(f"{info.file_size} bytes are more than {_MAX_BYTES}")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            # zipfile honours the declared size while it inflates these two only; the others can fill the memory.
+            # zipfile can bound what these two become in memory; the others can fill it.
             raise ValueError("compressed in another way than zip's usual one")
-        with self._lock:
-            return self._zip.read(info)
+        with self._lock, self._zip.open(info) as member:
+            return member.read(info.file_size)  # asked for no size, it inflates up to a GiB, whatever was declared
 
     def close(self) -> None:
         self._zip.close()

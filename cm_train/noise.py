@@ -10,9 +10,11 @@ from torch import Tensor
 
 from . import registry
 from .errors import InputError
-from .registry import Settings, register
+from .registry import Positive, Settings, register
 
-Positive = Annotated[float, Field(gt=0)]
+# Wider than anyone needs, and so that neither float32's squares nor the grid's powers leave their range.
+Sigma = Annotated[float, Field(ge=1e-8, le=1e8)]
+Rho = Annotated[float, Field(ge=0.1, le=1000)]
 
 
 def karras_sigmas(
@@ -143,10 +145,10 @@ class Doubling:
 class NoiseConfig(Settings):
     """The `noise` group."""
 
-    sigma_min: Positive = 0.002
-    sigma_max: Positive = 80.0
-    rho: Positive = 7.0
-    sigma_data: Positive | None = None  # None: measured on the data set, or inherited from the teacher
+    sigma_min: Sigma = 0.002
+    sigma_max: Sigma = 80.0
+    rho: Rho = 7.0
+    sigma_data: Sigma | None = None  # None: measured on the data set, or inherited from the teacher
     proposal: dict[str, Any]
     curriculum: dict[str, Any] | None = None  # None where noise levels are continuous
 

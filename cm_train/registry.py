@@ -7,12 +7,11 @@ names, so a config or checkpoint from a stranger can choose among our components
 import difflib
 import importlib
 import pkgutil
-import textwrap
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import InputError
 
@@ -30,6 +29,19 @@ _classes: dict[tuple[str, str], type] = {}
 
 C = TypeVar("C", bound=type)
 S = TypeVar("S", bound="Settings")
+
+Positive = Annotated[float, Field(gt=0)]
+MOST = 2**53  # floats, which schedules compute in, skip integers beyond it
+Count = Annotated[int, Field(ge=1, le=MOST)]
+
+
+def shown(value: object) -> str:
+    """A value that a stranger chose, in at most 200 characters."""
+    try:
+        text = str(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, lists in lists without end
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 class Settings(BaseModel):
@@ -65,9 +77,9 @@ def names(kind: str) -> list[str]:
 def find(kind: str, name: object) -> Any:
     """The class that is registered as `name`. Raises InputError for a name that nobody registered."""
     if not isinstance(name, str) or name not in names(kind):
-        close = difflib.get_close_matches(str(name), names(kind), 1)
+        close = difflib.get_close_matches(shown(name), names(kind), 1)
         raise InputError(
-            f"unknown {kind}", str(name), ", ".join(names(kind)), f"write {kind}.name={close[0]}" if close else None
+            f"unknown {kind}", shown(name), ", ".join(names(kind)), f"write {kind}.name={close[0]}" if close else None
         )
     return _classes[kind, name]
 
@@ -75,7 +87,7 @@ def find(kind: str, name: object) -> Any:
 def settings(kind: str, values: Mapping[str, Any], where: str = "") -> Any:
     """The typed `Config` of the component that `values["name"]` names; errors call its keys `where.<key>`."""
     if not isinstance(values, Mapping):
-        raise InputError(f"{kind} must be a group of keys with a name", str(values), ", ".join(names(kind)))
+        raise InputError(f"{kind} must be a group of keys with a name", shown(values), ", ".join(names(kind)))
     cls = find(kind, values.get("name"))
     return typed(cls.Config, {k: v for k, v in values.items() if k != "name"}, where or kind)
 
@@ -92,8 +104,8 @@ def typed(cls: type[S], values: Mapping[str, Any], where: str = "") -> S:
     try:
         return cls.model_validate(dict(values), strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in (where, *first["loc"]) if part != "")
+        first = error.errors(include_url=False)[0]
+        key = ".".join(shown(part) for part in (where, *first["loc"]) if part != "")
         cause = first.get("ctx", {}).get("error")
         if isinstance(cause, InputError):  # from a component's settings inside: it names its own key
             raise cause from None
@@ -101,16 +113,14 @@ def typed(cls: type[S], values: Mapping[str, Any], where: str = "") -> S:
             raise InputError(f"{key}: {cause}" if key else str(cause)) from None
         if first["type"] == "extra_forbidden":
             known = list(_innermost(cls, first["loc"]).model_fields)
-            close = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
+            close = difflib.get_close_matches(shown(first["loc"][-1]), known, 1)
             raise InputError(
                 f"unknown key {key}", allowed=", ".join(known), fix=f"did you mean {close[0]}?" if close else None
             ) from None
         if first["type"] == "missing":
             raise InputError(f"{key} is missing", fix=f"set {key}=...") from None
         reason = first["msg"]
-        raise InputError(
-            f"{key}: {reason[0].lower()}{reason[1:]}", got=textwrap.shorten(str(first["input"]), 200)
-        ) from None
+        raise InputError(f"{key}: {reason[0].lower()}{reason[1:]}", got=shown(first["input"])) from None
 
 
 def _innermost(cls: type[Settings], path: tuple[int | str, ...]) -> type[Settings]:

@@ -1,7 +1,6 @@
 """A run's folder on disk: its lock, its stored config, and whether a command starts or resumes it."""
 
 import fcntl
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,9 +11,14 @@ from typing import Any
 import yaml
 
 from .errors import InputError
+from .registry import shown
 from .tracking import say, write_whole
 
-_MAX_CONFIG_BYTES = 1 << 20
+_MAX_CONFIG_BYTES = 1 << 18
+_MAX_CONFIG_DEPTH = 32
+_MAX_NUMBER_LENGTH = 100  # in characters; 0xfff... and 1:1:1:... can stand for integers that take for ever
+
+_PLAIN = [f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")]
 
 # What may differ between the command that started a run and the one that resumes it.
 MAY_CHANGE = frozenset(
@@ -40,12 +44,33 @@ MAY_CHANGE = frozenset(
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Safe YAML without aliases, by which a few lines can stand for gigabytes."""
+    """YAML of what JSON also knows: no dates or sets, and no aliases, by which a few lines can stand for gigabytes."""
+
+    yaml_constructors = {tag: yaml.SafeLoader.yaml_constructors[tag] for tag in (None, *_PLAIN)}
+    _depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases are not allowed")
-        return super().compose_node(parent, index)
+        if self._depth == _MAX_CONFIG_DEPTH:
+            raise yaml.YAMLError("it is nested too deeply")
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        text = super().construct_scalar(node)
+        if len(text) > _MAX_NUMBER_LENGTH and not node.tag.endswith(":str"):
+            raise yaml.YAMLError("a number is too long")
+        return text
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """Writes a list that is used twice out twice: the loader refuses aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 @contextmanager
@@ -57,9 +82,16 @@ def lock(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = open(folder / ".lock", "a+")  # noqa: SIM115 - held for the whole run
-    except OSError as error:
-        raise InputError(f"can't write the run folder {folder}: {error.strerror}", fix="set run_dir=...") from None
+        # Not through a link: the folder may be a stranger's, and the file is emptied below.
+        handle = open(  # noqa: SIM115 - held for the whole run
+            folder / ".lock",
+            "a+",
+            errors="replace",
+            opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o666),
+        )
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"can't write the run folder {folder}: {reason}", fix="set run_dir=...") from None
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -84,12 +116,12 @@ def stored_config(folder: Path) -> dict[str, Any] | None:
         InputError: `config.yaml` is there and is not a config.
     """
     path = folder / "config.yaml"
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     try:
-        small = path.stat().st_size <= _MAX_CONFIG_BYTES
+        small = path.is_file() and path.stat().st_size <= _MAX_CONFIG_BYTES  # a pipe would block for ever
         values = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader) if small else None
-    except (yaml.YAMLError, ValueError, OSError, RecursionError):
+    except Exception:  # what is no YAML makes its reader raise nearly anything
         values = None
     if not isinstance(values, dict):
         raise InputError(f"{path} is not a run's config", fix="name another run folder with name=... or run_dir=...")
@@ -98,7 +130,7 @@ def stored_config(folder: Path) -> dict[str, Any] | None:
 
 def store_config(folder: Path, values: Mapping[str, Any]) -> None:
     """Write `config.yaml` whole or not at all."""
-    write_whole(folder / "config.yaml", yaml.safe_dump(dict(values), sort_keys=False).encode())
+    write_whole(folder / "config.yaml", yaml.dump(dict(values), Dumper=_PlainDumper, sort_keys=False).encode())
 
 
 def check_same_run(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -112,10 +144,10 @@ def check_same_run(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str,
         k for k in dict.fromkeys([*old, *new]) if not {k, k.split(".")[0]} & MAY_CHANGE and old.get(k) != new.get(k)
     ]
     if differing:
-        shown = ", ".join(f"{k} ({old.get(k)} -> {new.get(k)})" for k in differing[:6])
+        changes = ", ".join(f"{shown(k)} ({shown(old.get(k))} -> {shown(new.get(k))})" for k in differing[:6])
         more = f" and {len(differing) - 6} more" if len(differing) > 6 else ""
         raise InputError(
-            f"{folder} holds a run with another config: {shown}{more}",
+            f"{folder} holds a run with another config: {changes}{more}",
             allowed=f"a change of {', '.join(sorted(MAY_CHANGE))}",
             fix="give this run a name=... of its own",
         )
@@ -123,8 +155,15 @@ def check_same_run(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str,
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(values, Mapping) or not values:
-        return {prefix: json.loads(json.dumps(values))}
+        return {prefix: _plain(values)}
     out: dict[str, Any] = {}
     for key, value in values.items():
         out |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
     return out
+
+
+def _plain(value: Any) -> Any:
+    """`value` as YAML would give it back."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

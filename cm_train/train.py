@@ -125,6 +125,8 @@ def _train(config: Any, cfg: DictConfig, execute: Callable[[Any], bool]) -> bool
                 return True
             newest = None if found is None else found[1]
         _print_header(config)
+        if config.optimizer.get("schedule") == "cosine" and config.steps > config.num_schedule_steps:
+            say(f"note: the learning rate is 0 from step {config.num_schedule_steps} on, where its cosine ended")
         finished = execute(config)
         _print_summary(config, finished, checkpoint.newest_manifest(config.folder))
         return finished
@@ -156,15 +158,16 @@ def _inherit(config: Any, cfg: DictConfig, execute: Callable[[Any], bool]) -> An
         return config
     if config.teacher is None:
         home = config.folder.parent / f"{config.dataset['name']}-edm"
+        if home.resolve() == config.folder.resolve():
+            raise InputError(f"{home} can't be its own teacher", fix="set teacher=..., or init=random")
         if not _teacher_ready(config, cfg, home, execute):
             return None
         config = config.model_copy(update={"teacher": str(home)})
     backbone = checkpoint.resolve(config.teacher)[1].backbone
     if "dropout" in config.backbone and config.backbone["name"] == backbone["name"]:
         backbone = {**backbone, "dropout": config.backbone["dropout"]}  # belongs to the recipe, not to the sizes
-    if backbone != config.backbone and any(
-        o.lstrip("+").startswith("backbone") for o in HydraConfig.get().overrides.task
-    ):
+    asked = {o.lstrip("+").split("=")[0] for o in HydraConfig.get().overrides.task} - {"backbone.dropout"}
+    if backbone != config.backbone and any(key.split(".")[0] == "backbone" for key in asked):
         raise InputError(
             f"a student has its teacher's backbone, and {config.teacher} has another than backbone=... asks for",
             fix="drop backbone=..., or give a teacher of that backbone with teacher=...",

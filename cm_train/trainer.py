@@ -53,6 +53,7 @@ class Trainer:
         should_stop: asked before each step, with the seconds that one more and a save may take; True on any rank
             saves and ends the run early.
         world: this rank among those that train together.
+        teacher: what previews are measured against.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Trainer:
         provenance: dict[str, str] | None = None,
         should_stop: Callable[[float], bool] = lambda reserve_s: False,
         world: World = ALONE,
+        teacher: Denoiser | None = None,
     ):
         self.config, self.objective, self.loader, self.device = config, objective, loader, device
         self.autocast, self.world = autocast, world
@@ -97,7 +99,7 @@ class Trainer:
         self.skipped = torch.zeros((), device=device)  # steps that were not finite, and how many of them just now
         self.skipped_in_a_row = torch.zeros((), device=device)
         self.window = Window()
-        self.previews = Previews(config.folder / "samples", self.micro_batch, world, objective.teacher)
+        self.previews = Previews(config.folder / "samples", self.micro_batch, world, teacher)
 
     # ------------------------------------------------------------------------------------------------------ one step
 

@@ -98,7 +98,7 @@ def build_trainer(
         NoiseSchedule(noise, config.num_schedule_steps),
         config.seed,
         dataset.hflip,
-        teacher,
+        teacher if config.loss_needs_teacher() else None,
     )
     trainer = Trainer(
         config,
@@ -110,6 +110,7 @@ def build_trainer(
         provenance=provenance,
         should_stop=should_stop,
         world=world,
+        teacher=teacher,
     )
     if found is not None:
         trainer.resume(*found)

@@ -1,12 +1,16 @@
-"""What training costs above its floor, measured in one run.
+"""What training costs above its floor, and what a checkpoint costs training, measured in one run.
 
     python scripts/bench.py train                    7.7 M parameters at 32x32, batch 16
     python scripts/bench.py train --size small       1.2 M parameters at 8x8, batch 128
+    python scripts/bench.py save                     how long a save stalls training
 
 The floor of a consistency-distillation step is the arithmetic that no implementation can leave out: student forward
 and backward, target forward and the teacher's two forwards of a Heun step, on the same batch in the same precision.
 The step is the trainer's whole one: data, noise, those passes, optimizer, target, three EMAs, metrics and log lines.
 Both are timed in turn, block by block, and the ratio is taken pair by pair, since a machine's speed drifts.
+
+A save stalls training while weights, averages and optimizer are copied off the device. That is compared with the copy
+alone, and with the whole write to disk, hashes and fsync included, that goes on beside training.
 """
 
 import argparse
@@ -24,6 +28,7 @@ from hydra import compose, initialize_config_dir
 from cm_train import checkpoint, cli, saving, worker
 from cm_train.config import parse
 from cm_train.denoiser import DenoiserConfig, build_denoiser
+from cm_train.saving import Saver, to_host
 from cm_train.tracking import Tracker
 from cm_train.trainer import Trainer
 
@@ -198,14 +203,38 @@ def train(size_name: str, blocks: int, precision: str) -> None:
             print(f"peak memory {peak_memory():.2f} GiB ({before:.2f} before), of which must be held {held:.2f} GiB")
 
 
+def save(size_name: str, rounds: int, precision: str) -> None:
+    with tempfile.TemporaryDirectory() as home:
+        trainer = make_trainer(SIZES[size_name], Path(home), precision)
+        trainer.saver = Saver(trainer.config.folder, trainer.config.keep)
+        trainer.train_step(trainer.fetch())
+        networks = [trainer.objective.denoiser, *(a.denoiser for a in trainer.averages)]
+        tree = {"weights": {str(i): n.state_dict() for i, n in enumerate(networks)}, "state": trainer._state()}
+        stalls, copies, writes = [], [], []
+        for _ in range(rounds + 1):
+            trainer.step += 1
+            stalls.append(timed(lambda: trainer.save(must=False), 1))
+            writes.append(timed(trainer.saver.wait, 1))
+            copies.append(timed(lambda: to_host(tree), 1))
+        pairs = list(zip(stalls, copies, writes, strict=True))[1:]  # the first one warms up
+        print(f"{trainer.weights.numel():,} parameters, {len(networks)} sets of weights, {rounds} saves")
+        print(
+            f"stall / copy: median {statistics.median(s / c for s, c, _ in pairs):.2f}   "
+            f"stall / (stall + write): median {statistics.median(s / (s + w) for s, _, w in pairs):.3f}"
+        )
+        print(
+            f"stall {1e3 * statistics.median(stalls[1:]):.1f} ms   write {1e3 * statistics.median(writes[1:]):.0f} ms"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train"])
+    parser.add_argument("what", choices=["train", "save"])
     parser.add_argument("--size", choices=list(SIZES), default="large")
     parser.add_argument("--blocks", type=int, default=20, help="pairs of measurements (default: 20)")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     args = parser.parse_args()
-    train(args.size, args.blocks, args.precision)
+    (train if args.what == "train" else save)(args.size, args.blocks, args.precision)
 
 
 if __name__ == "__main__":

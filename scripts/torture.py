@@ -284,7 +284,7 @@ def main() -> None:
     for name, (_, counts) in HARMS.items():
         total, each = (args.kills // 2, 4) if name.startswith("kill") else (args.rest, 1)
         for i, first in enumerate(range(0, total, each)):
-            plan.append((name, modes[i % len(modes)], counts[i % len(counts)], min(each, total - first)))
+            plan.append((name, modes[len(plan) % len(modes)], counts[i % len(counts)], min(each, total - first)))
     try:
         if "cd" in modes:
             Run(home, "edm", 1, "teacher").finish()

@@ -60,7 +60,7 @@ def test_cd_trains_its_missing_teacher_first_and_says_so(command, start, tmp_pat
     assert "mode: edm" in teacher
     assert "seed: 3" in teacher
     assert "backend: none" in teacher
-    assert "steps: 2500" in teacher, "the teacher has its own recipe"
+    assert "steps: 2000" in teacher, "the teacher has its own recipe"
 
 
 def test_cd_finishes_a_teacher_that_was_begun_by_its_own_settings_then_trains_the_student(command, start, tmp_path):
@@ -158,7 +158,7 @@ WRONG = [
     (["steps=many"], "steps: input should be a valid integer; got 'many'"),
     (["teacher=nowhere"], "no checkpoint there; got 'nowhere'"),
     (["mode=ict", "init=nowhere"], "no checkpoint there; got 'nowhere'"),
-    (["mode=ict", "init=teacher"], "init=teacher needs a mode with a teacher"),
+    (["mode=edm", "init=teacher"], "runs/digits-edm can't be its own teacher"),
     (["mode=ict", "teacher=runs/x"], "mode ict takes no teacher"),
     (["mode=cd", "init=nowhere"], "no checkpoint there; got 'nowhere'"),
     (["mode=cd", "noise=lognormal"], "this mode draws levels of a grid"),

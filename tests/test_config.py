@@ -32,7 +32,8 @@ def test_config_composes_for_every_mode_dataset_and_backbone(dataset, composed):
 @pytest.mark.parametrize("group", ["noise", "ema", "optimizer", "tracking"])
 def test_config_composes_for_every_option_of_a_group(group, composed):
     for option in options(group):
-        parse(composed(f"{group}={option}", f"mode={'edm' if option == 'lognormal' else 'ict'}"))
+        mode = {"lognormal": "edm", "ect": "ect"}.get(option, "ict")
+        parse(composed(f"{group}={option}", f"mode={mode}"))
 
 
 def test_recipe_names_are_pairs_that_exist():

@@ -37,24 +37,25 @@ def assert_same_run(one, other):
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-3)
 
 
-@pytest.mark.parametrize("mode", ["edm", "ict", pytest.param("cd", marks=pytest.mark.long)])
-def test_two_ranks_equal_one_process(mode, command, tmp_path):
-    extra = []
-    if mode == "cd":
+WITH_TEACHER = ("cd", "ect")
+TARGET = {"cd": ["objective.target_decay=0.9"], "ct": ["objective.target_decay=0.9"]}
+QUICK = [("edm", 2), ("ict", 2)]
+ALL = [(mode, ranks) for mode in ("edm", "cd", "ct", "ict", "ect") for ranks in (2, 4)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "ranks"), [*QUICK, *(pytest.param(*case, marks=pytest.mark.long) for case in ALL if case not in QUICK)]
+)
+def test_ranks_equal_one_process(mode, ranks, command, tmp_path):
+    """Every objective on 2 and 4 ranks, with micro-batches, a target, dropout, flips and two averages."""
+    options = [f"mode={mode}", *EVERYTHING, *TARGET.get(mode, [])]
+    if mode in WITH_TEACHER:
         assert command("train", "mode=edm", *TINY, "name=teacher").returncode == 0
-        extra = ["teacher=runs/teacher"]
-    for name, options in (("one", []), ("two", ["devices=2", "micro_batch=4"])):
-        done = command("train", f"mode={mode}", *EVERYTHING, *extra, f"name={name}", *options)
+        options.append("teacher=runs/teacher")
+    for name, more in (("one", []), ("many", [f"devices={ranks}", "micro_batch=2"])):
+        done = command("train", *options, f"name={name}", *more)
         assert done.returncode == 0, done.stderr
-    assert_same_run(tmp_path / "runs" / "one", tmp_path / "runs" / "two")
-
-
-@pytest.mark.long
-def test_four_ranks_with_a_target_equal_one_process(command, tmp_path):
-    for name, options in (("one", []), ("four", ["devices=4"])):
-        done = command("train", "mode=ct", "objective.target_decay=0.9", *EVERYTHING, f"name={name}", *options)
-        assert done.returncode == 0, done.stderr
-    assert_same_run(tmp_path / "runs" / "one", tmp_path / "runs" / "four")
+    assert_same_run(tmp_path / "runs" / "one", tmp_path / "runs" / "many")
 
 
 def test_stopped_on_two_ranks_and_resumed_on_one_equals_one_process(command, start, tmp_path):

@@ -16,7 +16,7 @@ PACKAGE = Path(cm_train.__file__).parent
 LAYERS = [
     {"errors"},
     {"registry", "rng"},
-    {"distributed", "image_files", "images", "precision", "signals", "tracking"},
+    {"distributed", "image_files", "images", "precision", "signals", "state_file", "tracking"},
     {"launching", "meters", "run_folder"},
     {"noise", "distances", "ema", "optimizers", "backbones", "datasets"},
     {"denoiser"},

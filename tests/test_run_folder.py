@@ -14,12 +14,35 @@ def test_lock_refuses_a_second_holder_and_lets_go(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("name", ["a\0b", "a" * 300])
+def test_lock_of_an_odd_name_is_an_input_error(name, tmp_path):
+    with pytest.raises(InputError, match="can't write the run folder"), run_folder.lock(tmp_path / name):
+        pass
+
+
+def test_lock_does_not_empty_what_a_link_points_to(tmp_path):
+    (tmp_path / "precious").write_text("text")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(InputError, match="can't write the run folder"), run_folder.lock(tmp_path / "run"):
+        pass
+    assert (tmp_path / "precious").read_text() == "text"
+
+
 def test_stored_config_round_trip(tmp_path):
     assert run_folder.stored_config(tmp_path) is None
     values = {"steps": 3, "noise": {"sigma_min": 0.002}, "list": [1, 2], "none": None}
     run_folder.store_config(tmp_path, values)
     assert run_folder.stored_config(tmp_path) == values
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_store_config_writes_a_shared_list_out_twice(tmp_path):
+    """YAML would write an alias, which the reader refuses."""
+    shared = [0.9, 0.999]
+    values = {"optimizer": {"betas": shared}, "other": {"betas": shared}, "nested": [shared, shared]}
+    run_folder.store_config(tmp_path, values)
+    assert run_folder.stored_config(tmp_path) == values
 
 
 @pytest.mark.parametrize("text", ["", "- 1\n- 2", "a: [", "!!python/object/apply:os.system ['touch owned']", "\x00"])

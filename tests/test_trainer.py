@@ -63,11 +63,11 @@ def assert_same(a, b):
         assert torch.equal(a[name], b[name]), f"{name} differs by {(a[name] - b[name]).abs().max()}"
 
 
-EVERY_MODE = ["edm", "cd", "ct", "ict"]
+EVERY_MODE = ["edm", "cd", "ct", "ict", "ect"]
 
 
 def overrides(mode, teacher):
-    return [f"mode={mode}", "backbone.dropout=0.3", "ema.extra=[0.5]", *([teacher] if mode == "cd" else [])]
+    return [f"mode={mode}", "backbone.dropout=0.3", "ema.extra=[0.5]", *([teacher] if mode in ("cd", "ect") else [])]
 
 
 @pytest.mark.parametrize("mode", EVERY_MODE)
@@ -175,8 +175,8 @@ def test_lr_ema_and_curriculum_are_functions_of_the_step(build):
     rows = lines(trainer)
     assert [r["step"] for r in rows] == list(range(1, 41))
     assert [r["images"] for r in rows] == [16 * (i + 1) for i in range(40)]
-    assert rows[0]["lr"] == pytest.approx(5e-4 / 5)
-    assert rows[10]["lr"] == pytest.approx(5e-4)
+    assert rows[0]["lr"] == pytest.approx(3e-4 / 5)
+    assert rows[10]["lr"] == pytest.approx(3e-4)
     # 8 stages of 5 steps: 11, 21, ... 1281.
     assert [r["num_scales"] for r in rows[::5]] == [10 * 2**i + 1 for i in range(8)]
 

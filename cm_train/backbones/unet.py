@@ -28,7 +28,7 @@ class UNetConfig(Settings):
     scale_shift: bool = True  # the embedding scales and shifts after the norm, else it is added before
     resample_in_block: bool = True  # up/down inside residual blocks, else plain pooling and nearest
     # c_noise is multiplied by this before the embedding. 1 suits iCT, ECT and sCM; OpenAI's weights want 1000.
-    noise_multiplier: float = 1.0
+    noise_multiplier: Annotated[float, Field(gt=0, le=1e6)] = 1.0
 
 
 class _Norm(nn.GroupNorm):

@@ -1,0 +1,70 @@
+"""state.pt of a checkpoint, read as if a stranger had written it: no code, no more memory than the file's size."""
+
+import os
+import pickletools
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# All that a pickle of dicts, numbers and tensors names.
+_STATE_GLOBALS = re.compile(
+    r"torch\._utils _rebuild_tensor_v2|collections OrderedDict|torch (?!Untyped)[A-Z]\w*Storage"
+)
+
+
+def read(file: Path) -> dict[str, Any]:
+    """Nested dicts of tensors and numbers, on the CPU. Raises nearly anything where the file holds anything else."""
+    if not os.path.isfile(file):  # nor a pipe, which would block for ever
+        raise ValueError("it is missing")
+    size = file.stat().st_size
+    _check_archive(file, size)
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict):
+        raise ValueError(f"it holds a {type(state).__name__}")
+    if _num_bytes(state) > size:  # a tensor of stride 0 is as large as it likes, until somebody copies it
+        raise ValueError("its tensors are larger than the file")
+    return state
+
+
+def _check_archive(file: Path, size: int) -> None:
+    """Refuse a zip that torch.load would take more memory or time for than its size says. Raises ValueError."""
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        names = [m.filename.lower() for m in members]  # torch looks them up without regard to case
+        if len(set(names)) < len(names) or any(m.orig_filename != m.filename for m in members):
+            raise ValueError("the names of its members are ambiguous")
+        if any(m.compress_type != zipfile.ZIP_STORED for m in members):
+            raise ValueError("it has compressed members")
+        if sum(m.file_size for m in members) > size:
+            raise ValueError("its members are larger than the file")
+        for name, member in zip(names, members, strict=True):
+            if name.endswith("data.pkl"):
+                _check_pickle(archive.read(member))
+
+
+def _check_pickle(pickled: bytes) -> None:
+    """Refuse a pickle that names more than tensors: torch also allows bytearray(10**12), and a set of it."""
+    for opcode, argument, _ in pickletools.genops(pickled):
+        if opcode.name == "GLOBAL" and not _STATE_GLOBALS.fullmatch(str(argument)):
+            raise ValueError(f"it holds more than numbers and tensors: {argument}")
+
+
+def _num_bytes(tree: Any) -> int:
+    """The size of all tensors in nested containers that may hold each other, or themselves."""
+    todo, seen, total = [tree], set(), 0
+    while todo:
+        value = todo.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            total += value.numel() * value.element_size()
+        elif isinstance(value, dict):
+            todo += value.values()
+        elif isinstance(value, list | tuple):
+            todo += value
+    return total
