@@ -99,3 +99,21 @@ class WarmupDecay:
 
     def at(self, decay: float, step: int) -> float:
         return min(decay, (1 + step) / (10 + step))
+
+
+@register("decay", "half_life")
+class HalfLifeDecay:
+    """0.5^(1 / H) with H = min(the half-life of decay, rampup * step) steps: Karras et al. 2022 (EDM), appendix F.
+
+    A half-life of h images at batch size B is decay = 0.5^(B / h): EDM's 500,000 at 512 are 0.99929.
+    """
+
+    class Config(ConstantDecay.Config):
+        rampup: Annotated[float, Field(gt=0)] = 0.05  # of the steps so far that the half-life may span
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    def at(self, decay: float, step: int) -> float:
+        # 0.5^(1 / H) grows with H, so the shorter half-life is the smaller decay.
+        return min(decay, 0.5 ** (1 / (self.config.rampup * step))) if step else 0.0

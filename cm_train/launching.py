@@ -20,7 +20,8 @@ from .errors import InputError, TrainingFailed
 from .signals import StopFlag
 from .tracking import say
 
-_STOP_FILE, _DEADLINE = "CM_TRAIN_STOP_FILE", "CM_TRAIN_DEADLINE"  # how a command reaches the ranks it started
+# How a command reaches the ranks that it started.
+_PARENT, _STOP_FILE, _DEADLINE = "CM_TRAIN_PARENT", "CM_TRAIN_STOP_FILE", "CM_TRAIN_DEADLINE"
 
 
 def num_ranks(devices: int | str) -> int:
@@ -47,7 +48,7 @@ def launch(num: int, module: str, argument: str, stop: StopFlag) -> int:
     codes: list[int] = []
     with tempfile.TemporaryDirectory(prefix="cm-train-") as folder, _environment(num):
         stop_file = Path(folder) / "stop"
-        os.environ[_STOP_FILE] = str(stop_file)
+        os.environ[_PARENT], os.environ[_STOP_FILE] = str(os.getpid()), str(stop_file)
         if stop.deadline is not None:
             os.environ[_DEADLINE] = repr(stop.deadline)
         # The launcher in a thread, since in the main one it would take the signals for itself and kill on them.
@@ -146,3 +147,5 @@ def _die_with_parent() -> None:
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        if str(os.getppid()) != os.environ.get(_PARENT):  # it ended while this process was starting
+            _leave(1)

@@ -105,6 +105,16 @@ def test_a_killed_rank_or_parent_ends_the_job_without_orphans(victim, start, tmp
     assert time.monotonic() - started < 45
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_ranks_whose_parent_dies_while_they_start_end_too(start):
+    """They import for seconds before they can ask the kernel to be ended with their parent."""
+    process = start("train", "mode=ict", *TINY, "steps=100000", "devices=2")
+    wait_for(lambda: len(children(process.pid)) == 2)
+    ranks = children(process.pid)
+    process.kill()
+    wait_for(lambda: not any(alive(pid) for pid in ranks), patience_s=60)
+
+
 def broken_photos(folder, count, broken):
     folder.mkdir()
     for i in range(count):

@@ -187,3 +187,21 @@ def test_warmup_decay_follows_the_formula(step, expected):
 def test_decay_refuses_values_outside_the_unit_interval(values):
     with pytest.raises(ValueError, match=r"decay\.(decay|extra)"):
         registry.settings("decay", {"name": "warmup", **values})
+
+
+def test_half_life_decay_is_edms():
+    """0.5^(512 / min(500000, 0.05 * images seen)), as Karras et al. write it; 0.999290 in the end."""
+    final = 0.5 ** (512 / 500_000)
+    assert final == pytest.approx(0.999290, abs=5e-7)
+    schedule = registry.build("decay", {"name": "half_life", "decay": final})
+    assert schedule.at(final, 0) == 0
+    for step in (1, 10, 1000, 19_000, 20_000, 10**6):
+        assert schedule.at(final, step) == pytest.approx(0.5 ** (512 / min(500_000, 0.05 * step * 512)), rel=1e-12)
+
+
+def test_half_life_halves_the_weight_of_the_past_in_its_half_life():
+    schedule = registry.build("decay", {"name": "half_life", "decay": 0.5 ** (1 / 100), "rampup": 0.05})
+    kept = 1.0
+    for step in range(5000, 5100):
+        kept *= schedule.at(0.5 ** (1 / 100), step)
+    assert kept == pytest.approx(0.5)

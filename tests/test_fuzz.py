@@ -12,6 +12,7 @@ import pickle
 import resource
 import signal
 import struct
+import threading
 import tracemalloc
 import warnings
 import zipfile
@@ -386,6 +387,11 @@ def test_manifest_of_harmed_bytes_gives_a_denoiser_or_is_refused(depth, victim):
         or_input_error(use, victim.folder)
 
     check(holds, 150, depth)
+    many = _json(m := copy.deepcopy(victim.manifest)).replace(b"[80.0, 0.8]", b"[" + b'"",' * 4_000_000 + b'""]')
+    assert m["denoiser"]["sampling"]["points"]["2"] == [80.0, 0.8]
+    victim.put({"manifest.json": many}, sign=False)
+    with bounded(), pytest.raises(DamagedCheckpoint, match="not an object of at most"):
+        checkpoint.verify(victim.folder)  # each of these errors would take a KiB
 
 
 @pytest.mark.parametrize(
@@ -418,20 +424,24 @@ def test_checkpoint_of_other_things_than_files_is_damaged(name, kind, victim, tm
     victim.put({}, sign=False)
     path = victim.folder / name
     path.unlink(missing_ok=True)
+    # Whoever waits for the other end of a pipe meets it in time for the test to fail.
+    end = threading.Timer(10, lambda: os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK)))
     if kind == "pipe":
         os.mkfifo(path)
+        end.start()
     elif kind == "folder":
         path.mkdir()
     else:
         (tmp_path / "outside").write_bytes(b"secret")
         path.symlink_to(tmp_path / ("outside" if kind == "link outside" else "nowhere"))
-    with bounded():
+    with pytest.raises(DamagedCheckpoint):
+        checkpoint.verify(victim.folder)
+    assert or_input_error(checkpoint.resolve, victim.folder) is None
+    if name == "state.pt":
         with pytest.raises(DamagedCheckpoint):
-            checkpoint.verify(victim.folder)
-        assert or_input_error(checkpoint.resolve, victim.folder) is None
-        if name == "state.pt":
-            with pytest.raises(DamagedCheckpoint):
-                checkpoint.read_state(victim.folder)
+            checkpoint.read_state(victim.folder)
+    assert end.is_alive() == (kind == "pipe")
+    end.cancel()
 
 
 @pytest.mark.parametrize("path", ["~nobody-of-that-name/x", "a\0b", "a" * 300, "a" * 300 + "/b", "", "\udc80"])
@@ -501,30 +511,41 @@ def _overlapping() -> bytes:
     return bytes(content)
 
 
+def _lying() -> bytes:
+    """A compressed pickle that says to be small."""
+    pickled = _members(_state({"x": "x" * 1_000_000}))["archive/data.pkl"]
+    content = _zip({"archive/data.pkl": pickled}, zipfile.ZIP_DEFLATED)
+    return content.replace(struct.pack("<I", len(pickled)), struct.pack("<I", 1000))
+
+
+def _packed(pickled: bytes) -> bytes:
+    """What torch.save writes, with another pickle inside."""
+    return _zip(_members(_state({})) | {"archive/data.pkl": pickled})
+
+
 STATES = {
-    "code": lambda: _state({"x": Calls(os.system, "touch owned")}),
-    "code by another name": lambda: _state({"x": Calls(eval, "open('owned', 'w')")}),
-    "plain pickle": lambda: pickle.dumps({"x": Calls(os.system, "touch owned")}),
-    "compressed": lambda: _zip(_members(_state({"x": torch.zeros(1_000_000)})), zipfile.ZIP_DEFLATED),
-    "a set that takes for ever": lambda: _state({"x": Calls(set, Calls(bytearray, 10**10))}),
-    "bytes without end": lambda: _state({"x": Calls(bytearray, 10**10)}),
-    "a tensor without end": lambda: _state({"x": Calls(torch.Tensor, 100_000, 100_000)}),
-    "a tensor of one number many times": lambda: _state({"x": torch.zeros(1).expand(10**6, 10**6)}),
-    "no dict": lambda: _state([1, 2]),
-    "no pickle": lambda: _zip({"archive/version": b"3\n"}),
-    "another pickle in capitals": lambda: _zip(
-        _members(_state({})) | {"archive/DATA.PKL": _members(_state(Calls(set, ())))["archive/data.pkl"]}
-    ),
-    "overlapping members": _overlapping,
-    "nothing": lambda: b"",
+    "code": (lambda: _state({"x": Calls(os.system, "touch owned")}), "more than numbers and tensors"),
+    "code of another protocol": (lambda: _packed(pickle.dumps({"x": Calls(os.system, "touch owned")}, 4)), ""),
+    "no zip": (lambda: pickle.dumps({"x": Calls(os.system, "touch owned")}), "not a zip"),
+    "no dict": (lambda: _state([1, 2]), "holds a list"),
+    "no pickle": (lambda: _zip({"archive/version": b"3\n"}), ""),
+    "nothing": (lambda: b"", "not a zip"),
+    "compressed": (_lying, "compressed"),
+    "overlapping members": (_overlapping, "members are larger"),
+    "a set that takes for ever": (lambda: _state({"x": Calls(set, Calls(bytearray, 10**10))}), "more than numbers"),
+    "bytes without end": (lambda: _state({"x": Calls(bytearray, 10**10)}), "more than numbers"),
+    "a tensor without end": (lambda: _state({"x": Calls(torch.Tensor, 100_000, 100_000)}), "more than numbers"),
+    "a tensor of one number": (lambda: _state({"x": torch.zeros(1).expand(10**6, 10**6)}), "tensors are larger"),
+    "two pickles": (lambda: _zip(_members(_state({})) | {"archive/DATA.PKL": pickle.dumps({}, 2)}), "ambiguous"),
 }
 
 
 @pytest.mark.parametrize("kind", STATES)
 def test_state_of_a_stranger_is_refused_and_runs_nothing(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "state.pt").write_bytes(STATES[kind]())
-    with bounded(), pytest.raises(DamagedCheckpoint):
+    content, reason = STATES[kind]
+    (tmp_path / "state.pt").write_bytes(content())
+    with bounded(), pytest.raises(DamagedCheckpoint, match=f"state.pt can't be read.*{reason}"):
         checkpoint.read_state(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
 
