@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,6 +63,16 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+def signed(manifest: Mapping[str, Any]) -> str:
+    """The text of a manifest with the sha256 of all the rest of it: a flipped bit must not change a step."""
+    values = {key: value for key, value in manifest.items() if key != "sha256"}
+    return json.dumps(values | {"sha256": _digest(values)}, indent=2)
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
 def _damaged(folder: Path, what: str) -> DamagedCheckpoint:
     return DamagedCheckpoint(f"checkpoint {folder} is damaged: {what}")
 
@@ -78,10 +89,13 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         small = path.stat().st_size <= _MAX_MANIFEST_BYTES
         values = json.loads(path.read_text(encoding="utf-8")) if small else None
+        whole = isinstance(values, dict) and values.pop("sha256", None) == _digest(values)
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(folder, f"{MANIFEST} can't be read ({type(error).__name__})") from None
     if not isinstance(values, dict):
         raise _damaged(folder, f"{MANIFEST} is not an object of at most {_MAX_MANIFEST_BYTES} bytes")
+    if not whole:
+        raise _damaged(folder, f"{MANIFEST} does not match its own sha256")
     if values.get("format") != FORMAT:
         raise InputError(f"checkpoint {folder} has another format", shown(values.get("format")), str(FORMAT))
     try:
@@ -154,6 +168,8 @@ def latest(run: Path, set_aside: bool = False) -> tuple[Path, Manifest] | None:
     for folder in folders(run):
         try:
             manifest = verify(folder)
+            if folder.name != step_folder(run, manifest.step).name:
+                raise _damaged(folder, f"it is of step {manifest.step}")
         except DamagedCheckpoint as error:
             bad.append((folder, error))
             continue
@@ -170,11 +186,6 @@ def latest(run: Path, set_aside: bool = False) -> tuple[Path, Manifest] | None:
 def _unused(path: Path) -> Path:
     candidates = (path, *(path.with_name(f"{path.name}_{i}") for i in range(2, 10_000)))
     return next(p for p in candidates if not p.exists())
-
-
-def newest_until(run: Path, step: int) -> Path | None:
-    """The newest checkpoint folder of a run that is not beyond `step`, its files unchecked."""
-    return next((f for f in folders(run) if f.name <= step_folder(run, step).name), None)
 
 
 def newest_manifest(run: Path) -> Manifest | None:

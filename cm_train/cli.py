@@ -1,5 +1,6 @@
 """What the commands share: finding conf/, running Hydra, and turning errors into one line and an exit code."""
 
+import contextlib
 import difflib
 import os
 import sys
@@ -60,7 +61,8 @@ def run(config_name: str, body: Callable[[DictConfig], int]) -> None:
 
 def _complain(text: str) -> None:
     name = Path(sys.argv[0]).name
-    print(f"{name}: {text}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody listens; the exit code still tells
+        print(f"{name}: {text}", file=sys.stderr, flush=True)
 
 
 def _one_line(error: BaseException, config_name: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,8 @@ from .errors import InputError
 # A rank that is silent for this long is taken for hung, and the job ends; CM_TRAIN_PATIENCE_S overrides it.
 PATIENCE_S = 1800.0
 _ROLL_CALL_S = 5.0
+
+T = TypeVar("T")
 
 
 class RankLost(RuntimeError):
@@ -79,6 +81,20 @@ class World:
         if message:
             raise InputError(message)
         return value
+
+    def agree(self, work: Callable[[], T]) -> T:
+        """What `work` returns here. Raises the first rank's InputError on every rank where any rank meets one."""
+        result: T | None = None
+        trouble = ""
+        try:
+            result = work()
+        except InputError as error:
+            if self.size == 1:
+                raise
+            trouble = str(error) or "wrong input"
+        if any(self.any(bool(trouble))):
+            raise InputError(self.first_of(trouble))
+        return cast(T, result)
 
     def first_of(self, message: str) -> str:
         """The message of the lowest rank that has one."""

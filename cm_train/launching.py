@@ -46,7 +46,7 @@ def launch(num: int, module: str, argument: str, stop: StopFlag) -> int:
     within seconds.
     """
     codes: list[int] = []
-    with tempfile.TemporaryDirectory(prefix="cm-train-") as folder, _environment(num):
+    with tempfile.TemporaryDirectory(prefix="cm-train-", ignore_cleanup_errors=True) as folder, _environment(num):
         stop_file = Path(folder) / "stop"
         os.environ[_PARENT], os.environ[_STOP_FILE] = str(os.getpid()), str(stop_file)
         if stop.deadline is not None:
@@ -57,7 +57,9 @@ def launch(num: int, module: str, argument: str, stop: StopFlag) -> int:
         while thread.is_alive():
             thread.join(0.1)
             if stop():
-                stop_file.touch()
+                with contextlib.suppress(OSError):  # tried again in a moment; the system may have swept the folder away
+                    stop_file.parent.mkdir(exist_ok=True)
+                    stop_file.touch()
     return codes[0] if codes else 1
 
 
@@ -91,6 +93,7 @@ def _environment(num: int):
     before = dict(os.environ)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // num)))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "10")  # seconds that the peers of a dead rank get
     try:
         yield
     finally:
@@ -126,7 +129,7 @@ def as_rank(body: Callable[[World], int]) -> NoReturn:
             say(f"cm-train: {error}")
     except InputError as error:  # there are no such ranks
         code = 2
-        if os.environ.get("RANK") == "0":
+        if os.environ.get("LOCAL_RANK", "0") == str(torch.cuda.device_count()):  # the first one too many
             say(f"cm-train: {error}")
     except KeyboardInterrupt:
         pass

@@ -9,7 +9,10 @@ from .distributed import World
 
 
 class Window:
-    """Sums and counts by name since the last log line, of this rank's images."""
+    """Sums and counts by name since the last log line, of this rank's images.
+
+    In float64: a stop adds the ranks' sums in another order, which must not show in the means.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}  # name -> [sum, number of values]
@@ -18,7 +21,7 @@ class Window:
         """Add values of any shape; one that is not finite is left out, since a skipped step is counted elsewhere."""
         for name, value in values.items():
             finite = torch.isfinite(value)
-            pair = torch.stack([torch.where(finite, value, 0.0).float().sum(), finite.sum()])
+            pair = torch.stack([torch.where(finite, value, 0.0).double().sum(), finite.sum()])
             self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def close(self, world: World) -> dict[str, float | None]:

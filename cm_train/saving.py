@@ -1,5 +1,6 @@
 """Writing checkpoints: copied off the device in one go, written beside training, seen whole or not at all."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .checkpoint import FORMAT, MANIFEST, FileEntry, Manifest, folders, sha256_of
+from .checkpoint import FORMAT, MANIFEST, FileEntry, Manifest, folders, sha256_of, signed
 from .tracking import say
 
 
@@ -46,8 +47,8 @@ def write(folder: Path, weights: Mapping[str, Mapping[str, Tensor]], state: Mapp
         for path in sorted(beside.iterdir()):
             _fsync(path)
             files[path.name] = FileEntry(sha256=sha256_of(path), size=path.stat().st_size)
-        text = Manifest(format=FORMAT, files=files, **manifest).model_dump_json(indent=2)
-        (beside / MANIFEST).write_text(text)
+        values = Manifest(format=FORMAT, files=files, **manifest).model_dump(mode="json")
+        (beside / MANIFEST).write_text(signed(values))
         _fsync(beside / MANIFEST)
         _fsync(beside)
         if folder.exists():  # a damaged leftover: a good one is never written twice
@@ -69,9 +70,11 @@ def _fsync(path: Path) -> None:
 
 
 def prune(run: Path, keep: int) -> None:
-    """Delete the oldest checkpoints of a run, leaving the newest `keep`."""
+    """Delete the oldest checkpoints of a run, leaving the newest `keep`; what can't be deleted stays for now."""
     for folder in folders(run)[keep:]:
-        shutil.rmtree(folder)
+        with contextlib.suppress(OSError):  # under another name first: half a checkpoint must not look like one
+            os.replace(folder, doomed := folder.with_name(f".{folder.name}.writing"))
+            shutil.rmtree(doomed, ignore_errors=True)
 
 
 def to_host(tree: Any) -> Any:
@@ -103,13 +106,21 @@ class Saver:
         run: the run folder; keep: how many checkpoints it keeps.
         before: called ahead of each write; what it syncs is on the disk before the checkpoint appears.
         saved_step: of the newest checkpoint that there is.
+        expected_s: what a write may take, before one has been seen.
     """
 
-    def __init__(self, run: Path, keep: int, before: Callable[[], None] = lambda: None, saved_step: int = 0):
+    def __init__(
+        self,
+        run: Path,
+        keep: int,
+        before: Callable[[], None] = lambda: None,
+        saved_step: int = 0,
+        expected_s: float = 0.0,
+    ):
         self._run, self._keep, self._before = run, keep, before
         self._thread: threading.Thread | None = None
         self._saved_step = saved_step
-        self.longest_s = 0.0  # what a write has taken at most
+        self.longest_s = expected_s  # what a write takes at most, as far as is known
 
     def start(self, folder: Path, weights: Any, state: Any, **manifest: Any) -> None:
         """Copy everything now and write it beside training; a failure is said, and left to the next save."""
@@ -126,8 +137,7 @@ class Saver:
             except OSError as error:
                 say(f"could not save step {manifest['step']}: {error.strerror}; trying again at the next save")
 
-        # Not a daemon: a process that ends by an error still finishes what it began to write.
-        self._thread = threading.Thread(target=work, name="save")
+        self._thread = threading.Thread(target=work, name="save", daemon=True)  # `wait` is how to end in good order
         self._thread.start()
 
     def now(self, folder: Path, weights: Any, state: Any, **manifest: Any) -> None:

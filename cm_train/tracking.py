@@ -1,5 +1,6 @@
 """What a run tells the world: metrics.jsonl, the terminal, and wandb; rank 0 only."""
 
+import contextlib
 import errno
 import json
 import os
@@ -28,7 +29,9 @@ class TrackingConfig(Settings):
 
 def say(text: str) -> None:
     """One line on the terminal; above the bar where one is live."""
-    (_live[-1].console if _live else Console(stderr=True)).print(text, highlight=False, markup=False, soft_wrap=True)
+    with contextlib.suppress(OSError, SystemExit):  # a full disk or a closed pipe behind stderr must not end a run
+        console = _live[-1].console if _live else Console(stderr=True)
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 _live: list[Progress] = []
@@ -220,8 +223,14 @@ class Terminal:
 
     def close(self) -> None:
         if self._bar is not None:
-            self._bar.stop()
             _live.remove(self._bar)
+            with contextlib.suppress(OSError, SystemExit):
+                self._bar.stop()
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the last step is done."""
+        return self._step >= self._total
 
 
 def _duration(seconds: float) -> str:
@@ -294,4 +303,4 @@ class Tracker(SilentTracker):
         self._terminal.close()
         self._metrics.close()
         if self._wandb is not None:
-            self._wandb.close()
+            self._wandb.close(30.0 if self._terminal.at_end else 5.0)  # who stops early is in a hurry

@@ -29,6 +29,8 @@ from .registry import build, settings
 from .saving import Saver
 from .tracking import SilentTracker
 
+_SLOW_DISK = 100e6  # bytes a second: what a save is reckoned with until one was seen
+
 
 @dataclass
 class Average:
@@ -165,17 +167,23 @@ class Trainer:
             InputError: some rank could not read an image; what was trained until then is saved.
             TrainingFailed: `max_skipped` steps in a row were not finite, or the last checkpoint can't be written.
         """
-        self.saver = Saver(self.config.folder, self.config.keep, before=tracker.sync, saved_step=self.step)
+        num_bytes = self.weights.nbytes * (1 + len(self.averages) + 3)  # the optimizer's two moments, and a target
+        self.saver = Saver(
+            self.config.folder, self.config.keep, tracker.sync, self.step, expected_s=num_bytes / _SLOW_DISK
+        )
         try:
-            return self._run(tracker)
-        finally:
+            finished = self._run(tracker)
+        except Exception:  # but not KeyboardInterrupt, which asks to quit at once
             self.saver.wait()
+            raise
+        self.saver.wait()
+        return finished
 
     def _run(self, tracker: SilentTracker) -> bool:
         config, clock = self.config, time.monotonic
         steps_between, seconds_between = save_interval(config.save_every)
         saved_at, logged_at = clock(), (clock(), self.step)
-        longest = 0.0  # seconds from one vote to the next
+        longest, first = 0.0, self.step  # seconds from one vote to the next
         if self.step < config.steps:
             self._settle()
         while self.step < config.steps:
@@ -184,11 +192,12 @@ class Trainer:
             timed = seconds_between is not None and clock() - saved_at >= seconds_between
             reserve = longest + 2 * self.saver.longest_s
             stop, timed, failed = self.world.any(self.should_stop(reserve), timed, bool(trouble))
+            reason = self.world.first_of(trouble) if failed else ""
             if stop or timed or failed:
                 self.save(must=stop or failed)
                 saved_at = clock()
             if failed:
-                raise InputError(self.world.first_of(trouble))
+                raise InputError(reason)
             if stop:
                 return False
             self.train_step(data)
@@ -201,7 +210,8 @@ class Trainer:
             if last or (steps_between is not None and self.step % steps_between == 0):
                 self.save(must=last)
                 saved_at = clock()
-            longest = max(longest, clock() - began)
+            if self.step > first + 1:  # the first one may compile
+                longest = max(longest, clock() - began)
         return True
 
     def _try_fetch(self) -> tuple[Any, str]:
@@ -230,8 +240,10 @@ class Trainer:
         """Give up where nothing has been learnt for long; every rank finds the same. Raises TrainingFailed."""
         bad = int(self.skipped_in_a_row)
         if bad >= self.config.max_skipped:
-            good = checkpoint.newest_until(self.config.folder, self.step - bad)
-            kept = "no checkpoint is older than that" if good is None else f"last good checkpoint: {good}"
+            self.saver.wait()
+            # Skipped steps moved no weight, so the newest is as good as any.
+            good = self.world.decide(lambda: [str(folder) for folder in checkpoint.folders(self.config.folder)[:1]])
+            kept = f"last good checkpoint: {good[0]}" if good else "nothing was saved before"
             raise TrainingFailed(
                 f"the last {bad} steps, to step {self.step}, had a loss or gradient that is not finite; {kept}; "
                 "fix: start a run of its own from there with init=... and a lower optimizer.lr, or precision=fp32"
@@ -245,16 +257,17 @@ class Trainer:
         Raises:
             TrainingFailed: it must be there, and can't be written.
         """
-        window = self.window.state(self.world)
-        if not self.world.is_main or self.step == 0:
-            return
-        try:
-            self._save(self.saver.now if must else self.saver.start, window)
-        except OSError as error:
+        window, trouble = self.window.state(self.world), ""
+        if self.world.is_main and self.step > 0:
+            try:
+                self._save(self.saver.now if must else self.saver.start, window)
+            except OSError as error:
+                trouble = error.strerror or str(error)
+        if must and (trouble := self.world.from_main(trouble)):
             raise TrainingFailed(
-                f"the checkpoint of step {self.step} could not be written: {error.strerror or error}; "
+                f"the checkpoint of step {self.step} could not be written: {trouble}; "
                 "fix: make room, and the same command goes on from the one before"
-            ) from error
+            )
 
     def _save(self, write: Callable[..., None], window: dict[str, Tensor]) -> None:
         networks = {"denoiser": self.objective.denoiser} | {a.name: a.denoiser for a in self.averages}

@@ -50,7 +50,7 @@ def build_trainer(
     """Data, networks, objective and trainer of a run, resumed where the folder holds a checkpoint."""
     check_divides(config, world.size)
     device = world.device
-    dataset = registry.build("dataset", config.dataset)
+    dataset = world.agree(lambda: registry.build("dataset", config.dataset))
     dataset.to(device)
     provenance = {"dataset": dataset.fingerprint()}
 
@@ -59,7 +59,7 @@ def build_trainer(
         assert config.teacher is not None, "the command fills in the teacher"
         path = config.teacher
         folder, manifest = world.decide(lambda: checkpoint.resolve(path))
-        teacher = checkpoint.load_resolved(folder, manifest, device=device)
+        teacher = world.agree(lambda: checkpoint.load_resolved(folder, manifest, device=device))
         provenance["teacher"] = manifest.files[f"{manifest.ema}.safetensors"].sha256
         _check_teacher(teacher, config.teacher, dataset)
         if manifest.provenance.get("dataset", provenance["dataset"]) != provenance["dataset"]:
@@ -68,7 +68,8 @@ def build_trainer(
     # Rank 0 looks, since what is damaged is renamed on the way.
     found = world.decide(lambda: checkpoint.latest(config.folder, set_aside=True))
     if found is not None:
-        _check_provenance(config.folder, found[1].provenance, provenance)
+        recorded = found[1].provenance
+        world.agree(lambda: _check_provenance(config.folder, recorded, provenance))
 
     noise = config.noise
     objective_class = registry.find("objective", config.objective["name"])
@@ -90,7 +91,7 @@ def build_trainer(
         torch.manual_seed(key(config.seed, "weights"))
         denoiser = build_denoiser(denoiser_config, config.backbone).to(device)
     if found is None:
-        _initialise(denoiser, config.init, teacher)
+        world.agree(lambda: _initialise(denoiser, config.init, teacher))
     objective = registry.build(
         "objective",
         config.objective,
@@ -113,7 +114,7 @@ def build_trainer(
         teacher=teacher,
     )
     if found is not None:
-        trainer.resume(*found)
+        world.agree(lambda: trainer.resume(*found))
         if world.is_main:
             say(f"resuming at step {trainer.step}")
     return trainer

@@ -50,7 +50,11 @@ class Row:
     """One line of the table: what was done, how often, and what became of it."""
 
     tried: int = 0
-    lost: list[str] = field(default_factory=list)
+    lost: int = 0
+    losses: list[str] = field(default_factory=list)
+
+
+Harm = Callable[["Run", random.Random], bool]
 
 
 @dataclass
@@ -87,6 +91,7 @@ class Run:
         deadline = time.monotonic() + PATIENCE_S
         while process.poll() is None and (not log.exists() or log.read_bytes().count(b"\n") * LOG_EVERY < after):
             if time.monotonic() > deadline:
+                process.kill()
                 raise Lost("hangs")
             time.sleep(0.01)
         time.sleep(moment.uniform(0, 0.2))
@@ -132,11 +137,14 @@ def gone(pids: list[int]) -> bool:
 # ------------------------------------------------------------------------------------------------------- what is done
 
 
-def kill_command(run: Run, moment: random.Random) -> None:
+# Each returns whether it came to pass: a run that ended before the moment came was not harmed.
+
+
+def kill_command(run: Run, moment: random.Random) -> bool:
     """kill -9 on the command; its ranks must follow."""
     process = run.start()
     run.wait_for_a_moment(process, moment)
-    ranks = ranks_of(process)
+    ranks, harmed = ranks_of(process), process.poll() is None
     process.kill()
     process.wait()
     deadline = time.monotonic() + SIGNAL_S
@@ -144,9 +152,10 @@ def kill_command(run: Run, moment: random.Random) -> None:
         if time.monotonic() > deadline:
             raise Lost("ranks outlive their command")
         time.sleep(0.05)
+    return harmed
 
 
-def kill_rank(run: Run, moment: random.Random) -> None:
+def kill_rank(run: Run, moment: random.Random) -> bool:
     """kill -9 on one rank; the command must end by itself, with a code that says so."""
     process = run.start()
     run.wait_for_a_moment(process, moment)
@@ -154,17 +163,18 @@ def kill_rank(run: Run, moment: random.Random) -> None:
     if not ranks or process.poll() is not None:
         process.kill()
         process.wait()
-        return
+        return False
     os.kill(moment.choice(ranks), signal.SIGKILL)
     code = wait(process, 60)
     if code not in (1, 0) or (code == 0 and run.steps_saved()[-1:] != [STEPS]):
         raise Lost(f"exit code {code} after a rank died")
     if not gone(ranks):
         raise Lost("ranks outlive their command")
+    return True
 
 
-def send(number: signal.Signals) -> Callable[[Run, random.Random], None]:
-    def harm(run: Run, moment: random.Random) -> None:
+def send(number: signal.Signals) -> Harm:
+    def harm(run: Run, moment: random.Random) -> bool:
         process = run.start()
         time.sleep(1)  # before that, Python itself is still starting and dies of any signal
         run.wait_for_a_moment(process, moment)
@@ -172,12 +182,13 @@ def send(number: signal.Signals) -> Callable[[Run, random.Random], None]:
         code = wait(process, SIGNAL_S)
         if code not in (3, 0) or (code == 0 and run.steps_saved()[-1:] != [STEPS]):
             raise Lost(f"exit code {code} after {number.name}: {run.last_words()}")
+        return code == 3
 
     return harm
 
 
-def flip_byte(run: Run, moment: random.Random) -> None:
-    """Kill, then change one byte of the newest checkpoint; the one before must take its place."""
+def flip_bit(run: Run, moment: random.Random) -> bool:
+    """Kill, then change one bit of the newest checkpoint; the one before must take its place."""
     process = run.start()
     while process.poll() is None and len(run.steps_saved()) < 2:
         time.sleep(0.01)
@@ -191,10 +202,11 @@ def flip_byte(run: Run, moment: random.Random) -> None:
     file.write_bytes(content)
     code = wait(run.start())
     if code or f"resuming at step {before}" not in (run.home / f"{run.name}.log").read_text():
-        raise Lost(f"did not go on from step {before} after a flipped byte in {file.name}: {run.last_words()}")
+        raise Lost(f"did not go on from step {before} after a flipped bit in {file.name}: {run.last_words()}")
+    return True
 
 
-def fill_disk(run: Run, moment: random.Random) -> None:
+def fill_disk(run: Run, moment: random.Random) -> bool:
     """A disk that is full for some saves, then has room again: the run goes on, and its end is whole."""
     folder = run.home / "small-disk" / run.name
     folder.mkdir(parents=True)
@@ -213,19 +225,20 @@ def fill_disk(run: Run, moment: random.Random) -> None:
                 break
     time.sleep(moment.uniform(0.5, 2.0))
     filler.unlink()
-    code = wait(process)
-    if code not in (0, 1):
-        raise Lost(f"exit code {code} on a full disk")
+    code, words = wait(process), (run.home / f"{run.name}.log").read_text()
+    if code and not (code == 1 and "could not be written" in run.last_words()):
+        raise Lost(f"exit code {code} on a full disk: {run.last_words()}")
+    return "could not save" in words or "could not be written" in words
 
 
-HARMS: dict[str, tuple[Callable[[Run, random.Random], None], tuple[int, ...]]] = {
+HARMS: dict[str, tuple[Harm, tuple[int, ...]]] = {
     "kill -9 the command": (kill_command, (1, 2, 3)),
     "kill -9 one rank": (kill_rank, (2, 3)),
     "SIGTERM": (send(signal.SIGTERM), (1, 2)),
     "SIGINT": (send(signal.SIGINT), (1, 2)),
     "SIGUSR1": (send(signal.SIGUSR1), (1, 2)),
     "SIGHUP": (send(signal.SIGHUP), (1, 2)),
-    "a byte flipped in the newest checkpoint": (flip_byte, (1, 2)),
+    "a bit flipped in the newest checkpoint": (flip_bit, (1, 2)),
     "the disk full for a while": (fill_disk, (1, 2)),
 }
 
@@ -239,22 +252,25 @@ def check(run: Run, reference: Run) -> None:
         raise Lost("other metrics")
 
 
-def torture(run: Run, reference: Run, harm: Callable[[Run, random.Random], None], times: int, row: Row, dice) -> None:
+def torture(run: Run, reference: Run, harm: Harm, times: int, row: Row, dice: random.Random) -> None:
     """Do `harm` to the run again and again, never letting it fall back, then let it finish and compare."""
+    harmed = 0
     try:
-        for _ in range(times):
-            row.tried += 1
+        while harmed < times:
             before = run.steps_saved()
             if before[-1:] == [STEPS]:
                 break
-            harm(run, dice)
+            harmed += harm(run, dice)
             after = run.steps_saved()
             if before and (not after or after[-1] < before[-1]):
                 raise Lost(f"fell back from step {before[-1]} to {after[-1:] or 'nothing'}")
         run.finish()
         check(run, reference)
     except Lost as loss:
-        row.lost.append(f"{run.name}: {loss}")
+        harmed = max(harmed, 1)
+        row.lost += harmed
+        row.losses.append(f"{run.name}: {loss}")
+    row.tried += harmed
 
 
 def main() -> None:
@@ -280,22 +296,26 @@ def main() -> None:
             references[mode, ranks].finish()
         return references[mode, ranks]
 
-    plan: list[tuple[str, str, int, int]] = []  # harm, mode, ranks, times in one run
-    for name, (_, counts) in HARMS.items():
-        total, each = (args.kills // 2, 4) if name.startswith("kill") else (args.rest, 1)
-        for i, first in enumerate(range(0, total, each)):
-            plan.append((name, modes[len(plan) % len(modes)], counts[i % len(counts)], min(each, total - first)))
+    # Runs of several kills each, until so many have come to pass; one run for each of the other harms.
+    wanted = {name: args.kills // 2 if name.startswith("kill") else args.rest for name in HARMS}
+    if not mounted:
+        wanted["the disk full for a while"] = 0
     try:
         if "cd" in modes:
             Run(home, "edm", 1, "teacher").finish()
             shutil.copytree(home / "runs" / "teacher", home / "teacher")
         with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-            task = progress.add_task("torture", total=len(plan))
-            for i, (name, mode, ranks, times) in enumerate(plan):
-                if not (name == "the disk full for a while" and not mounted):
-                    run = Run(home, mode, ranks, f"run-{i}-{mode}-{ranks}")
-                    torture(run, reference(mode, ranks), HARMS[name][0], times, rows[name], dice)
-                progress.advance(task)
+            task = progress.add_task("torture", total=sum(wanted.values()))
+            turn = 0
+            for name, (harm, counts) in HARMS.items():
+                row, attempts = rows[name], 0
+                while row.tried < wanted[name] and attempts < 3 * wanted[name]:
+                    mode, ranks = modes[turn % len(modes)], counts[attempts % len(counts)]
+                    times = min(4, wanted[name] - row.tried) if name.startswith("kill") else 1
+                    run = Run(home, mode, ranks, f"run-{turn}-{mode}-{ranks}")
+                    torture(run, reference(mode, ranks), harm, times, row, dice)
+                    turn, attempts = turn + 1, attempts + 1
+                    progress.update(task, completed=sum(r.tried for r in rows.values()))
     finally:
         if mounted:
             subprocess.run(["umount", str(home / "small-disk")], check=False)
@@ -303,11 +323,11 @@ def main() -> None:
     table = Table("harm", "tried", "survived", "lost")
     for name, row in rows.items():
         note = "" if row.tried else " (needs the right to mount a small disk)"
-        table.add_row(name + note, str(row.tried), str(row.tried - len(row.lost)), str(len(row.lost)))
+        table.add_row(name + note, str(row.tried), str(row.tried - row.lost), str(row.lost))
     console.print(table)
     minutes = (time.monotonic() - started) / 60
-    print(f"modes {', '.join(modes)}; 1 to 3 processes; {len(plan)} runs of {STEPS} steps in {minutes:.0f} min")
-    losses = [loss for row in rows.values() for loss in row.lost]
+    print(f"modes {', '.join(modes)}; 1 to 3 processes; {turn} runs of {STEPS} steps in {minutes:.0f} min")
+    losses = [loss for row in rows.values() for loss in row.losses]
     for loss in losses:
         print(f"LOST {loss}")
     if args.keep or losses:

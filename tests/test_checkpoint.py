@@ -109,8 +109,9 @@ def test_verify_finds_every_harmed_file_used_or_not(name, harm, tmp_path):
         ("", "can't be read"),
         ("[1, 2]", "not an object"),
         ("{" * 100_000, "can't be read"),
-        ('{"format": 1}', "is missing"),
-        ('{"format": 99}', "another format"),
+        ('{"format": 1}', "does not match its own sha256"),
+        (checkpoint.signed({"format": 1}), "is missing"),
+        (checkpoint.signed({"format": 99}), "another format"),
     ],
 )
 def test_verify_refuses_a_broken_manifest(text, message, tmp_path):
@@ -124,7 +125,24 @@ def edited(folder, edit):
     path = folder / "manifest.json"
     values = json.loads(path.read_text())
     edit(values)
-    path.write_text(json.dumps(values))
+    path.write_text(checkpoint.signed(values))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_bit_flipped_in_the_manifest_never_goes_unseen(seed, tmp_path):
+    """A digit of the step, a noise level, a provenance: all of it is valid JSON that means another run."""
+    write(tmp_path, 10)
+    manifest = write(tmp_path, 20) / "manifest.json"
+    content = bytearray(manifest.read_bytes())
+    content[seed * 7919 % len(content)] ^= 1 << seed % 7
+    manifest.write_bytes(content)
+    assert checkpoint.latest(tmp_path)[1].step == 10
+
+
+def test_a_checkpoint_under_another_steps_name_is_damaged(tmp_path):
+    write(tmp_path, 10)
+    write(tmp_path, 20).rename(checkpoint.step_folder(tmp_path, 30))
+    assert checkpoint.latest(tmp_path)[1].step == 10
 
 
 def test_verify_refuses_names_outside_the_folder(tmp_path):

@@ -213,6 +213,11 @@ def test_three_ranks_stopped_and_resumed_equal_three_uninterrupted_to_the_bit(co
     assert done.returncode == 0, done.stderr
     whole, parts = (files_of(tmp_path / "runs" / name / "checkpoints" / "step_00000060") for name in ("whole", "parts"))
     assert whole == parts
+    timeless = [
+        [{k: v for k, v in row.items() if not k.endswith("per_s")} for row in rows(tmp_path / "runs" / name)]
+        for name in ("whole", "parts")
+    ]
+    assert timeless[0] == timeless[1]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

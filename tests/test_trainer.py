@@ -277,7 +277,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run_and_name_the_last_good_checkpoi
     trainer = build("mode=ict", "max_skipped=2", "log_every=1", "save_every=1", "steps=20")
     for step in (1, 4, 5):
         poison(trainer, at_step=step)
-    with pytest.raises(TrainingFailed, match=r"last 2 steps, to step 6.*last good checkpoint: .*step_00000004;"):
+    with pytest.raises(TrainingFailed, match=r"last 2 steps, to step 6.*last good checkpoint: .*step_00000005;"):
         run(trainer)
     assert trainer.skipped == 3
 
