@@ -83,7 +83,7 @@ def test_training_twice_gives_the_same_bits(mode, build, teacher):
 @pytest.mark.parametrize("mode", EVERY_MODE)
 def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(mode, build, teacher):
     """Stopped at step 3, in the middle of a log window, and built anew from the folder."""
-    options = [*overrides(mode, teacher), "objective.target_decay=0.9" if mode != "edm" else "seed=0"]
+    options = [*overrides(mode, teacher), "objective.target_decay=0.9" if mode in ("cd", "ct", "ict") else "seed=0"]
     whole = build(*options, name="whole")
     run(whole)
     run(build(*options, name="parts", should_stop=after(1)))  # one step
@@ -312,9 +312,10 @@ def test_the_trainer_asks_to_stop_early_enough_for_a_step_and_a_save(build):
     asked = []
     trainer = build("mode=ict", "save_every=1", should_stop=lambda reserve_s: asked.append(reserve_s))
     run(trainer)
-    assert asked[0] == 0
-    assert asked[-1] >= 2 * trainer.saver.longest_s * 0.5 > 0
+    guess = 2 * trainer.weights.nbytes * 5 / 100e6  # before a save was seen: weights, average, moments, target
+    assert asked[0] == pytest.approx(guess)
     assert asked == sorted(asked)
+    assert asked[-1] > guess, "steps and saves have been seen since"
 
 
 def test_an_unreadable_image_ends_the_run_with_everything_saved(build):
@@ -381,11 +382,11 @@ def test_teacher_of_another_kind_is_refused(build, teacher, composed):
         build("mode=cd", teacher, "dataset.conditional=true", name="c")
 
 
-@pytest.mark.parametrize("mode", ["edm", "cd", "ict"])
+@pytest.mark.parametrize("mode", ["edm", "cd", "ict", "ect"])
 def test_objective_traces_whole(mode, build, teacher):
     """No graph break: nothing in forward draws, branches on data or leaves the graph."""
     trainer = build(*overrides(mode, teacher))
-    trainer.compiled = torch.compile(trainer.objective, fullgraph=True, backend="eager")
+    trainer.model = torch.compile(trainer.objective, fullgraph=True, backend="eager")
     plain = build(*overrides(mode, teacher), name="plain")
     for t in (trainer, plain):
         t.train_step(t.fetch())
