@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -43,6 +44,11 @@ def run(config_name: str, body: Callable[[DictConfig], int]) -> None:
             if full:
                 raise
             _complain(str(error))
+            codes.append(FAILED)
+        except OSError as error:
+            if full or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            _complain(f"{error.strerror}: {error.filename or 'in the run folder'}; the same command goes on")
             codes.append(FAILED)
         if codes[-1] == STOPPED:
             sys.exit(STOPPED)  # past Hydra, which would start the next job of a sweep

@@ -4,7 +4,7 @@ import fcntl
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +103,10 @@ def lock(folder: Path) -> Iterator[None]:
             ) from None
         except OSError as error:  # a file system without locks must not keep anyone from training
             say(f"can't lock {folder} ({error.strerror}): don't start a second run in it")
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()} ({' '.join(Path(a).name for a in sys.argv[:1])} {' '.join(sys.argv[1:])})")
-        handle.flush()
+        text = f"process {os.getpid()} ({' '.join(Path(a).name for a in sys.argv[:1])} {' '.join(sys.argv[1:])})"
+        with suppress(OSError):  # a full disk keeps the name of the holder out, not the holder
+            os.truncate(handle.fileno(), 0)
+            os.write(handle.fileno(), text.encode())
         yield
 
 

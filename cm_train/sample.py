@@ -1,5 +1,6 @@
 """cm-sample: images from a checkpoint."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -65,7 +66,7 @@ def sample(cfg: DictConfig) -> int:
     denoiser = load_resolved(folder, manifest, config.weights, device)
     sampler, levels = choose_levels(denoiser, config.sampler, config.steps, config.sigmas)
     run = folder.parent.parent.name if folder.parent.name == "checkpoints" else folder.name
-    out = Path(f"samples/{run}" if config.out is None else config.out).expanduser()
+    out = Path(os.path.expanduser(f"samples/{run}" if config.out is None else config.out))
     _make(out)
 
     console = Console(stderr=True)

@@ -37,10 +37,15 @@ def say(text: str) -> None:
 _live: list[Progress] = []
 
 
+def _not_through_a_link(path: str, flags: int) -> int:
+    """For `open`: a stranger's run folder must not lead outside of itself."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that it is there whole or as it was before, even after a power cut."""
     beside = path.with_name(f".{path.name}.writing")
-    with open(beside, "wb") as file:
+    with open(beside, "wb", opener=_not_through_a_link) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -59,7 +64,7 @@ class MetricsFile:
         kept = b"".join(self._lines_until(path, step)) if path.exists() else b""
         if not path.exists() or path.read_bytes() != kept:
             write_whole(path, kept)
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - open as long as the run
+        self._file = open(path, "ab", buffering=0, opener=_not_through_a_link)  # noqa: SIM115 - open as long as the run
         self._lock = threading.Lock()
         self._waiting = b""  # lines that a full disk did not take yet
 

@@ -153,7 +153,7 @@ def test_signal_saves_and_exits_3_and_the_same_command_goes_on(number, command, 
 
 
 WRONG = [
-    (["mode=cx"], "no such option mode=cx; allowed: cd, ct, edm, ict"),
+    (["mode=cx"], "no such option mode=cx; allowed: cd, ct, ect, edm, ict"),
     (["ema.decya=0.9"], "unknown key ema.decya; did you mean ema.decay?"),
     (["steps=many"], "steps: input should be a valid integer; got 'many'"),
     (["teacher=nowhere"], "no checkpoint there; got 'nowhere'"),
@@ -204,7 +204,9 @@ def test_a_config_of_another_run_is_refused_and_what_may_change_is_not(command):
     assert "optimizer.lr (0.001 -> 0.5)" in done.stderr
     done = command("train", *EDM, "steps=8", "micro_batch=4", "log_every=1")
     assert done.returncode == 0, done.stderr
-    assert "resuming at step 6 of 8" in done.stderr
+    assert "edm on digits: 8 steps" in done.stderr
+    assert "resuming at step 6" in done.stderr
+    assert "the learning rate is 0 from step 6 on" in done.stderr
 
 
 def test_a_folder_that_a_run_holds_is_refused_with_its_name(command, tmp_path):

@@ -45,7 +45,11 @@ def test_store_config_writes_a_shared_list_out_twice(tmp_path):
     assert run_folder.stored_config(tmp_path) == values
 
 
-@pytest.mark.parametrize("text", ["", "- 1\n- 2", "a: [", "!!python/object/apply:os.system ['touch owned']", "\x00"])
+NO_CONFIGS = ["", "- 1\n- 2", "a: [", "!!python/object/apply:os.system ['touch owned']", "\x00"]
+NO_CONFIGS += ["a: " + "[" * 40 + "]" * 40, "a: &x 1\nb: *x", "a: 2001-01-01", "a: 0x" + "f" * 101, "a: 1\n" * 100_000]
+
+
+@pytest.mark.parametrize("text", NO_CONFIGS, ids=range(len(NO_CONFIGS)))
 def test_a_config_that_is_none_is_refused_and_runs_nothing(text, tmp_path):
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(InputError, match=r"config\.yaml is not a run's config"):

@@ -44,7 +44,7 @@ class _TorchvisionSet(InMemory):
         from torchvision.datasets.utils import check_integrity
 
         cls = getattr(datasets, self.source)
-        root = Path(config.root).expanduser()
+        root = Path(os.path.expanduser(config.root))
         archives = {root / self.folder / name: md5 for name, md5 in _archives(cls)}
         try:
             with _one_at_a_time(root, config.download), _quiet():

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..denoiser import per_image
 from ..distances import pseudo_huber
-from ..registry import Count, Positive, Settings, register
+from ..registry import Positive, Settings, register
 from .base import Batch, Objective
 
 _TINY = 1e-16  # in c's place where it is 0: the root's slope is infinite at 0
@@ -17,10 +17,10 @@ _TINY = 1e-16  # in c's place where it is 0: the root's slope is infinite at 0
 class ECTConfig(Settings):
     """The `objective` group for `name: ect`."""
 
-    q: Annotated[float, Field(gt=1)] = 2.0  # how much closer the levels come from one stage to the next
+    q: Annotated[float, Field(gt=1, le=1e6)] = 2.0  # how much closer the levels come from one stage to the next
     k: Positive = 8.0  # how much further apart they are at low noise,
     b: Positive = 1.0  # and how fast that fades
-    num_stages: Count = 8  # of equal length; stage s has a gap of about sigma / q^(s + 1)
+    num_stages: Annotated[int, Field(ge=1, le=32)] = 8  # of equal length; stage s has a gap of about sigma / q^(s + 1)
     huber_c: Annotated[float, Field(ge=0)] = 0.0  # 0: the plain norm
     # 1 / (sigma - sigma_next), or the ImageNet recipe's 1 / sigma^2 + 1 / sigma_data^2
     weighting: Literal["inverse_gap", "snr_plus_one"] = "inverse_gap"
