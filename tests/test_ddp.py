@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
-from cm_train.checkpoint import load_denoiser
+from cm_train.checkpoint import latest, load_denoiser, read_state
 from cm_train.distributed import World
 from conftest import ENVIRONMENT, TINY, wait_for
 
@@ -73,6 +75,20 @@ def test_stopped_on_two_ranks_and_resumed_on_one_equals_one_process(command, sta
     assert "resuming at step" in done.stderr
     for a, b in zip(rows(tmp_path / "runs" / "one"), rows(tmp_path / "runs" / "parts"), strict=True):
         assert a["step"] == b["step"]
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-3)
+
+
+@pytest.mark.long
+def test_any_number_of_ranks_and_micro_batch_goes_on_with_the_same_run(command, tmp_path):
+    """4, then 2 with micro-batches, then 8, then 1: one loss curve, to the order of summation."""
+    options = ["mode=ict", *EVERYTHING, "schedule_steps=24"]
+    assert command("train", *options, "steps=24", "name=one").returncode == 0
+    for ranks, steps, micro in ((4, 6, "null"), (2, 12, "2"), (8, 18, "null"), (1, 24, "4")):
+        done = command("train", *options, f"steps={steps}", f"devices={ranks}", f"micro_batch={micro}", "name=parts")
+        assert done.returncode == 0, done.stderr
+    one, parts = (rows(tmp_path / "runs" / name) for name in ("one", "parts"))
+    assert [row["step"] for row in one] == [row["step"] for row in parts] == list(range(2, 25, 2))
+    for a, b in zip(one, parts, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-3)
 
 
@@ -288,6 +304,61 @@ def test_a_rank_that_fails_shows_its_traceback_once(tmp_path, command):
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1, done.stderr
     assert done.stderr.count("RuntimeError: a bug in one rank") == 1
+
+
+LEARNED = """
+import torch
+from cm_train import registry, worker
+from cm_train.objectives.edm import EDM
+
+class Learned(EDM):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.log_weight = torch.nn.Parameter(torch.zeros(3))
+        self.register_buffer("shift", torch.full((1,), 0.5))
+
+    def forward(self, batch):
+        loss, metrics = super().forward(batch)
+        total = self.log_weight.sum()
+        return loss * total.exp() - total * self.shift, metrics
+
+    def extra_state(self):
+        return {"log_weight": self.log_weight.data}
+
+registry.find("objective", "edm")
+registry._classes["objective", "edm"] = Learned
+worker.main()
+"""
+
+
+def test_learned_weights_and_buffers_of_an_objective_train_and_resume_on_ranks(tmp_path, command):
+    """An objective with a parameter and a buffer of its own, planted into the ranks that the launcher starts."""
+    (tmp_path / "learned.py").write_text(LEARNED)
+
+    def train(name, ranks, steps):
+        folder = tmp_path / "runs" / name
+        if not folder.exists():
+            done = command("train", "mode=edm", *EVERYTHING, "steps=1", "schedule_steps=6", f"name={name}")
+            assert done.returncode == 0, done.stderr
+            shutil.rmtree(folder / "checkpoints")
+        config = yaml.safe_load((folder / "config.yaml").read_text()) | {"steps": steps}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        code = "from cm_train import launching, signals; import sys; "
+        code += f"sys.exit(launching.launch({ranks}, 'learned', 'runs/{name}', signals.StopFlag()))"
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        folder, manifest = latest(folder)
+        assert manifest.step == steps
+        return read_state(folder)["objective"]["log_weight"]
+
+    one, two = train("one", 1, 6), train("two", 2, 6)
+    assert one.abs().min() > 0
+    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-7)
+    assert_same_run(tmp_path / "runs" / "one", tmp_path / "runs" / "two")
+    train("parts", 2, 3)
+    assert torch.equal(train("parts", 2, 6), two)
 
 
 def test_share_divides_the_batch_in_order():
