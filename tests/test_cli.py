@@ -305,3 +305,8 @@ def test_image_folder_trains(command, tmp_path):
     done = command("sample", "ckpt=runs/image_folder-ict", "num=2", "out=pictures")
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "pictures" / "000000.png").mode == "RGB"
+
+
+def test_a_run_leaves_nothing_beside_its_folder(command, tmp_path):
+    assert command("train", "mode=ict", *TINY, "steps=1").returncode == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["runs"]
