@@ -32,6 +32,8 @@ class RunConfig(Settings):
     compile: Literal["auto", "true", "false"] = "auto"
     teacher: str | None = None
     init: str = "random"
+    guidance: Annotated[float, Field(ge=0, le=1000)] = 1.0  # of the teacher; 1: none
+    label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # how often training hides the class
     save_every: int | str
     preview_every: Annotated[int, Field(ge=0, le=MOST)]
     log_every: Count
@@ -110,6 +112,8 @@ def _check_together(config: RunConfig) -> None:
     """What no single key can tell; found now rather than after a teacher has trained."""
     config.sampling.check_above(config.noise.sigma_min)
     check_noise(config.noise, registry.find("objective", config.objective["name"]).levels)
+    if config.guidance != 1 and not config.loss_needs_teacher():
+        raise InputError(f"mode {config.mode} has no teacher to guide", f"guidance={config.guidance}", "1", "mode=cd")
     if config.teacher is not None and not config.needs_teacher():
         fix = "drop teacher=, or start from its weights with init=teacher"
         raise InputError(f"mode {config.mode} takes no teacher", config.teacher, "null", fix)

@@ -38,13 +38,21 @@ class SamplingConfig(Settings):
             raise InputError("sampling.points below sigma_min", lowest, f"noise levels of at least {sigma_min}")
 
 
+# How a network is told the noise level: ln(sigma) / 4 (EDM), or TrigFlow's angle atan(sigma / sigma_data).
+CNoise = Literal["log_sigma", "angle"]
+
+
 class DenoiserConfig(Settings):
     """What a denoiser needs beside its backbone's sizes; stored with every checkpoint."""
 
-    preconditioning: Literal["edm", "consistency"]
+    # What makes the backbone a denoiser: a diffusion model's coefficients; those that are the identity at sigma_min;
+    # or the first again, read as a consistency function that is the identity at 0, which is TrigFlow's.
+    preconditioning: Literal["edm", "consistency", "trigflow"]
+    c_noise: CNoise = "log_sigma"
     image_size: Annotated[int, Field(ge=1, le=4096)]
     image_channels: Annotated[int, Field(ge=1, le=4096)]
     num_classes: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+    null_label: bool = False  # whether there is one more label, num_classes, which means no class
     sigma_data: Sigma
     sigma_min: Sigma
     sigma_max: Sigma
@@ -54,7 +62,14 @@ class DenoiserConfig(Settings):
     def model_post_init(self, _: Any) -> None:
         if self.sigma_max <= self.sigma_min:
             raise ValueError(f"sigma_max must exceed sigma_min={self.sigma_min}")
+        if self.null_label and not self.num_classes:
+            raise ValueError("null_label needs classes")
         self.sampling.check_above(self.sigma_min)
+
+    @property
+    def boundary(self) -> float:
+        """The noise level of the samples of a consistency function: where it is the identity."""
+        return self.sigma_min if self.preconditioning == "consistency" else 0.0
 
 
 class Denoiser(nn.Module):
@@ -63,6 +78,10 @@ class Denoiser(nn.Module):
     `preconditioning="consistency"` takes the coefficients of Song et al. 2023, appendix C, which make D the
     identity at sigma_min; "edm" those of Karras et al. 2022, table 1. Both share c_in and c_noise, so weights
     trained under one start the other.
+
+    "trigflow" has EDM's coefficients too. With sigma = sigma_data tan(t), TrigFlow's f = cos(t) x_t - sin(t) sigma_data
+    F(x_t / sigma_data, t) of x_t = cos(t) x (Lu & Song 2024, eq. 5) has c_skip = cos^2, c_in = cos / sigma_data and
+    c_out = -sin sigma_data: Karras et al.'s, but for the network's sign, and the identity at sigma = 0.
     """
 
     def __init__(self, config: DenoiserConfig, backbone: nn.Module):
@@ -74,10 +93,14 @@ class Denoiser(nn.Module):
         data = self.config.sigma_data
         inverse_root = torch.rsqrt(sigma**2 + data**2)
         # The consistency boundary shifts sigma where it must vanish, but not under c_out's root.
-        shifted = sigma - self.config.sigma_min if self.config.preconditioning == "consistency" else sigma
+        shifted = sigma - self.config.boundary
         c_skip = 1 / (1 + (shifted / data) ** 2)  # in this form exactly 1 where shifted is 0
         c_out = shifted * data * inverse_root
-        return c_skip, c_out, inverse_root, sigma.log() / 4
+        return c_skip, c_out, inverse_root, self.c_noise(sigma)
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        """What the backbone is told for noise levels sigma [B]."""
+        return sigma.log() / 4 if self.config.c_noise == "log_sigma" else torch.atan(sigma / self.config.sigma_data)
 
     def forward(
         self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, dropout_keys: Tensor | None = None
@@ -87,7 +110,7 @@ class Denoiser(nn.Module):
         Args:
             x: noisy images [B, C, H, W] in [-1, 1] plus noise.
             sigma: noise level of each image [B], or one for all (0-dim).
-            labels: class indices, int64 [B], or None.
+            labels: class indices, int64 [B], or None; num_classes is the null label where there is one.
             dropout_keys: int32 [B, 2]; dropout happens only where keys are given, the same keys give the same
                 masks, so two passes share theirs and samplers have none.
         """
@@ -103,5 +126,6 @@ def build_denoiser(config: DenoiserConfig, backbone: Mapping[str, Any]) -> Denoi
     Args:
         backbone: the `backbone` group: a name and that backbone's own settings.
     """
-    network = registry.build("backbone", backbone, config.image_size, config.image_channels, config.num_classes)
+    num_labels = config.num_classes + config.null_label
+    network = registry.build("backbone", backbone, config.image_size, config.image_channels, num_labels)
     return Denoiser(config, network.to(memory_format=torch.channels_last))

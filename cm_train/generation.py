@@ -9,6 +9,7 @@ from torch import Tensor
 from . import sampling
 from .denoiser import Denoiser, DenoiserConfig
 from .errors import InputError
+from .guidance import Guided, guided
 from .images import to_uint8
 from .noise import karras_sigmas
 from .rng import PerImageNoise
@@ -17,7 +18,7 @@ SAMPLERS = ("auto", "onestep", "multistep", "euler", "heun")
 
 
 def choose_levels(
-    denoiser: Denoiser, sampler: str = "auto", steps: int | None = None, sigmas: Sequence[float] | None = None
+    denoiser: Denoiser | Guided, sampler: str = "auto", steps: int | None = None, sigmas: Sequence[float] | None = None
 ) -> tuple[str, list[float]]:
     """The sampler and the noise levels that a request means.
 
@@ -64,13 +65,14 @@ def _spread(config: DenoiserConfig, steps: int) -> list[float]:
 
 @torch.no_grad()
 def generate(
-    denoiser: Denoiser,
+    denoiser: Denoiser | Guided,
     seeds: Iterable[int],
     *,
     sampler: str = "auto",
     steps: int | None = None,
     sigmas: Sequence[float] | None = None,
     labels: Sequence[int] | int | None = None,
+    guidance: float = 1.0,
     batch_size: int = 256,
 ) -> Tensor:
     """One image a seed; uint8 [N, C, H, W] on the CPU.
@@ -81,10 +83,13 @@ def generate(
     Args:
         sampler, steps, sigmas: see `choose_levels`.
         labels: class of each image, or one for all; None draws them from the seeds where the network wants any.
+        guidance: of a diffusion model that was trained with label dropout; 1 is none, more is closer to the class.
 
     Raises:
-        InputError: labels that the network doesn't have, or an impossible choice of levels.
+        InputError: labels that the network doesn't have, an impossible choice of levels, or no model to guide.
     """
+    if guidance != 1 and isinstance(denoiser, Denoiser):
+        denoiser = guided(denoiser, guidance)
     seeds, config = list(seeds), denoiser.config
     sampler, levels = choose_levels(denoiser, sampler, steps, sigmas)
     classes = _check_labels(labels, len(seeds), config.num_classes)
@@ -106,7 +111,7 @@ def generate(
             return noise.randn(f"renoise-{i}", shape)
 
         if sampler == "multistep":
-            x = sampling.multistep(denoise, x, levels, config.sigma_min, renoise)
+            x = sampling.multistep(denoise, x, levels, config.boundary, renoise)
         else:
             x = (sampling.heun if sampler == "heun" else sampling.euler)(denoise, x, levels)
         done.append(to_uint8(x).cpu())

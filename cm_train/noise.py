@@ -2,7 +2,7 @@
 
 import math
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -149,6 +149,8 @@ class NoiseConfig(Settings):
     sigma_max: Sigma = 80.0
     rho: Rho = 7.0
     sigma_data: Sigma | None = None  # None: measured on the data set, or inherited from the teacher
+    # How the network is told the level: ln(sigma) / 4 or TrigFlow's angle; None: as the teacher is, else log_sigma.
+    c_noise: Literal["log_sigma", "angle"] | None = None
     proposal: dict[str, Any]
     curriculum: dict[str, Any] | None = None  # None where noise levels are continuous
 

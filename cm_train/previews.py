@@ -7,6 +7,7 @@ from torch import Tensor
 from .denoiser import Denoiser
 from .distributed import World
 from .generation import generate
+from .guidance import Guided
 from .images import grid, save_png
 from .metrics.agreement import agreement
 from .tracking import say
@@ -23,7 +24,7 @@ class Previews:
         world: every rank makes its share.
     """
 
-    def __init__(self, folder: Path, batch_size: int, world: World, teacher: Denoiser | None = None):
+    def __init__(self, folder: Path, batch_size: int, world: World, teacher: Denoiser | Guided | None = None):
         self.folder, self.world, self.teacher = folder, world, teacher
         self.batch_size = min(batch_size, NUM_PREVIEWS)
         self._teachers: Tensor | None = None
@@ -52,7 +53,7 @@ class Previews:
             return None, values
         return path, values
 
-    def _generate(self, denoiser: Denoiser) -> Tensor:
+    def _generate(self, denoiser: Denoiser | Guided) -> Tensor:
         """All previews on rank 0, this rank's own elsewhere."""
         rank, size = self.world.rank, self.world.size
         mine = range(NUM_PREVIEWS * rank // size, NUM_PREVIEWS * (rank + 1) // size)

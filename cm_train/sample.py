@@ -29,6 +29,7 @@ class SampleConfig(Settings):
     sampler: Literal["auto", "onestep", "multistep", "euler", "heun"]
     weights: str
     labels: int | list[int] | None
+    guidance: Annotated[float, Field(ge=0)]
     batch_size: Annotated[int, Field(ge=1)]
     out: str | None
     format: Literal["png", "npz"]
@@ -90,6 +91,7 @@ def sample(cfg: DictConfig) -> int:
                     steps=config.steps,
                     sigmas=config.sigmas,
                     labels=config.labels[part] if isinstance(config.labels, list) else config.labels,
+                    guidance=config.guidance,
                     batch_size=config.batch_size,
                 )
                 if config.format == "png":

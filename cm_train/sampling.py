@@ -48,18 +48,19 @@ def heun(denoise: Denoise, x: Tensor, sigmas: Sequence[float]) -> Tensor:
 
 
 def multistep(
-    denoise: Denoise, x: Tensor, sigmas: Sequence[float], sigma_min: float, noise: Callable[[int], Tensor]
+    denoise: Denoise, x: Tensor, sigmas: Sequence[float], boundary: float, noise: Callable[[int], Tensor]
 ) -> Tensor:
     """Multistep consistency sampling, Song et al. 2023, algorithm 1; NFE len(sigmas); one level is one-step.
 
     Args:
         x: noise scaled to sigmas[0].
-        sigmas: descending levels to denoise at, each above sigma_min.
-        noise: unit noise for the re-noising before level i >= 1. It is scaled by sqrt(sigma^2 - sigma_min^2):
-            a sample at sigma_min already carries sigma_min, so the variance comes out exact.
+        sigmas: descending levels to denoise at, each above `boundary`.
+        boundary: the noise level of what `denoise` returns: sigma_min, and 0 in TrigFlow.
+        noise: unit noise for the re-noising before level i >= 1. It is scaled by sqrt(sigma^2 - boundary^2): a sample
+            already carries the boundary's noise, so the variance comes out exact.
     """
     x = denoise(x, x.new_full((x.shape[0],), sigmas[0]))
     for i, sigma in enumerate(sigmas[1:], start=1):
-        x = x + noise(i) * (sigma**2 - sigma_min**2) ** 0.5
+        x = x + noise(i) * (sigma**2 - boundary**2) ** 0.5
         x = denoise(x, x.new_full((x.shape[0],), sigma))
     return x

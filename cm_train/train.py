@@ -212,6 +212,8 @@ def _teacher_config(config: Any, cfg: DictConfig, home: Path) -> Any:
         teacher.backbone = backbone
         for key in ("dataset", "devices", "precision", "compile", "seed", "tracking"):
             teacher[key] = cfg[key]
+        if cfg.guidance != 1:
+            teacher.label_dropout = 0.1  # or it could not be guided
         teacher.name, teacher.run_dir = home.name, str(home)
     return parse(teacher)
 

@@ -20,6 +20,7 @@ from .denoiser import Denoiser
 from .distributed import ALONE, World
 from .ema import ema_update, flatten_gradients, flatten_parameters, frozen_copy
 from .errors import InputError, TrainingFailed
+from .guidance import Guided
 from .images import to_unit_range
 from .meters import Window
 from .objectives.base import Batch, Objective
@@ -69,7 +70,7 @@ class Trainer:
         provenance: dict[str, str] | None = None,
         should_stop: Callable[[float], bool] = lambda reserve_s: False,
         world: World = ALONE,
-        teacher: Denoiser | None = None,
+        teacher: Denoiser | Guided | None = None,
     ):
         self.config, self.objective, self.loader, self.device = config, objective, loader, device
         self.autocast, self.world = autocast, world

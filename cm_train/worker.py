@@ -13,6 +13,7 @@ from .datasets.loader import Loader
 from .denoiser import Denoiser, DenoiserConfig, build_denoiser
 from .distributed import ALONE, World
 from .errors import InputError
+from .guidance import guided
 from .launching import as_rank, stop_of_parent
 from .noise import NoiseSchedule
 from .precision import autocast_type, compiles
@@ -76,11 +77,16 @@ def build_trainer(
     sigma_data = noise.sigma_data
     if sigma_data is None:  # a student divides the work as its teacher did; from scratch, the data decide
         sigma_data = round(dataset.sigma_data(), 6) if teacher is None else teacher.config.sigma_data
+    c_noise = noise.c_noise
+    if c_noise is None:
+        c_noise = "log_sigma" if teacher is None else teacher.config.c_noise
     denoiser_config = DenoiserConfig(
         preconditioning=objective_class.preconditioning,
+        c_noise=c_noise,
         image_size=dataset.image_size,
         image_channels=dataset.channels,
         num_classes=dataset.num_classes,
+        null_label=_null_label(config, dataset, teacher),
         sigma_data=sigma_data,
         sigma_min=noise.sigma_min,
         sigma_max=noise.sigma_max,
@@ -92,6 +98,7 @@ def build_trainer(
         denoiser = build_denoiser(denoiser_config, config.backbone).to(device)
     if found is None:
         world.agree(lambda: _initialise(denoiser, config.init, teacher))
+    guide = None if teacher is None else world.agree(lambda: guided(teacher, config.guidance))
     objective = registry.build(
         "objective",
         config.objective,
@@ -99,7 +106,8 @@ def build_trainer(
         NoiseSchedule(noise, config.num_schedule_steps),
         config.seed,
         dataset.hflip,
-        teacher if config.loss_needs_teacher() else None,
+        guide if config.loss_needs_teacher() else None,
+        config.label_dropout,
     )
     trainer = Trainer(
         config,
@@ -111,13 +119,22 @@ def build_trainer(
         provenance=provenance,
         should_stop=should_stop,
         world=world,
-        teacher=teacher,
+        teacher=guide,
     )
     if found is not None:
         world.agree(lambda: trainer.resume(*found))
         if world.is_main:
             say(f"resuming at step {trainer.step}")
     return trainer
+
+
+def _null_label(config: RunConfig, dataset: Dataset, teacher: Denoiser | None) -> bool:
+    """Whether the student has a null label: to train it, or because its first weights come from a teacher with one."""
+    if config.label_dropout and not dataset.num_classes:
+        fix = "set dataset.conditional=true"
+        raise InputError("label_dropout needs classes", f"label_dropout={config.label_dropout}", "0", fix)
+    inherited = config.init == "teacher" and teacher is not None and teacher.config.null_label
+    return inherited or config.label_dropout > 0
 
 
 def _initialise(denoiser: Denoiser, init: str, teacher: Denoiser | None) -> None:

@@ -39,10 +39,10 @@ def assert_same_run(one, other):
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-3)
 
 
-WITH_TEACHER = ("cd", "ect")
+WITH_TEACHER = ("cd", "ect", "sct", "scd")
 TARGET = {"cd": ["objective.target_decay=0.9"], "ct": ["objective.target_decay=0.9"]}
-QUICK = [("edm", 2), ("ict", 2)]
-ALL = [(mode, ranks) for mode in ("edm", "cd", "ct", "ict", "ect") for ranks in (2, 4)]
+QUICK = [("edm", 2), ("ict", 2), ("sct", 2)]
+ALL = [(mode, ranks) for mode in ("edm", "cd", "ct", "ict", "ect", "sct", "scd") for ranks in (2, 4)]
 
 
 @pytest.mark.parametrize(

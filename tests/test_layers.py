@@ -20,7 +20,7 @@ LAYERS = [
     {"launching", "meters", "run_folder"},
     {"noise", "distances", "ema", "optimizers", "backbones", "datasets"},
     {"denoiser"},
-    {"sampling"},
+    {"sampling", "guidance"},
     {"checkpoint"},
     {"objectives", "generation", "metrics", "saving"},
     {"config", "previews"},

@@ -63,11 +63,12 @@ def assert_same(a, b):
         assert torch.equal(a[name], b[name]), f"{name} differs by {(a[name] - b[name]).abs().max()}"
 
 
-EVERY_MODE = ["edm", "cd", "ct", "ict", "ect"]
+EVERY_MODE = ["edm", "cd", "ct", "ict", "ect", "sct", "scd"]
+WITH_TEACHER = ("cd", "ect", "sct", "scd")
 
 
 def overrides(mode, teacher):
-    return [f"mode={mode}", "backbone.dropout=0.3", "ema.extra=[0.5]", *([teacher] if mode in ("cd", "ect") else [])]
+    return [f"mode={mode}", "backbone.dropout=0.3", "ema.extra=[0.5]", *([teacher] if mode in WITH_TEACHER else [])]
 
 
 @pytest.mark.parametrize("mode", EVERY_MODE)
@@ -382,7 +383,7 @@ def test_teacher_of_another_kind_is_refused(build, teacher, composed):
         build("mode=cd", teacher, "dataset.conditional=true", name="c")
 
 
-@pytest.mark.parametrize("mode", ["edm", "cd", "ict", "ect"])
+@pytest.mark.parametrize("mode", ["edm", "cd", "ict", "ect", "scd"])
 def test_objective_traces_whole(mode, build, teacher):
     """No graph break: nothing in forward draws, branches on data or leaves the graph."""
     trainer = build(*overrides(mode, teacher))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..denoiser import Denoiser, per_image
+from ..guidance import Guided
 from ..noise import NoiseSchedule
 from ..rng import Draws
 
@@ -22,9 +23,10 @@ class Objective(nn.Module):
         seed: key of all randomness.
         hflip: flip half of the images horizontally.
         teacher: a frozen denoiser, for the objectives that `need_teacher`.
+        label_dropout: how often a label becomes the null label.
     """
 
-    preconditioning: ClassVar[Literal["edm", "consistency"]]
+    preconditioning: ClassVar[Literal["edm", "consistency", "trigflow"]]
     levels: ClassVar[Literal["continuous", "grid"]]  # what it asks of the noise config
 
     def __init__(
@@ -34,11 +36,12 @@ class Objective(nn.Module):
         noise: NoiseSchedule,
         seed: int,
         hflip: bool = False,
-        teacher: Denoiser | None = None,
+        teacher: Denoiser | Guided | None = None,
+        label_dropout: float = 0.0,
     ):
         super().__init__()
         self.config, self.denoiser, self.noise, self.seed, self.hflip = config, denoiser, noise, seed, hflip
-        self.teacher = teacher
+        self.teacher, self.label_dropout = teacher, label_dropout
 
     @staticmethod
     def needs_teacher(config: Any) -> bool:
@@ -57,6 +60,9 @@ class Objective(nn.Module):
         draws = Draws(self.seed, step, rows, x0.device)
         if self.hflip:
             x0 = torch.where(per_image(draws.bits("flip") < 0, x0), x0.flip(-1), x0)
+        if labels is not None and self.label_dropout:
+            dropped = draws.uniform("label_dropout") < self.label_dropout
+            labels = torch.where(dropped, self.denoiser.config.num_classes, labels)
         batch: Batch = {
             "x0": x0,
             "noise": draws.normal("noise", x0.shape[1:]),

@@ -1,0 +1,121 @@
+"""Continuous-time consistency models in TrigFlow: training (sCT) and distillation (sCD)."""
+
+import warnings
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..backbones.base import sinusoidal_embedding
+from ..denoiser import Denoiser, per_image
+from ..distances import l2
+from ..registry import Positive, Settings, register
+from .base import Batch, Objective
+
+_WEIGHTING_WIDTH = 128  # of the embedding that the learned weighting reads
+
+
+class SCMConfig(Settings):
+    """The `objective` group for `name: scm`."""
+
+    # dx/dt along the path: the teacher's (sCD), or that of the image and noise themselves (sCT).
+    velocity: Literal["teacher", "data"] = "data"
+    tangent_warmup_steps: Annotated[int, Field(ge=0)] = 10_000  # H, over which the tangent's unstable part fades in
+    tangent: Literal["normalize", "clip"] = "normalize"  # g / (|g| + c), or each pixel of g to [-1, 1]
+    tangent_c: Positive = 0.1
+    adaptive_weighting: bool = True  # learn e^w(t); false: 1
+
+
+@register("objective", "scm")
+class SCM(Objective):
+    """Lu & Song 2024 (Simplifying, stabilizing and scaling continuous-time consistency models), algorithm 1.
+
+    Their x_t is cos(t) x for our x = x0 + sigma noise, with sigma = sigma_data tan(t); their network F is minus our
+    backbone (see `Denoiser`). A teacher of any conditioning serves: its velocity is asked of its denoised image.
+    """
+
+    Config = SCMConfig
+    preconditioning = "trigflow"
+    levels = "continuous"
+
+    def __init__(self, config: SCMConfig, denoiser: Denoiser, *args: Any, **kwargs: Any):
+        super().__init__(config, denoiser, *args, **kwargs)
+        assert (self.teacher is not None) == (config.velocity == "teacher")
+        self.weighting = nn.Linear(_WEIGHTING_WIDTH, 1) if config.adaptive_weighting else None
+        if self.weighting is not None:  # w(t) = 0 at the start
+            for parameter in self.weighting.parameters():
+                nn.init.zeros_(parameter)
+            self.weighting.to(next(denoiser.parameters()).device)
+        with warnings.catch_warnings():  # torch's own first use of forward mode warns of a deprecated torch function
+            warnings.simplefilter("ignore", FutureWarning)
+            torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.zeros(1),))
+
+    @staticmethod
+    def needs_teacher(config: SCMConfig) -> bool:
+        return config.velocity == "teacher"
+
+    def tangent_warmup(self, step: int) -> float:
+        """r of `step`, from 0 to 1: the share of the tangent's part that depends on the network's derivative."""
+        num = self.config.tangent_warmup_steps
+        return min(1.0, step / num) if num else 1.0
+
+    def draw_levels(self, u: Tensor, step: int) -> dict[str, Tensor]:
+        sigma = self.noise.sigma(u)
+        return {"sigma": sigma, "tangent_warmup": torch.full_like(sigma, self.tangent_warmup(step))}
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        x0, noise, sigma, labels = (batch[k] for k in ("x0", "noise", "sigma", "labels"))
+        data = self.denoiser.config.sigma_data
+        scale = torch.rsqrt(sigma**2 + data**2)
+        cos, sin = per_image(data * scale, x0), per_image(sigma * scale, x0)
+        x = x0 + per_image(sigma, x0) * noise
+        if self.teacher is None:
+            velocity = cos * data * noise - sin * x0  # eq. 4
+        else:
+            with torch.no_grad():
+                velocity = (cos * cos * x - self.teacher(x, sigma, labels)) / sin  # eq. 5 for sigma_data F
+
+        def network(scaled: Tensor, sigma: Tensor) -> Tensor:
+            c_noise = self.denoiser.c_noise(sigma)
+            return -self.denoiser.backbone(scaled, c_noise, labels, batch["dropout_keys"]).to(scaled.dtype)
+
+        scaled = cos * x / data
+        output = network(scaled, sigma)
+        with torch.no_grad():
+            derivative = _along(network, scaled, cos * sin * velocity / data, sigma)
+            g = -(cos**2) * (data * output - velocity)
+            g = g - per_image(batch["tangent_warmup"], x0) * (cos * sin * cos * x + data * derivative)
+            goal = output + self._bounded(g)
+        error = l2(output, goal)
+        weight = torch.zeros_like(sigma)
+        if self.weighting is not None:
+            weight = self.weighting(sinusoidal_embedding(sigma.log(), _WEIGHTING_WIDTH)).flatten().to(error.dtype)
+        # The loss's value says nothing of progress: with the tangent normalised, its size is always that of g.
+        return weight.exp() * error - weight, {"tangent_rms": g.square().flatten(1).mean(1).sqrt()}
+
+    def _bounded(self, g: Tensor) -> Tensor:
+        """The tangent [B, C, H, W] normalised over each image, or clipped, which keeps its variance in check."""
+        if self.config.tangent == "clip":
+            return g.clamp(-1, 1)
+        norm = torch.linalg.vector_norm(g.flatten(1), dim=1)
+        return g / per_image(norm + self.config.tangent_c, g)
+
+    def schedule(self, step: int) -> dict[str, float]:
+        return {"tangent_warmup": self.tangent_warmup(step)}
+
+    def extra_state(self) -> dict[str, Tensor]:
+        return {} if self.weighting is None else dict(self.weighting.state_dict())
+
+
+def _along(network: Any, scaled: Tensor, direction: Tensor, sigma: Tensor) -> Tensor:
+    """cos(t) sin(t) dF/dt along the path: an exact Jacobian-vector product, in float32 whatever the autocast type.
+
+    `direction` is cos(t) sin(t) d(x_t / sigma_data)/dt, to which no further sigma_data belongs. The same factor times
+    d(sigma)/dt is sigma_data tan(t), that is, sigma itself: so the second argument is sigma, its tangent too, and the
+    network's own conditioning on it is differentiated with the rest.
+    """
+    # Fused attention has no forward-mode derivative.
+    with torch.autocast(scaled.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
+        return torch.func.jvp(network, (scaled, sigma), (direction, sigma))[1]
