@@ -92,14 +92,16 @@ def build_trainer(
         denoiser = build_denoiser(denoiser_config, config.backbone).to(device)
     if found is None:
         world.agree(lambda: _initialise(denoiser, config.init, teacher))
-    objective = registry.build(
-        "objective",
-        config.objective,
-        denoiser,
-        NoiseSchedule(noise, config.num_schedule_steps),
-        config.seed,
-        dataset.hflip,
-        teacher if config.loss_needs_teacher() else None,
+    objective = world.agree(
+        lambda: registry.build(
+            "objective",
+            config.objective,
+            denoiser,
+            NoiseSchedule(noise, config.num_schedule_steps),
+            config.seed,
+            dataset.hflip,
+            teacher if config.loss_needs_teacher() else None,
+        )
     )
     trainer = Trainer(
         config,
