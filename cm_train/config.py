@@ -67,6 +67,11 @@ class RunConfig(Settings):
         cls = registry.find("objective", self.objective.get("name"))
         return cls.needs_teacher(registry.settings("objective", self.objective))
 
+    def check_machine(self) -> None:
+        """Whether the loss finds here what it needs from outside this package. Raises InputError."""
+        cls = registry.find("objective", self.objective.get("name"))
+        cls.check_machine(registry.settings("objective", self.objective))
+
     def needs_teacher(self) -> bool:
         """Whether there is a teacher: for the loss, or for the first weights only."""
         return self.init == "teacher" or self.loss_needs_teacher()

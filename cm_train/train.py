@@ -105,6 +105,7 @@ def _train(config: Any, cfg: DictConfig, execute: Callable[[Any], bool]) -> bool
     with run_folder.lock(config.folder):
         if config.init not in ("random", "teacher"):
             checkpoint.resolve(config.init)
+        config.check_machine()
         config = _inherit(config, cfg, execute)
         if config is None:
             return False

@@ -99,15 +99,17 @@ def build_trainer(
     if found is None:
         world.agree(lambda: _initialise(denoiser, config.init, teacher))
     guide = None if teacher is None else world.agree(lambda: guided(teacher, config.guidance))
-    objective = registry.build(
-        "objective",
-        config.objective,
-        denoiser,
-        NoiseSchedule(noise, config.num_schedule_steps),
-        config.seed,
-        dataset.hflip,
-        guide if config.loss_needs_teacher() else None,
-        config.label_dropout,
+    objective = world.agree(
+        lambda: registry.build(
+            "objective",
+            config.objective,
+            denoiser,
+            NoiseSchedule(noise, config.num_schedule_steps),
+            config.seed,
+            dataset.hflip,
+            guide if config.loss_needs_teacher() else None,
+            config.label_dropout,
+        )
     )
     trainer = Trainer(
         config,

@@ -18,7 +18,7 @@ LAYERS = [
     {"registry", "rng"},
     {"distributed", "image_files", "images", "precision", "signals", "state_file", "tracking"},
     {"launching", "meters", "run_folder"},
-    {"noise", "distances", "ema", "optimizers", "backbones", "datasets"},
+    {"noise", "distances", "lpips_distance", "ema", "optimizers", "backbones", "datasets"},
     {"denoiser"},
     {"sampling", "guidance"},
     {"checkpoint"},

@@ -48,6 +48,10 @@ class Objective(nn.Module):
         """Whether an objective with this config is given a teacher."""
         return False
 
+    @staticmethod
+    def check_machine(config: Any) -> None:
+        """Raise InputError where this machine lacks what the loss needs; asked before a teacher is trained."""
+
     def draw(self, x0: Tensor, labels: Tensor | None, step: int, rows: range) -> Batch:
         """Every random tensor of `step` for `rows` of the global batch; `forward` draws nothing.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import distances
 from ..denoiser import Denoiser, per_image
 from ..ema import ema_update, frozen_copy
+from ..lpips_distance import LPIPS, check_available
 from ..registry import Settings, register
 from ..sampling import Denoise, euler_step, heun_step
 from .base import Batch, Objective
@@ -22,7 +23,7 @@ class ConsistencyConfig(Settings):
     # Where the point at the lower level comes from: the teacher's ODE step (CD) or the same image and noise (CT).
     pair: Literal["teacher", "data"] = "teacher"
     solver: Literal["euler", "heun"] = "heun"  # of the teacher's step
-    distance: Literal["l1", "l2", "pseudo_huber"] = "l2"
+    distance: Literal["l1", "l2", "pseudo_huber", "lpips"] = "l2"
     huber_c: Annotated[float, Field(gt=0)] | None = None  # None: 0.00054 sqrt(pixels * channels)
     weighting: Literal["uniform", "inverse_gap"] = "uniform"  # 1, or 1 / (sigma - sigma_next)
     # mu of the target's average. "constant": target_decay at every step. "paper": exp(s0 ln(target_decay) / N(k)).
@@ -45,9 +46,13 @@ class Consistency(Objective):
     def __init__(self, config: ConsistencyConfig, denoiser: Denoiser, *args: Any, **kwargs: Any):
         super().__init__(config, denoiser, *args, **kwargs)
         assert (self.teacher is not None) == (config.pair == "teacher")
-        self.distance = getattr(distances, config.distance)
-        if config.distance == "pseudo_huber":
+        self.distance: distances.Distance
+        if config.distance == "lpips":
+            self.distance = LPIPS().to(next(denoiser.parameters()).device)
+        elif config.distance == "pseudo_huber":
             self.distance = partial(distances.pseudo_huber, c=config.huber_c)
+        else:
+            self.distance = getattr(distances, config.distance)
         self.target: Denoiser | None = None  # None: the student itself
         self.target_weights: Tensor | None = None
         if config.target_decay > 0:
@@ -56,6 +61,11 @@ class Consistency(Objective):
     @staticmethod
     def needs_teacher(config: ConsistencyConfig) -> bool:
         return config.pair == "teacher"
+
+    @staticmethod
+    def check_machine(config: ConsistencyConfig) -> None:
+        if config.distance == "lpips":
+            check_available()
 
     def draw_levels(self, u: Tensor, step: int) -> dict[str, Tensor]:
         sigma, sigma_next = self.noise.sigma_pair(u, step)
