@@ -140,6 +140,22 @@ def test_cd_teacher_gets_no_gradient_and_no_dropout():
     assert all(p.grad is not None for p in student.parameters())
 
 
+def test_every_network_is_told_the_class():
+    told = []
+
+    class Told(Exact):
+        def forward(self, x, sigma, labels=None, dropout_keys=None):
+            told.append(labels)
+            return super().forward(x, sigma)
+
+    student, teacher = (Told(lambda x, s: x) for _ in range(2))
+    objective = consistency(student, schedule(), teacher, solver="heun", target_decay=0.5)
+    labels = torch.arange(8)
+    objective(objective.draw(torch.randn(8, 1, 1, 1), labels, 0, range(8)))
+    assert len(told) == 4  # student, Heun's two calls of the teacher, target
+    assert all(torch.equal(each, labels) for each in told)
+
+
 # ------------------------------------------------------------------------------------------------------------- CT
 
 
@@ -224,6 +240,21 @@ def test_target_follows_the_student_after_the_step_with_the_decay_of_that_step()
     frozen = objective.target_weights.clone()
     objective.after_step(1, weights, torch.tensor(0.0))  # a skipped step
     assert torch.equal(objective.target_weights, frozen)
+
+
+def test_target_decay_of_a_step_is_that_of_its_own_number_of_scales():
+    """The first step has N = 2 and mu = mu0; the second has many more scales already."""
+    objective = consistency(
+        small_denoiser(),
+        schedule(curriculum={"name": "sqrt", "s0": 2, "s1": 150}, steps=10),
+        target_decay=0.5,
+        target_schedule="paper",
+    )
+    weights = flatten_parameters(objective.denoiser.parameters())
+    before = objective.target_weights.clone()
+    assert objective.target_decay(1) > 0.9
+    objective.after_step(0, weights + 1, torch.tensor(1.0))
+    torch.testing.assert_close(objective.target_weights, before + 0.5, rtol=0, atol=1e-6)
 
 
 def test_target_gets_no_gradient():

@@ -156,15 +156,15 @@ def test_solvers_on_one_level_are_the_denoiser(solver):
     assert torch.equal(solver(gaussian, x, [HIGH]), gaussian(x, tensor(HIGH, HIGH)))
 
 
-def flow_by_rk4(x, denoise, steps):
-    """The probability flow from HIGH to LOW by classical Runge-Kutta in ln(sigma), sharing nothing with the solvers."""
-    h = (math.log(LOW) - math.log(HIGH)) / steps
+def flow_by_rk4(x, denoise, steps, start=HIGH, end=LOW):
+    """The probability flow by classical Runge-Kutta in ln(sigma), sharing nothing with the solvers."""
+    h = (math.log(end) - math.log(start)) / steps
 
     def rate(x, u):
         return x - denoise(x, torch.tensor(math.exp(u), dtype=torch.float64).expand(len(x)))  # dx / d ln(sigma)
 
     for i in range(steps):
-        u = math.log(HIGH) + i * h
+        u = math.log(start) + i * h
         a = rate(x, u)
         b = rate(x + h / 2 * a, u + h / 2)
         c = rate(x + h / 2 * b, u + h / 2)

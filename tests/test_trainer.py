@@ -214,6 +214,30 @@ def test_ema_after_two_steps_by_hand(build):
     torch.testing.assert_close(trainer.averages[0].weights, expected)
 
 
+def test_target_follows_the_weights_that_the_step_made(build):
+    """Not those from before it, nor the sampling average."""
+    options = ["objective.target_decay=0.75", "objective.target_schedule=constant"]
+    trainer = build("mode=ct", *options, "optimizer.lr=0.1", "optimizer.warmup_steps=0")
+    weights = trainer.weights.clone()
+    assert torch.equal(trainer.objective.target_weights, weights)
+    trainer.train_step(trainer.fetch())
+    moved = trainer.weights - weights
+    assert moved.norm() > 1e-3 * weights.norm()
+    torch.testing.assert_close(trainer.objective.target_weights, weights + 0.25 * moved)
+
+
+def test_schedules_count_to_schedule_steps_however_long_the_run(build):
+    short, longer = (
+        build("mode=ict", "optimizer.schedule=cosine", f"steps={steps}", "schedule_steps=40", name=str(steps))
+        for steps in (40, 80)
+    )
+    for step in (0, 5, 39, 40, 79):
+        assert longer.objective.schedule(step) == short.objective.schedule(step)
+        assert longer.optimizer.lr(step) == short.optimizer.lr(step)
+    assert short.objective.schedule(39)["num_scales"] == 1281
+    assert short.optimizer.lr(40) == 0
+
+
 def test_student_starts_as_its_teacher(build, teacher):
     trainer = build("mode=cd", teacher)
     theirs = dict(trainer.objective.teacher.named_parameters())

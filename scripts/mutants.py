@@ -1,0 +1,280 @@
+"""Plant known mistakes one at a time and see that some test fails for each.
+
+    python scripts/mutants.py                    all of them, some minutes on one core
+    python scripts/mutants.py --only ct-noise    one
+
+Every mistake below was made in some public implementation, or is the nearest misreading of a paper. The repository is
+copied for each, never touched: one text is replaced, and the tests named beside it have to notice.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+ROOT = Path(__file__).parent.parent
+COPIED = ("cm_train", "conf", "tests", "pyproject.toml")
+PATIENCE_S = 300.0  # for the tests of one mistake
+
+
+class Mutant(NamedTuple):
+    """One mistake: `old`, which `file` holds exactly once, becomes `new`."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str  # what pytest runs, separated by blanks
+    what: str
+
+
+PROOFS, OBJECTIVES, TRAINER = "tests/test_proofs.py", "tests/test_objectives.py", "tests/test_trainer.py"
+DENOISER, SAMPLING, ECT = "tests/test_denoiser.py", "tests/test_sampling.py", "tests/test_ect.py"
+NOISE, EMA, DISTANCES = "tests/test_noise.py", "tests/test_ema.py", "tests/test_distances.py"
+OPTIMIZERS, IMAGES, RNG = "tests/test_optimizers.py", "tests/test_images.py", "tests/test_rng.py"
+EDM_CODE, CONSISTENCY = "cm_train/objectives/edm.py", "cm_train/objectives/consistency.py"
+ECT_CODE, TRAINER_CODE = "cm_train/objectives/ect.py", "cm_train/trainer.py"
+DENOISER_CODE, SAMPLING_CODE, NOISE_CODE = "cm_train/denoiser.py", "cm_train/sampling.py", "cm_train/noise.py"
+EMA_CODE, DISTANCES_CODE, OPTIMIZERS_CODE = "cm_train/ema.py", "cm_train/distances.py", "cm_train/optimizers.py"
+
+# fmt: off
+MUTANTS = [Mutant(*row) for row in (
+    # ------------------------------------------------------------------------------------------------ diffusion teacher
+    ("edm-weight-sigma", EDM_CODE, "(sigma**2 + data**2) / (sigma * data) ** 2", "1 / sigma**2", OBJECTIVES,
+     "the weight without the data's share"),
+    ("edm-weight-root", EDM_CODE, "(sigma**2 + data**2) / (sigma", "(sigma**2 + data**2) ** 0.5 / (sigma", OBJECTIVES,
+     "the weight with a root that belongs to c_out"),
+    ("edm-noise-variance", EDM_CODE, "per_image(sigma, x0)", "per_image(sigma**2, x0)", OBJECTIVES,
+     "noise scaled by its variance"),
+    # -------------------------------------------------------------------------------------------------- preconditioning
+    ("c-out-root", DENOISER_CODE, "shifted * data * inverse_root", "shifted * data * inverse_root**2",
+     DENOISER, "c_out without its square root"),
+    ("c-in-root", DENOISER_CODE, "per_image(c_in, x) * x", "per_image(c_in**2, x) * x", DENOISER,
+     "c_in without its square root"),
+    ("c-skip-shift", DENOISER_CODE, "(shifted / data) ** 2", "(sigma / data) ** 2", DENOISER,
+     "c_skip of the diffusion model: no boundary at sigma_min"),
+    ("c-out-shift", DENOISER_CODE, "shifted * data * inverse_root",
+     "shifted * data * torch.rsqrt(shifted**2 + data**2)", DENOISER, "sigma_min subtracted under c_out's root too"),
+    ("no-shift", DENOISER_CODE, "sigma - self.config.sigma_min if", "sigma if", DENOISER,
+     "the diffusion model's coefficients in a consistency model"),
+    ("c-noise-1000", DENOISER_CODE, "sigma.log() / 4", "sigma.log() * 250", DENOISER,
+     "OpenAI's factor of 1000 on c_noise"),
+    # ----------------------------------------------------------------------------------------- consistency distillation
+    ("cd-solver", CONSISTENCY, 'self.config.solver == "heun"', 'self.config.solver == "euler"', OBJECTIVES,
+     "a setting that does not reach the loss: Euler for Heun"),
+    ("cd-backwards", CONSISTENCY, "x, sigma, sigma_next)", "x, sigma_next, sigma)", OBJECTIVES,
+     "the teacher's step from the lower level up"),
+    ("cd-teacher-dropout", CONSISTENCY, "step(self._teacher(labels), x",
+     "step(lambda x, sigma: self.teacher(x, sigma, labels, keys), x", OBJECTIVES, "the teacher in training mode"),
+    ("cd-teacher-labels", CONSISTENCY, "self.teacher(x, sigma, labels)", "self.teacher(x, sigma)", OBJECTIVES,
+     "the teacher is not told the class"),
+    ("cd-goal-level", CONSISTENCY, "target(x_next, sigma_next,", "target(x_next, sigma,", OBJECTIVES,
+     "the goal asked at the upper level"),
+    ("mu-swapped", CONSISTENCY, '(self.config.target_schedule == "openai")', '(self.config.target_schedule == "paper")',
+     OBJECTIVES, "the paper's and OpenAI's mu(k) swapped"),
+    ("mu-intervals", CONSISTENCY, "self.noise.num_scales(step) - (", "self.noise.num_scales(step) - 1 + 0 * (",
+     OBJECTIVES, "mu(k) from N - 1 always (OpenAI, the JAX code)"),
+    ("mu-next-step", CONSISTENCY, "self.target_decay(step), applied", "self.target_decay(step + 1), applied",
+     OBJECTIVES, "mu(k) read after k has moved on"),
+    # --------------------------------------------------------------------------------------------- consistency training
+    ("ct-noise", CONSISTENCY, "(sigma_next, x0) * noise", "(sigma_next, x0) * torch.randn_like(noise)", OBJECTIVES,
+     "fresh noise for the second point"),
+    ("ct-gradient", CONSISTENCY, "torch.no_grad()", "torch.enable_grad()",
+     PROOFS + "::test_ct_gradient_vanishes_at_its_fixed_point_and_not_at_the_exact_function",
+     "a gradient through the goal"),
+    ("ct-grows-on", NOISE_CODE,
+     "return min(math.ceil(math.sqrt(done * ((s1 + 1) ** 2 - s0**2) + s0**2) - 1), s1) + 1",
+     "return math.ceil(math.sqrt(step / schedule_steps * ((s1 + 1) ** 2 - s0**2) + s0**2) - 1) + 1", NOISE,
+     "N(k) grows past its end"),
+    ("ct-points", NOISE_CODE, "+ s0**2) - 1), s1) + 1", "+ s0**2) - 1), s1)", NOISE,
+     "intervals taken for points"),
+    # --------------------------------------------------------------------------------------------------- target network
+    ("target-never", CONSISTENCY, "if self.target_weights is not None:", "if False:", OBJECTIVES,
+     "the target is never updated"),
+    ("target-before", TRAINER_CODE,
+     "grad_norm, applied = self.optimizer.step(step, 1 / self.loss_scale.factor)\n"
+     "        self.objective.after_step(step, self.weights, applied)",
+     "old = self.weights.clone()\n"
+     "        grad_norm, applied = self.optimizer.step(step, 1 / self.loss_scale.factor)\n"
+     "        self.objective.after_step(step, old, applied)",
+     TRAINER + "::test_target_follows_the_weights_that_the_step_made", "the target is updated before the step"),
+    ("target-of-ema", TRAINER_CODE, "after_step(step, self.weights, applied)",
+     "after_step(step, self.averages[0].weights, applied)",
+     TRAINER + "::test_target_follows_the_weights_that_the_step_made", "the target follows the sampling average"),
+    ("target-dropout", CONSISTENCY, "sigma_next, labels, keys)", "sigma_next, labels, ~keys)", OBJECTIVES,
+     "student and target under different dropout masks (OpenAI on a GPU)"),
+    ("target-skipped", CONSISTENCY, "self.target_decay(step), applied)", "self.target_decay(step))", OBJECTIVES,
+     "the target moves on a skipped step"),
+    # -------------------------------------------------------------------------------------------------------------- iCT
+    ("huber-elementwise", DISTANCES_CODE, "return s / (torch.sqrt(s + c * c) + c)",
+     "return (torch.sqrt(difference.square() + c * c) - c).sum(1)", DISTANCES, "one root a pixel (Kinyugo)"),
+    ("huber-c", DISTANCES_CODE, "0.00054 * difference.shape[1] ** 0.5", "0.00054", DISTANCES,
+     "c without the root of the dimension"),
+    ("huber-c-unread", CONSISTENCY, "c=config.huber_c", "c=None", OBJECTIVES, "a setting that does not reach the loss"),
+    ("ict-no-weight", CONSISTENCY, "else 1 / (sigma - sigma_next)", "else 1.0", OBJECTIVES, "no weight"),
+    ("ict-weight-sigma", CONSISTENCY, "else 1 / (sigma - sigma_next)", "else 1 / sigma", OBJECTIVES,
+     "the weight from the level, not from the gap"),
+    ("ict-proposal-root", NOISE_CODE, "(math.sqrt(2) * self.config.std)", "self.config.std", NOISE,
+     "erf without its root of 2 on the grid"),
+    ("ict-stages", NOISE_CODE, "(math.log2(s1 // s0) + 1)", "math.log2(s1 // s0)", NOISE,
+     "one stage too few in K'"),
+    ("ict-points", NOISE_CODE, "(step // stage_steps, 64), s1) + 1", "(step // stage_steps, 64), s1)", NOISE,
+     "intervals taken for points"),
+    # -------------------------------------------------------------------------------------------------------------- ECT
+    ("ect-clean-goal", ECT_CODE, "goal = torch.where(per_image(clean, x0), x0, goal)", "pass", ECT,
+     "r = 0 not masked to the image"),
+    ("ect-power", ECT_CODE, "c.q ** (self.stage(step) + 1)", "c.q ** self.stage(step)", ECT, "q^s for q^(s + 1)"),
+    ("ect-sigmoid", ECT_CODE, "torch.sigmoid(-c.b", "torch.sigmoid(c.b", ECT, "the sigmoid's sign"),
+    ("ect-stage", ECT_CODE, "min(step * self", "min((step + 1) * self", ECT, "the stage from step + 1"),
+    ("ect-gradient", ECT_CODE, "torch.no_grad()", "torch.enable_grad()", ECT, "a gradient through the goal"),
+    ("ect-dropout", ECT_CODE, "sigma_next), labels, keys)", "sigma_next), labels, ~keys)", ECT,
+     "the two passes under different dropout masks"),
+    ("ect-weight", ECT_CODE, "return 1 / (sigma - sigma_next)", "return 1 / sigma", ECT,
+     "the weight from the level, not from the gap"),
+    # ------------------------------------------------------------------------------------------------ grids, proposals
+    ("grid-intervals", NOISE_CODE, "linspace(0, 1, num, dtype=torch.float64)",
+     "linspace(0, 1, num + 1, dtype=torch.float64)[:-1]", NOISE, "N intervals for N points"),
+    ("lognormal-root", NOISE_CODE, "self.config.std * math.sqrt(2) *", "self.config.std *", NOISE,
+     "erfinv without its root of 2"),
+    # --------------------------------------------------------------------------------------------------------- sampling
+    ("renoise-plain", SAMPLING_CODE, "(sigma**2 - sigma_min**2) ** 0.5", "sigma", SAMPLING,
+     "re-noising by sigma itself (ECT)"),
+    ("heun-level", SAMPLING_CODE, "x + step * slope, sigma_next)", "x + step * slope, sigma)", SAMPLING,
+     "Heun's second slope at the first level"),
+    ("heun-point", SAMPLING_CODE, "x + step * slope, sigma_next)", "x, sigma_next)", SAMPLING,
+     "Heun's second slope at the first point"),
+    ("last-step", SAMPLING_CODE, "return denoise(x, levels[-1])", "return x", SAMPLING,
+     "no last step to 0: the noise of sigma_min stays"),
+    ("uint8-truncated", "cm_train/images.py", "* 127.5 + 128)", "* 127.5 + 127.5)", IMAGES,
+     "truncation to 8 bits, half a level too dark (OpenAI)"),
+    # --------------------------------------------------------------------------------------------------------- averages
+    ("ema-warmup", EMA_CODE, "return min(decay, (1 + step) / (10 + step))", "return decay", EMA, "no warm-up"),
+    ("ema-swapped", EMA_CODE, "1 - decay if applied is None else applied * (1 - decay)",
+     "decay if applied is None else applied * decay", EMA, "decay and 1 - decay swapped"),
+    ("ema-skipped", EMA_CODE, "1 - decay if applied is None else applied * (1 - decay)", "1 - decay", EMA,
+     "averages move on a skipped step"),
+    ("ema-half-life", EMA_CODE, "min(decay, 0.5 **", "max(decay, 0.5 **", EMA,
+     "the longer of two half-lives"),
+    # -------------------------------------------------------------------------------------------- optimizer, schedules
+    ("adam-mean", OPTIMIZERS_CODE, "out=self.gradient), (1 / (1 - beta1**t)).float()",
+     "out=self.gradient), torch.ones_like(t).float()", OPTIMIZERS, "no bias correction of Adam's mean"),
+    ("adam-square", OPTIMIZERS_CODE, "root = torch.sqrt(1 - beta2**t)", "root = torch.ones_like(t)",
+     OPTIMIZERS, "no bias correction of Adam's square"),
+    ("adam-count", OPTIMIZERS_CODE, "self.count += applied", "self.count += 1", OPTIMIZERS,
+     "a skipped step counts for the bias corrections"),
+    ("radam-threshold", OPTIMIZERS_CODE, "adaptive = rho > 5", "adaptive = rho > 4", OPTIMIZERS,
+     "RAdam's threshold as its paper prints it, where every implementation has 5"),
+    ("lr-past-end", OPTIMIZERS_CODE, "min(step, self.schedule_steps) / self", "step / self", OPTIMIZERS,
+     "the cosine comes back beyond its end"),
+    ("schedule-steps", "cm_train/config.py", "self.schedule_steps is None else", "True else",
+     TRAINER + "::test_schedules_count_to_schedule_steps_however_long_the_run",
+     "a longer run bends the schedules of the one it goes on with"),
+    # ------------------------------------------------------------------------------------------------------- randomness
+    ("rows-ignored", "cm_train/objectives/base.py", "Draws(self.seed, step, rows,",
+     "Draws(self.seed, step, range(len(rows)),", OBJECTIVES, "every micro-batch and rank draws the same noise"),
+    ("step-ignored", "cm_train/rng.py", "generator(self.seed, stream, self.step,", "generator(self.seed, stream, 0,",
+     RNG, "every step draws the same noise"),
+    ("micro-batch-mean", TRAINER_CODE, "self.world.size / self.config.batch_size", "self.world.size / self.micro_batch",
+     TRAINER + "::test_micro_batches_change_nothing_but_memory", "micro-batches added up, not averaged"),
+)]
+# fmt: on
+
+
+def copy_of_repository(folder: Path) -> Path:
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def plant(mutant: Mutant, folder: Path) -> None:
+    """Make the mistake in a copy of the repository. Raises ValueError where its text is not there exactly once."""
+    path = folder / mutant.file
+    source = path.read_text()
+    if (found := source.count(mutant.old)) != 1:
+        raise ValueError(f"{mutant.name}: {mutant.file} holds its text {found} times")
+    path.write_text(source.replace(mutant.old, mutant.new))
+
+
+def run_tests(folder: Path, tests: list[str]) -> tuple[int, str]:
+    """pytest's exit status and output, with the package of `folder`."""
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    argv = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not long", "-p", "no:cacheprovider", *tests]
+    try:
+        done = subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        return -1, f"not done in {PATIENCE_S:.0f} s"
+    return done.returncode, done.stdout + done.stderr
+
+
+def judge(mutant: Mutant) -> tuple[str, float]:
+    """The test that failed ("" where none did), and the seconds that it took."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as name:
+        folder = copy_of_repository(Path(name))
+        plant(mutant, folder)
+        status, output = run_tests(folder, mutant.tests.split())
+    failed = re.search(r"^FAILED (\S+)", output, re.MULTILINE)
+    # A copy that can't even be imported proves nothing about the tests.
+    caught = failed.group(1) if status == 1 and failed else ""
+    return caught, time.monotonic() - began
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", metavar="NAME", action="append", help="this mistake alone (may be repeated)")
+    parser.add_argument("--list", action="store_true", help="name the mistakes and end")
+    parser.add_argument("--jobs", type=int, default=1, help="how many at a time (default: 1)")
+    args = parser.parse_args()
+    console = Console(width=120 if not sys.stdout.isatty() else None)
+
+    chosen = [m for m in MUTANTS if args.only is None or m.name in args.only]
+    if unknown := set(args.only or ()) - {m.name for m in MUTANTS}:
+        parser.error(f"no such mistake: {', '.join(sorted(unknown))}")
+    if args.list:
+        for mutant in chosen:
+            print(f"{mutant.name:20} {mutant.what}")
+        return 0
+
+    tests = list(dict.fromkeys(test for m in chosen for test in m.tests.split()))
+    with tempfile.TemporaryDirectory() as name:
+        console.print(f"{len(tests)} groups of tests without any mistake first")
+        status, output = run_tests(copy_of_repository(Path(name)), tests)
+    if status != 0:
+        print(output, file=sys.stderr)
+        print("the tests fail as they are: nothing can be said about mistakes", file=sys.stderr)
+        return 1
+
+    verdicts: list[tuple[str, float]] = []
+    with Progress(console=console, transient=True) as progress, ThreadPoolExecutor(args.jobs) as pool:
+        task = progress.add_task("mistakes", total=len(chosen))
+        for mutant, verdict in zip(chosen, pool.map(judge, chosen), strict=True):
+            verdicts.append(verdict)
+            progress.console.print(f"{mutant.name:20} {verdict[0] or 'SURVIVED'}", soft_wrap=True, highlight=False)
+            progress.advance(task)
+
+    table = Table("mistake", "what", "caught by", "s")
+    for mutant, (caught, seconds) in zip(chosen, verdicts, strict=True):
+        table.add_row(mutant.name, mutant.what, caught.split("::", 1)[-1] or "[red]none[/]", f"{seconds:.0f}")
+    console.print(table)
+    survived = [m.name for m, (caught, _) in zip(chosen, verdicts, strict=True) if not caught]
+    total = sum(seconds for _, seconds in verdicts)
+    print(f"{len(chosen) - len(survived)} of {len(chosen)} caught in {total:.0f} s; survived: {survived or 'none'}")
+    return 1 if survived else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
