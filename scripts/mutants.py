@@ -45,6 +45,7 @@ NOISE, EMA, DISTANCES = "tests/test_noise.py", "tests/test_ema.py", "tests/test_
 OPTIMIZERS, IMAGES, RNG = "tests/test_optimizers.py", "tests/test_images.py", "tests/test_rng.py"
 EDM_CODE, CONSISTENCY = "cm_train/objectives/edm.py", "cm_train/objectives/consistency.py"
 ECT_CODE, TRAINER_CODE = "cm_train/objectives/ect.py", "cm_train/trainer.py"
+SCM_CODE, SCM, GUIDANCE = "cm_train/objectives/scm.py", "tests/test_scm.py", "tests/test_guidance.py"
 DENOISER_CODE, SAMPLING_CODE, NOISE_CODE = "cm_train/denoiser.py", "cm_train/sampling.py", "cm_train/noise.py"
 EMA_CODE, DISTANCES_CODE, OPTIMIZERS_CODE = "cm_train/ema.py", "cm_train/distances.py", "cm_train/optimizers.py"
 
@@ -66,7 +67,7 @@ MUTANTS = [Mutant(*row) for row in (
      "c_skip of the diffusion model: no boundary at sigma_min"),
     ("c-out-shift", DENOISER_CODE, "shifted * data * inverse_root",
      "shifted * data * torch.rsqrt(shifted**2 + data**2)", DENOISER, "sigma_min subtracted under c_out's root too"),
-    ("no-shift", DENOISER_CODE, "sigma - self.config.sigma_min if", "sigma if", DENOISER,
+    ("no-shift", DENOISER_CODE, "shifted = sigma - self.config.boundary", "shifted = sigma", DENOISER,
      "the diffusion model's coefficients in a consistency model"),
     ("c-noise-1000", DENOISER_CODE, "sigma.log() / 4", "sigma.log() * 250", DENOISER,
      "OpenAI's factor of 1000 on c_noise"),
@@ -142,13 +143,35 @@ MUTANTS = [Mutant(*row) for row in (
      "the two passes under different dropout masks"),
     ("ect-weight", ECT_CODE, "return 1 / (sigma - sigma_next)", "return 1 / sigma", ECT,
      "the weight from the level, not from the gap"),
+    # --------------------------------------------------------------------------------------------- continuous time (sCM)
+    ("scm-sigma-data", SCM_CODE, "cos * sin * velocity / data, sigma)", "cos * sin * velocity, sigma)", SCM,
+     "sigma_data once more in the direction of the derivative"),
+    ("scm-angle", SCM_CODE, "(direction, sigma))[1]", "(direction, sigma / 2))[1]", SCM,
+     "a wrong factor on the noise level's own tangent"),
+    ("scm-sign", SCM_CODE, "goal = output + self._bounded(g)", "goal = output - self._bounded(g)", SCM,
+     "the tangent's sign"),
+    ("scm-square", SCM_CODE, "g = -(cos**2) *", "g = -cos *", SCM, "cos for cos^2"),
+    ("scm-rms", SCM_CODE, "torch.linalg.vector_norm(g.flatten(1), dim=1)",
+     "g.flatten(1).square().mean(1).sqrt()", SCM, "the tangent normalised by its root mean square"),
+    ("scm-weight-sign", SCM_CODE, "weight.exp() * error - weight", "weight.exp() * error + weight", SCM,
+     "the learned weighting without its counterweight"),
+    ("scm-warmup", SCM_CODE, "min(1.0, step / num)", "step / num", SCM, "a tangent that goes on growing"),
+    ("scm-dropout", SCM_CODE, 'labels, batch["dropout_keys"]).to', "labels, None).to", SCM,
+     "no dropout in the student"),
+    ("scm-gradient", SCM_CODE, "with torch.no_grad():\n            derivative",
+     "if True:\n            derivative", SCM, "a gradient through the derivative and the goal"),
+    # ------------------------------------------------------------------------------------------------------- guidance
+    ("guidance-shift", "cm_train/guidance.py", "without + self.guidance", "within + self.guidance", GUIDANCE,
+     "LCM's w for the guidance scale"),
+    ("guidance-null", "cm_train/guidance.py", "torch.full_like(labels, self.config.num_classes)",
+     "torch.zeros_like(labels)", GUIDANCE, "the first class in the null label's place"),
     # ------------------------------------------------------------------------------------------------ grids, proposals
     ("grid-intervals", NOISE_CODE, "linspace(0, 1, num, dtype=torch.float64)",
      "linspace(0, 1, num + 1, dtype=torch.float64)[:-1]", NOISE, "N intervals for N points"),
     ("lognormal-root", NOISE_CODE, "self.config.std * math.sqrt(2) *", "self.config.std *", NOISE,
      "erfinv without its root of 2"),
     # --------------------------------------------------------------------------------------------------------- sampling
-    ("renoise-plain", SAMPLING_CODE, "(sigma**2 - sigma_min**2) ** 0.5", "sigma", SAMPLING,
+    ("renoise-plain", SAMPLING_CODE, "(sigma**2 - boundary**2) ** 0.5", "sigma", SAMPLING,
      "re-noising by sigma itself (ECT)"),
     ("heun-level", SAMPLING_CODE, "x + step * slope, sigma_next)", "x + step * slope, sigma)", SAMPLING,
      "Heun's second slope at the first level"),

@@ -32,7 +32,7 @@ def test_config_composes_for_every_mode_dataset_and_backbone(dataset, composed):
 @pytest.mark.parametrize("group", ["noise", "ema", "optimizer", "tracking"])
 def test_config_composes_for_every_option_of_a_group(group, composed):
     for option in options(group):
-        mode = {"lognormal": "edm", "ect": "ect"}.get(option, "ict")
+        mode = {"lognormal": "edm", "ect": "ect", "scm": "sct"}.get(option, "ict")
         parse(composed(f"{group}={option}", f"mode={mode}"))
 
 

@@ -90,8 +90,8 @@ def test_sinusoidal_embedding_is_cosines_then_sines_of_falling_frequencies():
     torch.testing.assert_close(sinusoidal_embedding(torch.tensor(levels), width), torch.tensor(expected))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_sinusoidal_embedding_is_float32_for_levels_of_any_type(dtype):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_sinusoidal_embedding_is_float32_for_levels_of_less_precision(dtype):
     assert sinusoidal_embedding(torch.tensor([250.0], dtype=dtype), 8).dtype == torch.float32
 
 

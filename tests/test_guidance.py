@@ -1,0 +1,133 @@
+"""Classifier-free guidance and label dropout: numbers, refusals, and the whole way through a run."""
+
+import pytest
+import torch
+from test_objectives import small_denoiser
+from torch import nn
+
+from cm_train import registry
+from cm_train.denoiser import Denoiser, DenoiserConfig, build_denoiser
+from cm_train.errors import InputError
+from cm_train.generation import generate
+from cm_train.guidance import Guided, guided
+from cm_train.noise import NoiseConfig, NoiseSchedule
+from conftest import TINY
+
+
+def conditional(preconditioning="edm", null_label=True):
+    config = DenoiserConfig(
+        preconditioning=preconditioning,
+        image_size=8,
+        image_channels=1,
+        num_classes=3,
+        null_label=null_label,
+        sigma_data=0.5,
+        sigma_min=0.002,
+        sigma_max=80.0,
+    )
+    backbone = {"name": "unet", "channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attention_resolutions": [4]}
+    torch.manual_seed(0)
+    denoiser = build_denoiser(config, backbone | {"head_channels": 8, "group_channels": 4})
+    for p in denoiser.parameters():
+        nn.init.normal_(p, std=0.1)
+    return denoiser.eval()
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 3.0])
+def test_guided_denoiser_is_the_weighted_sum_of_two_passes(guidance):
+    """D_null + g (D_label - D_null), the null label being the one after the classes."""
+    denoiser = conditional()
+    x, sigma, labels = torch.randn(4, 1, 8, 8), torch.tensor([0.1, 1.0, 10.0, 80.0]), torch.tensor([0, 1, 2, 1])
+    with torch.no_grad():
+        within, without = denoiser(x, sigma, labels), denoiser(x, sigma, torch.full((4,), 3))
+        found = Guided(denoiser, guidance)(x, sigma, labels)
+    assert not torch.allclose(within, without)
+    torch.testing.assert_close(found, (1 - guidance) * without + guidance * within, rtol=1e-4, atol=1e-4)
+
+
+def test_no_guidance_is_the_denoiser_itself():
+    denoiser = conditional(null_label=False)
+    assert guided(denoiser, 1.0) is denoiser
+
+
+@pytest.mark.parametrize(
+    ("denoiser", "reason"),
+    [(conditional(null_label=False), "label dropout"), (conditional("consistency"), "only a diffusion model")],
+)
+def test_model_that_can_not_be_guided_is_refused(denoiser, reason):
+    with pytest.raises(InputError, match=reason):
+        Guided(denoiser, 2.0)
+    with pytest.raises(InputError, match=reason):
+        generate(denoiser, range(2), guidance=2.0)
+
+
+def test_guidance_moves_samples():
+    denoiser = conditional()
+    plain, strong = (generate(denoiser, range(4), labels=1, steps=4, guidance=g) for g in (1.0, 4.0))
+    assert not torch.equal(plain, strong)
+    without = generate(denoiser, range(4), labels=1, steps=4, guidance=0.0)
+    assert torch.equal(without, generate(denoiser, range(4), labels=2, steps=4, guidance=0.0))
+
+
+def test_label_dropout_hides_its_share_of_the_labels_and_no_other_number():
+    noise = NoiseSchedule(NoiseConfig(proposal={"name": "lognormal"}), 10)
+    labels, x0 = torch.arange(4096) % 3, torch.zeros(4096, 1, 8, 8)
+    build = lambda p: registry.build("objective", {"name": "edm"}, conditional(), noise, 0, label_dropout=p)  # noqa: E731
+    kept, dropped = (build(p).draw(x0, labels, 5, range(4096)) for p in (0.0, 0.25))
+    assert torch.equal(kept["labels"], labels)
+    hidden = dropped["labels"] == 3
+    assert hidden.float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert torch.equal(dropped["labels"][~hidden], labels[~hidden])
+    assert all(torch.equal(kept[k], dropped[k]) for k in kept if k != "labels")
+    part = build(0.25).draw(x0[100:164], labels[100:164], 5, range(100, 164))
+    assert torch.equal(part["labels"], dropped["labels"][100:164])
+
+
+def test_distillation_matches_the_guided_teacher():
+    """The second point of a CD pair is the guided teacher's solver step, so another guidance gives another loss."""
+    noise = NoiseSchedule(NoiseConfig(proposal={"name": "uniform"}, curriculum={"name": "constant"}), 10)
+    student = conditional("consistency")
+    losses = []
+    for guidance in (1.0, 3.0):
+        teacher = guided(conditional(), guidance)
+        values = {"name": "consistency", "target_decay": 0.0}
+        objective = registry.build("objective", values, student, noise, seed=0, teacher=teacher)
+        batch = objective.draw(
+            torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(4) % 3, 0, range(4)
+        )
+        losses.append(objective(batch)[0].detach())
+    assert not torch.allclose(losses[0], losses[1])
+
+
+def test_denoiser_without_classes_has_no_null_label():
+    with pytest.raises(ValueError, match="null_label needs classes"):
+        DenoiserConfig(**(small_denoiser().config.model_dump() | {"null_label": True}))
+    assert isinstance(small_denoiser(), Denoiser)
+
+
+@pytest.mark.parametrize("mode", ["cd", "scd"])
+def test_guided_distillation_from_the_command_line(mode, command, tmp_path):
+    """Trains the teacher with label dropout, distils it guided, and refuses to guide the student."""
+    done = command("train", f"mode={mode}", *TINY, "dataset.conditional=true", "guidance=2", "preview_every=6")
+    assert done.returncode == 0, done.stderr
+    assert "label_dropout: 0.1" in (tmp_path / "runs" / "digits-edm" / "config.yaml").read_text()
+    sampled = command("sample", f"ckpt=runs/digits-{mode}", "num=4", "labels=3")
+    assert sampled.returncode == 0, sampled.stderr
+    refused = command("sample", f"ckpt=runs/digits-{mode}", "num=4", "guidance=2")
+    assert refused.returncode == 2
+    assert "only a diffusion model can be guided" in refused.stderr
+    guided_teacher = command("sample", "ckpt=runs/digits-edm", "num=4", "steps=3", "guidance=2")
+    assert guided_teacher.returncode == 0, guided_teacher.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["mode=ict", "guidance=2"], "has no teacher to guide"),
+        (["mode=edm", "label_dropout=0.1"], "label_dropout needs classes"),
+    ],
+)
+def test_guidance_without_its_needs_is_wrong_input(arguments, reason, command):
+    done = command("train", *arguments, *TINY)
+    assert done.returncode == 2
+    assert reason in done.stderr
