@@ -143,7 +143,7 @@ MUTANTS = [Mutant(*row) for row in (
      "the two passes under different dropout masks"),
     ("ect-weight", ECT_CODE, "return 1 / (sigma - sigma_next)", "return 1 / sigma", ECT,
      "the weight from the level, not from the gap"),
-    # --------------------------------------------------------------------------------------------- continuous time (sCM)
+    # ------------------------------------------------------------------------------------------- continuous time (sCM)
     ("scm-sigma-data", SCM_CODE, "cos * sin * velocity / data, sigma)", "cos * sin * velocity, sigma)", SCM,
      "sigma_data once more in the direction of the derivative"),
     ("scm-angle", SCM_CODE, "(direction, sigma))[1]", "(direction, sigma / 2))[1]", SCM,
