@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 if TYPE_CHECKING:
-    from .checkpoint import load_denoiser
     from .generation import generate
+    from .loading import load_denoiser
 
 __all__ = ["generate", "load_denoiser"]
 
@@ -23,7 +23,7 @@ __all__ = ["generate", "load_denoiser"]
 def __getattr__(name: str) -> Any:
     # Imported when asked for: torch takes two seconds, and --help should not.
     if name == "load_denoiser":
-        from .checkpoint import load_denoiser
+        from .loading import load_denoiser
 
         return load_denoiser
     if name == "generate":

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from . import registry, state_file
-from .denoiser import Denoiser, DenoiserConfig, build_denoiser
+from .denoiser import DenoiserConfig
 from .errors import InputError
 from .registry import MOST, Settings, shown
 from .tracking import say
@@ -227,7 +227,7 @@ def read_weights(folder: Path, manifest: Manifest, weights: str, module: nn.Modu
     Raises:
         InputError: no such weights, or a tensor with another name, shape or type than the network's.
     """
-    stem = _stem(folder, manifest, weights)
+    stem = stem_of(folder, manifest, weights)
     check_fits(folder / f"{stem}.safetensors", module)
     tensors = load_file(folder / f"{stem}.safetensors")
     with torch.no_grad():
@@ -235,7 +235,7 @@ def read_weights(folder: Path, manifest: Manifest, weights: str, module: nn.Modu
             value.copy_(tensors[name])
 
 
-def _stem(folder: Path, manifest: Manifest, weights: str) -> str:
+def stem_of(folder: Path, manifest: Manifest, weights: str) -> str:
     """The file stem of named weights. Raises InputError where there are none."""
     stems = {name.removesuffix(".safetensors") for name in manifest.files if name.endswith(".safetensors")}
     stem = {"raw": "denoiser", "ema": manifest.ema}.get(weights, weights)
@@ -284,32 +284,3 @@ def read_state(folder: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises a dozen types here
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DamagedCheckpoint(f"{file} can't be read: {shown(reason)}") from None
-
-
-def load_denoiser(path: str | os.PathLike[str], weights: str = "ema", device: torch.device | str = "cpu") -> Denoiser:
-    """The denoiser of a run or checkpoint folder, frozen: call it as `denoiser(x, sigma, labels)`.
-
-    Args:
-        weights: "ema", "raw", or one of several averages by name, "ema_0.9999".
-
-    Raises:
-        InputError: there is no checkpoint, it is damaged, or it has no such weights.
-    """
-    return load_resolved(*resolve(path), weights, device)
-
-
-def load_resolved(
-    folder: Path, manifest: Manifest, weights: str = "ema", device: torch.device | str = "cpu"
-) -> Denoiser:
-    """`load_denoiser` for a checkpoint that `resolve` has verified."""
-    backbone = manifest.backbone
-    if "dropout" in backbone:  # is for training; its tables grow with the image size, which no weight bears witness to
-        backbone = {**backbone, "dropout": 0.0}
-    # A manifest may ask for any size of network; memory is taken only for what the file really holds.
-    with torch.device("meta"):
-        sketch = build_denoiser(manifest.denoiser, backbone)
-    check_fits(folder / f"{_stem(folder, manifest, weights)}.safetensors", sketch)
-    with torch.device(device):
-        denoiser = build_denoiser(manifest.denoiser, backbone)
-    read_weights(folder, manifest, weights, denoiser)
-    return denoiser.requires_grad_(False).eval()

@@ -8,6 +8,7 @@ import copy
 from collections.abc import Iterable
 from typing import Annotated, TypeVar
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from .registry import Settings, register
 
 M = TypeVar("M", bound=nn.Module)
+MAX_WIDTH = 0.28  # of a power-function average relative to the run: a flat one has 1 / sqrt(12)
+Width = Annotated[float, Field(gt=0.001, lt=MAX_WIDTH)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -71,6 +74,21 @@ def ema_update(average: Tensor, flat: Tensor, decay: float, applied: Tensor | No
     average.lerp_(flat, 1 - decay if applied is None else applied * (1 - decay))
 
 
+def power_exponent(width: float) -> float:
+    """gamma of the profile t^gamma whose standard deviation is `width` of the time so far; 0 < width < 1 / sqrt(12).
+
+    Karras et al. 2024 (EDM2), eq. 126: the largest real root of gamma^3 + 7 gamma^2 + (16 - width^-2) gamma
+    + 12 - width^-2.
+    """
+    roots = np.roots([1, 7, 16 - width**-2, 12 - width**-2])
+    return float(roots.real[np.abs(roots.imag) < 1e-9].max())
+
+
+def power_decay(width: float, step: int) -> float:
+    """(1 - 1 / t)^(gamma + 1) for t = step + 1 (EDM2, eq. 127): the first step, 0, forgets the start."""
+    return (1 - 1 / (step + 1)) ** (power_exponent(width) + 1)
+
+
 @register("decay", "constant")
 class ConstantDecay:
     """The same decay at every step."""
@@ -78,6 +96,8 @@ class ConstantDecay:
     class Config(Settings):
         decay: Decay = 0.9999
         extra: list[Decay] = []
+        power: list[Width] = []  # relative widths of power-function averages kept beside (EDM2)
+        num_snapshots: Annotated[int, Field(ge=1, le=10_000)] = 40  # of these, over the schedule
 
     def __init__(self, config: Config):
         self.config = config

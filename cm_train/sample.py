@@ -52,9 +52,10 @@ def sample(cfg: DictConfig) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from .checkpoint import load_resolved, resolve
+    from .checkpoint import resolve
     from .generation import choose_levels, generate
     from .images import grid, save_png
+    from .loading import load_resolved
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if config.device != "auto":

@@ -19,12 +19,14 @@ from .checkpoint import FORMAT, MANIFEST, FileEntry, Manifest, folders, sha256_o
 from .tracking import say
 
 
-def write(folder: Path, weights: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], **manifest: Any) -> None:
+def write(
+    folder: Path, weights: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any] | None, **manifest: Any
+) -> None:
     """Write a checkpoint as `folder`; nothing is seen under that name until all of it is on the disk.
 
     Args:
         weights: file stem -> tensors by name: "denoiser" and one "ema_<decay>" a decay.
-        state: tensors and plain values that resuming needs.
+        state: tensors and plain values that resuming needs; None for a snapshot, which nothing resumes from.
         manifest: the fields of `Manifest` beside `format` and `files`.
 
     Raises:
@@ -42,7 +44,8 @@ def write(folder: Path, weights: Mapping[str, Mapping[str, Tensor]], state: Mapp
                 for name, value in tensors.items()
             }
             save_file(plain, beside / f"{stem}.safetensors")
-        torch.save(dict(state), beside / "state.pt")
+        if state is not None:
+            torch.save(dict(state), beside / "state.pt")
         files = {}
         for path in sorted(beside.iterdir()):
             _fsync(path)
@@ -103,7 +106,7 @@ class Saver:
     """Saves a run's checkpoints: at leisure beside training, or at once. One write at a time.
 
     Args:
-        run: the run folder; keep: how many checkpoints it keeps.
+        run: the run folder; keep: how many checkpoints it keeps, None where that is not this saver's business.
         before: called ahead of each write; what it syncs is on the disk before the checkpoint appears.
         saved_step: of the newest checkpoint that there is.
         expected_s: what a write may take, before one has been seen.
@@ -112,7 +115,7 @@ class Saver:
     def __init__(
         self,
         run: Path,
-        keep: int,
+        keep: int | None,
         before: Callable[[], None] = lambda: None,
         saved_step: int = 0,
         expected_s: float = 0.0,
@@ -158,4 +161,5 @@ class Saver:
         write(folder, weights, state, **manifest)
         self.longest_s = max(self.longest_s, time.monotonic() - began)
         self._saved_step = manifest["step"]
-        prune(self._run, self._keep)
+        if self._keep is not None:
+            prune(self._run, self._keep)

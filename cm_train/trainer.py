@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from .config import RunConfig, save_interval
 from .datasets.loader import Loader
 from .denoiser import Denoiser
 from .distributed import ALONE, World
-from .ema import ema_update, flatten_gradients, flatten_parameters, frozen_copy
+from .ema import ema_update, flatten_gradients, flatten_parameters, frozen_copy, power_decay
 from .errors import InputError, TrainingFailed
 from .guidance import Guided
 from .images import to_unit_range
@@ -35,15 +36,12 @@ _SLOW_DISK = 100e6  # bytes a second: what a save is reckoned with until one was
 
 @dataclass
 class Average:
-    """One sampling EMA: its final decay, its network, and that network's flat weights."""
+    """One sampling average: its name in files, its decay at each step, its network and that one's flat weights."""
 
-    decay: float
+    name: str
+    decay: Callable[[int], float]
     denoiser: Denoiser
     weights: Tensor
-
-    @property
-    def name(self) -> str:
-        return f"ema_{self.decay}"
 
 
 class Trainer:
@@ -96,7 +94,12 @@ class Trainer:
         self.optimizer = build("optimizer", config.optimizer, learned, self.gradient, config.num_schedule_steps)
         self.decay = build("decay", config.ema)
         ema = settings("decay", config.ema)
-        self.averages = [Average(d, *frozen_copy(denoiser)) for d in dict.fromkeys([ema.decay, *ema.extra])]
+        decays: dict[str, Callable[[int], float]] = {
+            f"ema_{d}": partial(self.decay.at, d) for d in dict.fromkeys([ema.decay, *ema.extra])
+        }
+        decays |= {f"power_{w}": partial(power_decay, w) for w in ema.power}
+        self.averages = [Average(name, decay, *frozen_copy(denoiser)) for name, decay in decays.items()]
+        self.snapshot_every = max(1, config.num_schedule_steps // ema.num_snapshots) if ema.power else None
 
         self.loss_scale = LossScale(autocast, device)
         self.skipped = torch.zeros((), device=device)  # steps that were not finite, and how many of them just now
@@ -127,7 +130,7 @@ class Trainer:
         grad_norm, applied = self.optimizer.step(step, 1 / self.loss_scale.factor)
         self.objective.after_step(step, self.weights, applied)
         for average in self.averages:
-            ema_update(average.weights, self.weights, self.decay.at(average.decay, step), applied)
+            ema_update(average.weights, self.weights, average.decay(step), applied)
         self.loss_scale.update(applied)
         self.skipped += 1 - applied
         self.skipped_in_a_row.add_(1).mul_(1 - applied)
@@ -172,12 +175,15 @@ class Trainer:
         self.saver = Saver(
             self.config.folder, self.config.keep, tracker.sync, self.step, expected_s=num_bytes / _SLOW_DISK
         )
+        self.snapshots = Saver(self.config.folder, keep=None)
         try:
             finished = self._run(tracker)
         except Exception:  # but not KeyboardInterrupt, which asks to quit at once
             self.saver.wait()
+            self.snapshots.wait()
             raise
         self.saver.wait()
+        self.snapshots.wait()
         return finished
 
     def _run(self, tracker: SilentTracker) -> bool:
@@ -208,6 +214,8 @@ class Trainer:
             if self.step % config.log_every == 0 or previews or last:
                 logged_at = self._log(tracker, *logged_at, previews)
                 self._check_finite()
+            if self.snapshot_every is not None and (last or self.step % self.snapshot_every == 0):
+                self._snapshot()
             if last or (steps_between is not None and self.step % steps_between == 0):
                 self.save(must=last)
                 saved_at = clock()
@@ -276,13 +284,25 @@ class Trainer:
             checkpoint.step_folder(self.config.folder, self.step),
             {stem: network.state_dict() for stem, network in networks.items()},
             self._state() | {"window": window},
-            step=self.step,
-            finished=self.step >= self.config.steps,
-            ema=self.averages[0].name,
-            denoiser=self.objective.denoiser.config,
-            backbone=self.config.backbone,
-            provenance=self.provenance,
+            **self._manifest(),
         )
+
+    def _snapshot(self) -> None:
+        """Keep the power-function averages of this step, beside training; one that is missed is no great loss."""
+        if self.world.is_main:
+            powers = [a for a in self.averages if a.name.startswith("power_")]
+            folder = self.config.folder / "snapshots" / f"step_{self.step:08d}"
+            self.snapshots.start(folder, {a.name: a.denoiser.state_dict() for a in powers}, None, **self._manifest())
+
+    def _manifest(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "finished": self.step >= self.config.steps,
+            "ema": self.averages[0].name,
+            "denoiser": self.objective.denoiser.config,
+            "backbone": self.config.backbone,
+            "provenance": self.provenance,
+        }
 
     def _state(self) -> dict[str, Any]:
         return {

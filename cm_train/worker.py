@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoint, registry
+from . import checkpoint, loading, registry
 from .config import RunConfig, dump
 from .datasets.base import Dataset
 from .datasets.loader import Loader
@@ -60,7 +60,7 @@ def build_trainer(
         assert config.teacher is not None, "the command fills in the teacher"
         path = config.teacher
         folder, manifest = world.decide(lambda: checkpoint.resolve(path))
-        teacher = world.agree(lambda: checkpoint.load_resolved(folder, manifest, device=device))
+        teacher = world.agree(lambda: loading.load_resolved(folder, manifest, device=device))
         provenance["teacher"] = manifest.files[f"{manifest.ema}.safetensors"].sha256
         _check_teacher(teacher, config.teacher, dataset)
         if manifest.provenance.get("dataset", provenance["dataset"]) != provenance["dataset"]:

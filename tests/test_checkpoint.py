@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cm_train import checkpoint, saving
+from cm_train import checkpoint, loading, saving
 from cm_train.checkpoint import DamagedCheckpoint
 from cm_train.denoiser import DenoiserConfig, build_denoiser
 from cm_train.errors import InputError
@@ -54,7 +54,7 @@ def write(run, step, seed=0, **state):
 @pytest.mark.parametrize(("weights", "seed"), [("raw", 0), ("ema", 1), ("ema_0.9", 1), ("ema_0.99", 2)])
 def test_load_denoiser_gives_the_named_weights_back(weights, seed, tmp_path):
     write(tmp_path, 5)
-    loaded = checkpoint.load_denoiser(tmp_path, weights)
+    loaded = loading.load_denoiser(tmp_path, weights)
     expected = network(seed)
     x, sigma = torch.randn(2, 1, 8, 8), torch.tensor([0.5, 3.0])
     assert torch.equal(loaded(x, sigma), expected(x, sigma))
@@ -64,7 +64,7 @@ def test_load_denoiser_gives_the_named_weights_back(weights, seed, tmp_path):
 
 def test_load_denoiser_takes_a_run_or_one_of_its_checkpoints(tmp_path):
     older, newer = write(tmp_path, 5, seed=10), write(tmp_path, 15, seed=20)
-    pick = lambda path: next(checkpoint.load_denoiser(path, "raw").parameters())  # noqa: E731
+    pick = lambda path: next(loading.load_denoiser(path, "raw").parameters())  # noqa: E731
     assert torch.equal(pick(tmp_path), next(network(20).parameters()))
     assert torch.equal(pick(newer), next(network(20).parameters()))
     assert torch.equal(pick(older), next(network(10).parameters()))
@@ -163,20 +163,20 @@ def test_manifest_chooses_components_only(tmp_path):
     folder = write(tmp_path, 1)
     edited(folder, lambda m: m["backbone"].update({"name": "os.system"}))
     with pytest.raises(InputError, match="unknown backbone"):
-        checkpoint.load_denoiser(folder)
+        loading.load_denoiser(folder)
 
 
 def test_weights_that_do_not_fit_name_the_first_mismatch(tmp_path):
     folder = write(tmp_path, 1)
     edited(folder, lambda m: m["backbone"].update({"channels": 16}))
     with pytest.raises(InputError, match=r"backbone\.embed_in\.weight.*\[32, 8\].*\[64, 16\]"):
-        checkpoint.load_denoiser(folder)
+        loading.load_denoiser(folder)
 
 
 def test_unknown_weights_list_those_there_are(tmp_path):
     write(tmp_path, 1)
     with pytest.raises(InputError, match=r"ema_0.5.*allowed: ema, raw, ema_0.9, ema_0.99"):
-        checkpoint.load_denoiser(tmp_path, "ema_0.5")
+        loading.load_denoiser(tmp_path, "ema_0.5")
 
 
 def test_latest_passes_over_a_damaged_newest_and_sets_it_aside(tmp_path, capsys):

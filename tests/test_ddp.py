@@ -15,8 +15,9 @@ import torch
 import yaml
 from PIL import Image
 
-from cm_train.checkpoint import latest, load_denoiser, read_state
+from cm_train.checkpoint import latest, read_state
 from cm_train.distributed import World
+from cm_train.loading import load_denoiser
 from conftest import ENVIRONMENT, TINY, wait_for
 
 # A batch that 1, 2 and 4 ranks can share, every average, a target, dropout and flips.

@@ -33,7 +33,7 @@ from omegaconf.errors import OmegaConfBaseException
 from PIL import Image, features
 from test_checkpoint import CONFIG, network, write
 
-from cm_train import checkpoint, config, generate, registry, run_folder
+from cm_train import checkpoint, config, generate, loading, registry, run_folder
 from cm_train.checkpoint import DamagedCheckpoint
 from cm_train.config import RunConfig
 from cm_train.datasets.image_folder import ImageFolder
@@ -257,7 +257,7 @@ def victim(good, tmp_path) -> Copy:
 
 def use(folder: Path, weights: str = "ema") -> Any:
     """What cm-sample does with a checkpoint."""
-    denoiser = checkpoint.load_denoiser(folder, weights)
+    denoiser = loading.load_denoiser(folder, weights)
     if denoiser.config.image_size <= 64:
         for sampler in ("multistep", "heun"):
             images = generate(denoiser, [0], sampler=sampler, steps=2)

@@ -150,4 +150,4 @@ def test_package_offers_load_and_generate_even_after_the_modules_were_imported()
     import cm_train.generation
 
     assert cm_train.generate is generate
-    assert cm_train.load_denoiser is cm_train.checkpoint.load_denoiser
+    assert cm_train.load_denoiser is cm_train.loading.load_denoiser

@@ -22,6 +22,8 @@ LAYERS = [
     {"denoiser"},
     {"sampling", "guidance"},
     {"checkpoint"},
+    {"posthoc"},
+    {"loading"},
     {"objectives", "generation", "metrics", "saving"},
     {"config", "previews"},
     {"trainer"},

@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_checkpoint import BACKBONE, CONFIG, network
 
-from cm_train import checkpoint, saving
+from cm_train import checkpoint, loading, saving
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_a_background_save_holds_the_weights_of_its_moment(gate, tmp_path):
     assert checkpoint.latest(tmp_path) is None
     gate.set()
     saver.wait()
-    loaded = checkpoint.load_denoiser(tmp_path, "raw").state_dict()
+    loaded = loading.load_denoiser(tmp_path, "raw").state_dict()
     assert all(torch.equal(loaded[name], expected[name]) for name in expected)
 
 

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from cm_train import checkpoint, saving, worker
+from cm_train import checkpoint, loading, saving, worker
 from cm_train.config import parse
 from cm_train.distributed import ALONE
 from cm_train.errors import InputError, TrainingFailed
@@ -197,10 +197,10 @@ def test_several_averages_are_kept_and_saved(build, tmp_path):
     _folder, manifest = checkpoint.resolve(tmp_path / "run")
     assert manifest.ema == "ema_0.9"
     for average in trainer.averages:
-        loaded = checkpoint.load_denoiser(tmp_path / "run", average.name)
+        loaded = loading.load_denoiser(tmp_path / "run", average.name)
         for (name, ours), theirs in zip(average.denoiser.named_parameters(), loaded.parameters(), strict=True):
             assert torch.equal(ours, theirs), name
-    a, b = (checkpoint.load_denoiser(tmp_path / "run", f"ema_{d}") for d in (0.5, 0.99))
+    a, b = (loading.load_denoiser(tmp_path / "run", f"ema_{d}") for d in (0.5, 0.99))
     assert any(not torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
@@ -274,7 +274,7 @@ def test_class_conditional_training_uses_the_labels(build):
     table = trainer.objective.denoiser.backbone.embed_label.weight
     assert table.shape[0] == 10
     assert trainer.optimizer.square.count_nonzero() > 0
-    denoiser = checkpoint.load_denoiser(trainer.config.folder)
+    denoiser = loading.load_denoiser(trainer.config.folder)
     x, sigma = torch.randn(2, 1, 8, 8), torch.ones(2)
     one, two = (denoiser(x, sigma, torch.full((2,), c)) for c in (1, 2))
     assert not torch.equal(one, two)

@@ -1,0 +1,44 @@
+"""From a path to a denoiser that is ready to sample."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from . import checkpoint, posthoc
+from .denoiser import Denoiser, build_denoiser
+
+
+def load_denoiser(path: str | os.PathLike[str], weights: str = "ema", device: torch.device | str = "cpu") -> Denoiser:
+    """The denoiser of a run or checkpoint folder, frozen: call it as `denoiser(x, sigma, labels)`.
+
+    Args:
+        weights: "ema", "raw", one of several averages by name, "ema_0.9999", or "power_<width>", which a run with
+            power-function averages holds or which is made of its snapshots.
+
+    Raises:
+        InputError: there is no checkpoint, it is damaged, or it has no such weights.
+    """
+    return load_resolved(*checkpoint.resolve(path), weights, device)
+
+
+def load_resolved(
+    folder: Path, manifest: checkpoint.Manifest, weights: str = "ema", device: torch.device | str = "cpu"
+) -> Denoiser:
+    """`load_denoiser` for a checkpoint that `resolve` has verified."""
+    backbone = manifest.backbone
+    if "dropout" in backbone:  # is for training; its tables grow with the image size, which no weight bears witness to
+        backbone = {**backbone, "dropout": 0.0}
+    # A manifest may ask for any size of network; memory is taken only for what the file really holds.
+    with torch.device("meta"):
+        sketch = build_denoiser(manifest.denoiser, backbone)
+    made = weights.startswith(posthoc.PREFIX) and f"{weights}.safetensors" not in manifest.files
+    stem = checkpoint.stem_of(folder, manifest, "ema" if made else weights)
+    checkpoint.check_fits(folder / f"{stem}.safetensors", sketch)
+    with torch.device(device):
+        denoiser = build_denoiser(manifest.denoiser, backbone)
+    if made:
+        posthoc.reconstruct(folder.parent.parent, manifest.step, weights, denoiser)
+    else:
+        checkpoint.read_weights(folder, manifest, weights, denoiser)
+    return denoiser.requires_grad_(False).eval()
