@@ -1,0 +1,76 @@
+"""Published recipes: they compose, say what they are, and build networks of the published size."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from cm_train import cli, registry
+from cm_train.config import parse
+from cm_train.noise import NoiseSchedule
+
+FOLDER = Path(cli.conf_dir()) / "experiment"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+CLASSES = {"imagenet64": 1000, "lsun256": 0, "cifar10": 0}
+SIZES = {"imagenet64": 64, "lsun256": 256, "cifar10": 32}
+
+
+def config_of(name, composed):
+    root = [] if name.startswith("cifar10") else ["dataset.root=somewhere"]
+    return parse(composed(f"experiment={name}", *root))
+
+
+def test_there_is_one_for_every_published_pair():
+    assert (
+        sorted(
+            [f"{d}-{m}" for d in ("cifar10", "imagenet64") for m in ("cd", "ct", "ect", "ict", "scd", "sct")]
+            + ["lsun256-cd", "lsun256-ct"]
+        )
+        == NAMES
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_experiment_composes_as_its_mode_and_opens_with_what_it_is(name, composed):
+    config = config_of(name, composed)
+    assert config.mode == name.split("-")[1]
+    assert config.folder.name == name
+    NoiseSchedule(config.noise, config.num_schedule_steps)
+    header = "".join(line for line in (FOLDER / f"{name}.yaml").read_text().splitlines(True) if line.startswith("#"))
+    for word in (f"cm-train experiment={name}", "Hardware:", "Hours:", "Score:", "FID", "Network:"):
+        assert word in header
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_network_has_the_published_size_or_the_recipe_says_that_it_waits(name, composed):
+    config = config_of(name, composed)
+    dataset = name.split("-")[0]
+    with torch.device("meta"):
+        network = registry.build("backbone", config.backbone, SIZES[dataset], 3, CLASSES[dataset])
+    header = (FOLDER / f"{name}.yaml").read_text()
+    if "WAITING" not in header:
+        published = int(re.search(r"([\d,]+) parameters", header).group(1).replace(",", ""))
+        assert sum(p.numel() for p in network.parameters()) == published
+    assert ("WAITING" in header) == (
+        dataset == "cifar10" or name in ("imagenet64-ect", "imagenet64-sct", "imagenet64-scd")
+    )
+
+
+def test_table_3_of_the_consistency_models_paper(composed):
+    """Learning rate, batch, mu, N or s0 and s1, EMA, steps."""
+    rows = {
+        "cifar10-cd": (4e-4, 512, 0.0, 18, 0.9999, 800_000),
+        "cifar10-ct": (4e-4, 512, 0.9, (2, 150), 0.9999, 800_000),
+        "imagenet64-cd": (8e-6, 2048, 0.95, 40, 0.999943, 600_000),
+        "imagenet64-ct": (8e-6, 2048, 0.95, (2, 200), 0.999943, 800_000),
+        "lsun256-cd": (1e-5, 2048, 0.95, 40, 0.999943, 600_000),
+        "lsun256-ct": (1e-5, 2048, 0.95, (2, 150), 0.999943, 1_000_000),
+    }
+    for name, row in rows.items():
+        c = config_of(name, composed)
+        curriculum = c.noise.curriculum
+        scales = curriculum["num_scales"] if "num_scales" in curriculum else (curriculum["s0"], curriculum["s1"])
+        found = (c.optimizer["lr"], c.batch_size, c.objective["target_decay"], scales, c.ema["decay"], c.steps)
+        assert found == row, name
+        assert c.objective["distance"] == "lpips"
