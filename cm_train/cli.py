@@ -6,7 +6,9 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 import hydra
 from hydra.errors import HydraException, MissingConfigException
@@ -24,48 +26,65 @@ def conf_dir() -> Path:
     return packed if packed.is_dir() else Path(__file__).parent.parent / "conf"
 
 
-def run(config_name: str, body: Callable[[DictConfig], int]) -> None:
+@dataclass(frozen=True)
+class Outcome:
+    """How a command's work ended: its exit code, and what there is to say about it."""
+
+    code: int
+    complaint: str = ""
+
+
+def attempt(body: Callable[[], int], full: bool = False) -> Outcome:
+    """`body`'s outcome; an error that is the user's to mend becomes one line, unless `full`."""
+    try:
+        return Outcome(body())
+    except InputError as error:
+        if full:
+            raise
+        return Outcome(WRONG_INPUT, str(error))  # empty where the ranks have said it
+    except TrainingFailed as error:
+        if full:
+            raise
+        return Outcome(FAILED, str(error))
+    except OSError as error:
+        if full or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return Outcome(FAILED, f"{error.strerror}: {error.filename or 'in the run folder'}; the same command goes on")
+
+
+def run(config_name: str, body: Callable[[DictConfig], int]) -> NoReturn:
     """Run `body` on the composed config and exit with its code, or with 2 after one line on wrong input."""
     full = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("0", "")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors to us instead of printing them itself
     codes: list[int] = []  # one a job
 
-    @hydra.main(version_base=None, config_path=str(conf_dir()), config_name=config_name)
-    def job(cfg: DictConfig) -> None:
-        try:
-            codes.append(body(cfg))
-        except InputError as error:
-            if full:
-                raise
-            if str(error):  # else the ranks have said it
-                _complain(str(error))
-            codes.append(WRONG_INPUT)
-        except TrainingFailed as error:
-            if full:
-                raise
-            _complain(str(error))
-            codes.append(FAILED)
-        except OSError as error:
-            if full or error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            _complain(f"{error.strerror}: {error.filename or 'in the run folder'}; the same command goes on")
-            codes.append(FAILED)
-        if codes[-1] == STOPPED:
-            sys.exit(STOPPED)  # past Hydra, which would start the next job of a sweep
+    def task(cfg: DictConfig) -> None:
+        outcome = attempt(lambda: body(cfg), full)
+        if outcome.complaint:
+            complain(outcome.complaint)
+        codes.append(outcome.code)
 
+    codes.append(under_hydra(config_name, task))
+    sys.exit(max(codes))
+
+
+def under_hydra(config_name: str, task: Callable[[DictConfig], Any]) -> int:
+    """Have Hydra compose the config and run `task` on it; 0, or the exit code of what Hydra found wrong."""
+    full = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("0", "")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors to us instead of printing them itself
     try:
-        job()
+        hydra.main(version_base=None, config_path=str(conf_dir()), config_name=config_name)(task)()
     except (HydraException, OmegaConfBaseException, InputError) as error:
         if full:
             raise
-        _complain(_one_line(error, config_name))
-        sys.exit(WRONG_INPUT)
+        complain(_one_line(error, config_name))
+        return WRONG_INPUT
     except KeyboardInterrupt:
-        sys.exit(FAILED)
-    sys.exit(max(codes, default=DONE))
+        return FAILED
+    return DONE
 
 
-def _complain(text: str) -> None:
+def complain(text: str) -> None:
+    """One line on stderr, in the command's name."""
     name = Path(sys.argv[0]).name
     with contextlib.suppress(OSError):  # nobody listens; the exit code still tells
         print(f"{name}: {text}", file=sys.stderr, flush=True)

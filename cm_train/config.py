@@ -13,6 +13,7 @@ from .denoiser import SamplingConfig
 from .errors import InputError
 from .noise import NoiseConfig, check_noise
 from .registry import MOST, Count, Settings, shown
+from .run_folder import stored_config
 from .tracking import TrackingConfig
 
 
@@ -39,6 +40,8 @@ class RunConfig(Settings):
     log_every: Count
     keep: Count
     max_hours: Annotated[float, Field(gt=0)] | None = None  # of the command, its teacher included
+    objective_metric: str | None = None  # what a sweep's table shows and a search minimises
+    fail_fast: bool = False  # of a sweep: whether the first job that fails stops the others
     max_skipped: Count = 100  # steps in a row that may be skipped before training counts as broken
     dataset: dict[str, Any]
     backbone: dict[str, Any]
@@ -127,3 +130,17 @@ def _check_together(config: RunConfig) -> None:
 def dump(config: RunConfig) -> dict[str, Any]:
     """Plain values that `registry.typed(RunConfig, ...)` reads back."""
     return config.model_dump(mode="python")
+
+
+def read_back(folder: Path) -> RunConfig:
+    """The typed config of the run in `folder`, which has checkpoints.
+
+    Raises:
+        InputError: its config.yaml is missing, or is none.
+    """
+    values = stored_config(folder)
+    if values is None:
+        raise InputError(
+            f"{folder} has checkpoints and no config.yaml", fix="bring it back, or set name=... for a new run"
+        )
+    return registry.typed(RunConfig, values, f"{folder}/config.yaml")

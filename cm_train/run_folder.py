@@ -1,6 +1,7 @@
 """A run's folder on disk: its lock, its stored config, and whether a command starts or resumes it."""
 
 import fcntl
+import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -38,9 +39,15 @@ MAY_CHANGE = frozenset(
         "keep",
         "max_hours",
         "max_skipped",
+        "objective_metric",
+        "fail_fast",
         "teacher",
     ]
 )
+
+
+class FolderInUse(InputError):
+    """Another process works in the folder."""
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -98,7 +105,7 @@ def lock(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             handle.seek(0)
             holder = handle.read().strip() or "another process"
-            raise InputError(
+            raise FolderInUse(
                 f"run folder {folder} is in use by {holder}", fix="wait for it, or set name=... for a run of its own"
             ) from None
         except OSError as error:  # a file system without locks must not keep anyone from training
@@ -168,3 +175,24 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def final_metric(folder: Path, name: str | None = None) -> tuple[str, int | None, float | None]:
+    """The name of a metric, the last step logged, and the last value that the run in `folder` has logged of it.
+
+    Args:
+        name: as in metrics.jsonl; "agreement" stands for "agreement_rms". None: that where it was measured, else the
+            loss.
+    """
+    lines: list[dict[str, Any]] = []
+    with suppress(OSError):
+        for line in (folder / "metrics.jsonl").read_text(errors="replace").splitlines():
+            with suppress(ValueError):  # torn by a crash
+                lines.append(json.loads(line))
+    keys = ["agreement_rms", "loss"] if name is None else ["agreement_rms" if name == "agreement" else name]
+    last = lines[-1]["step"] if lines else None
+    for key in keys:
+        for line in reversed(lines):
+            if line.get(key) is not None:
+                return key, last, line[key]
+    return keys[-1], last, None

@@ -25,6 +25,7 @@ class TrackingConfig(Settings):
     project: str = "cm_train"
     entity: str | None = None
     tags: list[str] = []
+    group: str | None = None  # in a sweep its name, unless set
 
 
 def say(text: str) -> None:
@@ -172,6 +173,7 @@ class Wandb:
             project=config.project,
             entity=config.entity,
             tags=config.tags or None,
+            group=config.group,
             name=name,
             id=id_file.read_text().strip(),
             resume="allow",

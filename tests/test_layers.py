@@ -17,7 +17,7 @@ LAYERS = [
     {"errors"},
     {"registry", "rng"},
     {"distributed", "image_files", "images", "precision", "signals", "state_file", "tracking"},
-    {"launching", "meters", "run_folder"},
+    {"gpus", "launching", "meters", "run_folder", "sweep_table"},
     {"noise", "distances", "lpips_distance", "ema", "optimizers", "backbones", "datasets"},
     {"denoiser"},
     {"sampling", "guidance"},
@@ -28,10 +28,12 @@ LAYERS = [
     {"config", "previews"},
     {"trainer"},
     {"worker"},
-    {"cli"},
+    {"cli", "teachers"},
+    {"runs"},
+    {"optuna_search", "sweeps"},
     {"train", "sample"},
 ]
-HYDRA_ALLOWED = {"cli", "config", "train", "sample"}
+HYDRA_ALLOWED = {"cli", "config", "optuna_search", "runs", "sample", "sweeps", "teachers"}
 
 
 def modules() -> list[Path]:

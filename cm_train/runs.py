@@ -1,0 +1,154 @@
+"""One run, from a composed config to a trained run folder: new or resumed, here, in ranks, or as one under torchrun."""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from . import cli
+from .signals import StopFlag
+
+_STARTED = time.time()
+
+
+def train(cfg: DictConfig, stop: StopFlag, started: float = _STARTED) -> int:
+    """The command on one composed config; `started`, in seconds since the epoch, is what max_hours counts from."""
+    from .config import parse  # torch is imported from here on
+    from .distributed import is_launched
+
+    config = parse(cfg)
+    stop.deadline = None if config.max_hours is None else started + config.max_hours * 3600
+    if is_launched():
+        _train_as_rank(config, cfg, stop)
+    finished = _train(config, cfg, lambda run: _execute(run, stop), stop)
+    return cli.DONE if finished else cli.STOPPED
+
+
+def _train_as_rank(config: Any, cfg: DictConfig, stop: StopFlag) -> NoReturn:
+    """Under torchrun: rank 0 plans as the command does alone, and the others run what it sends them."""
+    from . import registry, worker
+    from .config import RunConfig, dump
+    from .errors import InputError
+    from .launching import as_rank
+    from .tracking import say
+
+    def lead(world: Any) -> int:
+        def send_and_run(run: Any) -> bool:
+            world.from_main(("run", dump(run)))
+            return worker.run(run, stop, world)
+
+        code = cli.DONE
+        try:
+            _check_launched(config)
+            _train(config, cfg, send_and_run, stop)
+        except InputError as error:
+            say(f"cm-train: {error}")
+            code = cli.WRONG_INPUT
+        world.from_main(("end", code))
+        # Stopped is done here: torchrun may start a job again that failed, and this one was asked to stop.
+        return code
+
+    def follow(world: Any) -> int:
+        while (order := world.from_main(None))[0] == "run":
+            with contextlib.suppress(InputError):  # rank 0 meets the same one, and says it
+                worker.run(registry.typed(RunConfig, order[1]), stop, world)
+        return int(order[1])
+
+    as_rank(lambda world: (lead if world.is_main else follow)(world))
+
+
+def _check_launched(config: Any) -> None:
+    from .errors import InputError
+
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise InputError("a sweep can't run under torchrun", "-m", fix="cm-train -m devices=..., without torchrun")
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    if config.devices not in ("auto", ranks):
+        raise InputError("devices and torchrun disagree", f"{config.devices} and {ranks}", fix="drop devices=")
+
+
+def _execute(config: Any, stop: StopFlag) -> bool:
+    """Train a run whose config lies in its folder: here where one process does it, else in ranks of its own."""
+    from . import checkpoint, gpus, launching, worker
+    from .errors import InputError, TrainingFailed
+
+    hydra = HydraConfig.get()
+    shared = hydra.mode == RunMode.MULTIRUN and "joblib" in hydra.launcher["_target_"]
+    num = launching.num_ranks(1 if shared and config.devices == "auto" else config.devices)
+    worker.check_divides(config, num)
+    if hydra.mode != RunMode.MULTIRUN:
+        if num == 1:
+            return worker.run(config, stop)
+        code = launching.launch(num, "cm_train.worker", str(config.folder), stop)
+    else:  # in a process of its own even where it is one: a job that is killed must not take the others along
+        with gpus.reserved(num, stop) as free:
+            code = launching.launch(num, "cm_train.worker", str(config.folder), stop) if free else cli.DONE
+    if code == cli.WRONG_INPUT:
+        raise InputError("")  # the ranks have said it
+    newest = checkpoint.newest_manifest(config.folder)
+    if code != cli.DONE:
+        kept = "nothing was saved yet" if newest is None else f"the same command goes on from step {newest.step}"
+        raise TrainingFailed(f"a rank failed; {kept}")
+    return newest is not None and newest.step >= config.steps
+
+
+def _train(config: Any, cfg: DictConfig, execute: Callable[[Any], bool], stop: StopFlag) -> bool:
+    """Train the run of `config`, new or resumed; False where it was stopped early."""
+    from . import checkpoint, run_folder
+    from .config import dump, read_back
+    from .teachers import inherit
+    from .tracking import say
+
+    with run_folder.lock(config.folder):
+        if config.init not in ("random", "teacher"):
+            checkpoint.resolve(config.init)
+        config.check_machine()
+        config = inherit(config, cfg, lambda teacher: _train(teacher, cfg, execute, stop), stop)
+        if config is None:
+            return False
+        newest = checkpoint.newest_manifest(config.folder)
+        # Before its first checkpoint a run has nothing to lose: a mistaken first command may be corrected.
+        if newest is not None:
+            stored = read_back(config.folder)
+            # Raising `steps` moves the end; what the schedules count to stays as it was first set.
+            if config.schedule_steps is None:
+                config = config.model_copy(update={"schedule_steps": stored.schedule_steps})
+            run_folder.check_same_run(config.folder, dump(stored), dump(config))
+        config = config.model_copy(update={"schedule_steps": config.num_schedule_steps})
+        run_folder.store_config(config.folder, dump(config))
+        if newest is not None and newest.step >= config.steps:
+            found = checkpoint.latest(config.folder, set_aside=True)  # verified: a damaged end is trained again
+            if found is not None and found[1].step >= config.steps:
+                say(f"{config.folder} is finished at step {found[1].step}; steps=... beyond that goes on")
+                return True
+            newest = None if found is None else found[1]
+        _print_header(config)
+        if config.optimizer.get("schedule") == "cosine" and config.steps > config.num_schedule_steps:
+            say(f"note: the learning rate is 0 from step {config.num_schedule_steps} on, where its cosine ended")
+        finished = execute(config)
+        _print_summary(config, finished, checkpoint.newest_manifest(config.folder))
+        return finished
+
+
+def _print_header(config: Any) -> None:
+    from .tracking import say
+
+    source = "" if config.teacher is None else f" from teacher {config.teacher}"
+    say(f"{config.mode} on {config.dataset['name']}{source}: {config.steps} steps of {config.batch_size} images")
+    say(f"run folder {config.folder}")
+
+
+def _print_summary(config: Any, finished: bool, newest: Any) -> None:
+    from .tracking import say
+
+    if finished:
+        say(f"done; samples in {config.folder / 'samples'}. Next: cm-sample ckpt={config.folder}")
+    elif newest is None:
+        say("stopped before the first step; the same command starts again")
+    else:
+        say(f"stopped at step {newest.step}, everything saved; the same command goes on. Folder {config.folder}")

@@ -1,0 +1,67 @@
+"""What became of each job of a sweep: kept beside it as it runs, read and shown as one table at the end."""
+
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .tracking import say, write_whole
+
+
+@dataclass
+class Job:
+    """What is known of one job; a file of the sweep's folder."""
+
+    number: int
+    swept: str  # "mode=cd seed=0"
+    state: str = "running"  # then finished, stopped, failed or refused; the table adds killed and not started
+    folder: str = ""
+    step: int | None = None
+    metric: tuple[str, float] | None = None
+    seconds: float = 0.0
+    complaint: str = ""
+
+    def write(self, folder: Path) -> None:
+        with suppress(OSError):  # a full disk; the table then says less
+            write_whole(folder / "jobs" / f"{self.number:05d}.json", json.dumps(asdict(self), indent=1).encode())
+
+
+def read_jobs(folder: Path, grid: list[str]) -> list[Job]:
+    """All jobs of a sweep that has ended, by number.
+
+    Args:
+        grid: what each job sets, where that is known beforehand; empty for a search.
+    """
+    jobs = {j.number: j for j in (Job(**json.loads(p.read_text())) for p in sorted((folder / "jobs").glob("*.json")))}
+    for j in jobs.values():
+        if j.state == "running":  # and nobody is left who could be
+            j.state = "killed"
+    if jobs and max(jobs) < len(grid):
+        return [jobs.get(i, Job(i, swept, "not started")) for i, swept in enumerate(grid)]
+    return list(jobs.values())
+
+
+def show(jobs: list[Job], folder: Path, seconds: float) -> None:
+    """Print the table, the counts, and why jobs failed."""
+    metric = next((j.metric[0] for j in jobs if j.metric), "metric")
+    table = Table("job", "sets", "state", "step", metric, "minutes", "folder")
+    for j in jobs:
+        step, value = "" if j.step is None else j.step, f"{j.metric[1]:.4g}" if j.metric else ""
+        cells = [j.number, j.swept, j.state, step, value, f"{j.seconds / 60:.1f}", j.folder]
+        table.add_row(*(Text(str(cell)) for cell in cells))
+    console = Console(stderr=True)
+    with suppress(OSError):
+        Console(stderr=True, width=console.width if console.is_terminal else 200).print(table)
+    counts = [f"{sum(j.state == s for j in jobs)} {s}" for s in dict.fromkeys(j.state for j in jobs)]
+    say(
+        f"{len(jobs)} job{'s' * (len(jobs) > 1)} in {seconds / 60:.1f} minutes: {', '.join(counts)}; records in {folder}"
+    )
+    for j in jobs:
+        if j.complaint:
+            say(f"job {j.number} ({j.swept}): {j.complaint}")
+    if any(j.state != "finished" for j in jobs):
+        say("the same command again skips what is finished and goes on with the rest")

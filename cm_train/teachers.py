@@ -1,0 +1,99 @@
+"""The teacher that a student is given, or that is trained first, and what the student inherits from it."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from .signals import StopFlag
+
+
+def inherit(config: Any, cfg: DictConfig, train: Callable[[Any], bool], stop: StopFlag) -> Any:
+    """The config with its teacher found (trained first where it is missing), and the teacher's backbone taken.
+
+    Args:
+        train: trains a run of the given config; False where it was stopped early.
+
+    Returns:
+        None where the teacher's training was stopped.
+    """
+    from . import checkpoint
+    from .errors import InputError
+
+    if not config.needs_teacher():
+        return config
+    if config.teacher is None:
+        home = config.folder.parent / f"{config.dataset['name']}-edm"
+        if home.resolve() == config.folder.resolve():
+            raise InputError(f"{home} can't be its own teacher", fix="set teacher=..., or init=random")
+        if not _teacher_ready(config, cfg, home, train, stop):
+            return None
+        config = config.model_copy(update={"teacher": str(home)})
+    backbone = checkpoint.resolve(config.teacher)[1].backbone
+    if "dropout" in config.backbone and config.backbone["name"] == backbone["name"]:
+        backbone = {**backbone, "dropout": config.backbone["dropout"]}  # belongs to the recipe, not to the sizes
+    asked = {o.lstrip("+").split("=")[0] for o in HydraConfig.get().overrides.task} - {"backbone.dropout"}
+    if backbone != config.backbone and any(key.split(".")[0] == "backbone" for key in asked):
+        raise InputError(
+            f"a student has its teacher's backbone, and {config.teacher} has another than backbone=... asks for",
+            fix="drop backbone=..., or give a teacher of that backbone with teacher=...",
+        )
+    return config.model_copy(update={"backbone": backbone})
+
+
+def _teacher_ready(config: Any, cfg: DictConfig, home: Path, train: Callable[[Any], bool], stop: StopFlag) -> bool:
+    """Make sure of a finished teacher in `home`, of this run's data; False where its training was stopped."""
+    from . import checkpoint
+    from .config import read_back
+    from .errors import InputError
+    from .run_folder import FolderInUse
+    from .tracking import say
+
+    said = False
+    while (newest := checkpoint.newest_manifest(home)) is None or not newest.finished:
+        # One that was begun goes on with its own settings, whatever they were.
+        teacher = _teacher_config(config, cfg, home) if newest is None else read_back(home)
+        teacher = teacher.model_copy(update={"name": home.name, "run_dir": str(home)})
+        try:
+            if not said:
+                say(f"no finished teacher in {home}: training it first (teacher=... names another)")
+            if not train(teacher):
+                return False
+        except FolderInUse as error:  # most likely another job of this sweep, which needs the same teacher
+            if not said:
+                say(f"waiting for the teacher: {str(error).split('; ')[0]}")
+            if stop():
+                return False
+            time.sleep(1)
+        said = True
+    data = read_back(home).dataset
+    if data != config.dataset:
+        raise InputError(
+            f"the teacher in {home} was trained on other data: {data}",
+            fix="set teacher=..., or run_dir=... in a folder of its own",
+        )
+    return True
+
+
+def _teacher_config(config: Any, cfg: DictConfig, home: Path) -> Any:
+    """mode=edm with its own recipe for the same data, backbone, precision, seed and tracking."""
+    from .config import parse
+
+    choice = HydraConfig.get().runtime.choices["dataset"]
+    teacher = compose("train", overrides=["mode=edm", f"dataset={choice}"])
+    backbone = OmegaConf.to_container(cfg.backbone)
+    assert isinstance(backbone, dict)
+    if "dropout" in backbone and "dropout" in teacher.backbone:
+        backbone["dropout"] = teacher.backbone.dropout
+    with open_dict(teacher):
+        teacher.backbone = backbone
+        for key in ("dataset", "devices", "precision", "compile", "seed", "tracking"):
+            teacher[key] = cfg[key]
+        if cfg.guidance != 1:
+            teacher.label_dropout = 0.1  # or it could not be guided
+        teacher.name, teacher.run_dir = home.name, str(home)
+    return parse(teacher)
