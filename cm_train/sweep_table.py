@@ -57,9 +57,8 @@ def show(jobs: list[Job], folder: Path, seconds: float) -> None:
     with suppress(OSError):
         Console(stderr=True, width=console.width if console.is_terminal else 200).print(table)
     counts = [f"{sum(j.state == s for j in jobs)} {s}" for s in dict.fromkeys(j.state for j in jobs)]
-    say(
-        f"{len(jobs)} job{'s' * (len(jobs) > 1)} in {seconds / 60:.1f} minutes: {', '.join(counts)}; records in {folder}"
-    )
+    what = f"{len(jobs)} job{'s' * (len(jobs) > 1)} in {seconds / 60:.1f} minutes"
+    say(f"{what}: {', '.join(counts)}; records in {folder}")
     for j in jobs:
         if j.complaint:
             say(f"job {j.number} ({j.swept}): {j.complaint}")

@@ -60,7 +60,9 @@ def start(tmp_path):
 
     def run(name: str, *arguments: str, **environment: str) -> subprocess.Popen:
         argv, env = [sys.executable, "-m", f"cm_train.{name}", *arguments], {**ENVIRONMENT, **environment}
-        started.append(subprocess.Popen(argv, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True))
+        # A session of its own, as in a terminal: a test can signal all of it at once.
+        kwargs = {"cwd": tmp_path, "env": env, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+        started.append(subprocess.Popen(argv, **kwargs))
         return started[-1]
 
     yield run
@@ -75,3 +77,8 @@ def wait_for(condition: Callable[[], bool], patience_s: float = 120.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "nothing happened"
         time.sleep(0.005)
+
+
+def children(pid):
+    out = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    return [int(p) for p in out.split()]

@@ -88,16 +88,6 @@ def test_cd_finishes_a_teacher_that_was_begun_by_its_own_settings_then_trains_th
     assert "a student has its teacher's backbone" in done.stderr
 
 
-def test_signal_ends_a_sweep(start, tmp_path):
-    process = start("train", "-m", "mode=ict", "seed=0,1", *TINY, "steps=100000", "log_every=1")
-    metrics = tmp_path / "runs" / "digits-ict-seed-0" / "metrics.jsonl"
-    wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == 3
-    assert not (tmp_path / "runs" / "digits-ict-seed-1").exists()
-
-
 def test_all_checkpoints_damaged_never_starts_over(command, tmp_path):
     assert command("train", *EDM).returncode == 0
     for state in (tmp_path / "runs" / "digits-edm" / "checkpoints").glob("*/state.pt"):
@@ -276,14 +266,6 @@ def test_help_fits_a_screen(command):
         assert done.returncode == 0
         assert sum(1 + len(line) // 100 for line in done.stdout.splitlines()) <= 45, "lines on a screen of 100 columns"
         assert "Exit codes" in done.stdout
-
-
-def test_multirun_makes_one_folder_a_job(command, tmp_path):
-    done = command("train", "-m", "mode=edm,ict", "seed=0,1", *TINY, "steps=2")
-    assert done.returncode == 0, done.stderr
-    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == [
-        f"digits-{mode}-seed-{seed}" for mode in ("edm", "ict") for seed in (0, 1)
-    ]
 
 
 def test_image_folder_trains(command, tmp_path):

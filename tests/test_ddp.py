@@ -18,7 +18,7 @@ from PIL import Image
 from cm_train.checkpoint import latest, read_state
 from cm_train.distributed import World
 from cm_train.loading import load_denoiser
-from conftest import ENVIRONMENT, TINY, wait_for
+from conftest import ENVIRONMENT, TINY, children, wait_for
 
 # A batch that 1, 2 and 4 ranks can share, every average, a target, dropout and flips.
 EVERYTHING = [*TINY, "ema.extra=[0.5]", "backbone.dropout=0.2", "dataset.hflip=true"]
@@ -91,11 +91,6 @@ def test_any_number_of_ranks_and_micro_batch_goes_on_with_the_same_run(command, 
     assert [row["step"] for row in one] == [row["step"] for row in parts] == list(range(2, 25, 2))
     for a, b in zip(one, parts, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-3)
-
-
-def children(pid):
-    out = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
-    return [int(p) for p in out.split()]
 
 
 def alive(pid):
