@@ -21,7 +21,8 @@ class _Config(Settings):
     betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = [0.9, 0.999]
     eps: Annotated[float, Field(gt=0)] = 1e-8
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "inverse_sqrt"] = "constant"
+    decay_after: Annotated[int, Field(ge=1)] = 10_000  # steps that inverse_sqrt leaves as they are
     clip_norm: Annotated[float, Field(gt=0)] | None = None
 
 
@@ -45,11 +46,17 @@ class Adam:
         self.count = torch.zeros((), dtype=torch.float64, device=weights.device)
 
     def lr(self, step: int) -> float:
-        """The learning rate of `step`, counted from 0: linear warm-up, then constant or cosine to zero."""
+        """The learning rate of `step`, counted from 0: linear warm-up, then as `schedule` says.
+
+        Constant; a cosine to zero at `schedule_steps`; or lr / sqrt(max(step / decay_after, 1)), as in
+        Karras et al. 2024 (EDM2).
+        """
         c = self.config
         warm = min(1.0, (step + 1) / (c.warmup_steps + 1))
         if c.schedule == "constant":
             return c.lr * warm
+        if c.schedule == "inverse_sqrt":
+            return c.lr * warm / math.sqrt(max(step / c.decay_after, 1))
         done = min(step, self.schedule_steps) / self.schedule_steps
         return c.lr * warm * 0.5 * (1 + math.cos(math.pi * done))
 

@@ -74,3 +74,17 @@ def test_table_3_of_the_consistency_models_paper(composed):
         found = (c.optimizer["lr"], c.batch_size, c.objective["target_decay"], scales, c.ema["decay"], c.steps)
         assert found == row, name
         assert c.objective["distance"] == "lpips"
+
+
+def test_imagenet_recipes_of_the_successors(composed):
+    """Geng et al. 2024, and Lu & Song 2024's appendix G: Adam, falling with the inverse root of the step."""
+    rows = {
+        "imagenet64-ect": (1e-3, 2000, 128, 100_000, {"mean": -0.8, "std": 1.6}),
+        "imagenet64-sct": (1e-4, 35_000, 2048, 400_000, {"mean": -1.0, "std": 1.6}),
+        "imagenet64-scd": (1e-4, 35_000, 2048, 400_000, {"mean": -1.0, "std": 1.6}),
+    }
+    for name, row in rows.items():
+        c = config_of(name, composed)
+        o, proposal = c.optimizer, {key: c.noise.proposal[key] for key in ("mean", "std")}
+        assert (o["name"], o["schedule"], o["betas"]) == ("adam", "inverse_sqrt", [0.9, 0.99]), name
+        assert (o["lr"], o["decay_after"], c.batch_size, c.steps, proposal) == row, name

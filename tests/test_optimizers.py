@@ -204,6 +204,11 @@ def test_lr_follows_a_cosine_to_zero_and_stays_there():
     assert [optimizer.lr(k) for k in expected] == pytest.approx(list(expected.values()), abs=1e-12)
 
 
+def test_lr_falls_with_the_inverse_root_of_the_step():
+    optimizer = make(lr=0.4, schedule="inverse_sqrt", decay_after=2000, steps=8)
+    assert [optimizer.lr(k) for k in (0, 2000, 8000, 200_000)] == pytest.approx([0.4, 0.4, 0.2, 0.04])
+
+
 def test_lr_multiplies_cosine_and_warm_up():
     assert make(lr=0.4, schedule="cosine", steps=8, warmup_steps=7).lr(4) == pytest.approx(0.2 * 5 / 8)
 
