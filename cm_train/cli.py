@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import errno
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -70,6 +71,7 @@ def run(config_name: str, body: Callable[[DictConfig], int]) -> NoReturn:
 def under_hydra(config_name: str, task: Callable[[DictConfig], Any]) -> int:
     """Have Hydra compose the config and run `task` on it; 0, or the exit code of what Hydra found wrong."""
     full = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("0", "")
+    logging.raiseExceptions = False  # what Hydra can't print, since nobody listens, is no reason to print more
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors to us instead of printing them itself
     try:
         hydra.main(version_base=None, config_path=str(conf_dir()), config_name=config_name)(task)()
@@ -78,6 +80,9 @@ def under_hydra(config_name: str, task: Callable[[DictConfig], Any]) -> int:
             raise
         complain(_one_line(error, config_name))
         return WRONG_INPUT
+    except BrokenPipeError:  # as in --info | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except KeyboardInterrupt:
         return FAILED
     return DONE

@@ -56,6 +56,11 @@ def _prepared(x: Tensor) -> Tensor:
     return x.expand(-1, 3, -1, -1)  # grey as three equal channels
 
 
+def weights_path() -> Path:
+    """Where VGG16's weights belong, whether or not they are there."""
+    return Path(torch.hub.get_dir(), "checkpoints", _URL.rpartition("/")[2])
+
+
 def check_available() -> None:
     """Find out early whether LPIPS can be had here, downloading its weights. Raises InputError."""
     _library()
@@ -77,7 +82,7 @@ def weights_file() -> Path:
     Raises:
         InputError: it can't be downloaded, or the file there is another.
     """
-    path = Path(torch.hub.get_dir(), "checkpoints", _URL.rpartition("/")[2])
+    path = weights_path()
     try:
         if not path.exists():
             say(f"downloading VGG16 for objective.distance=lpips (553 MB) to {path}")

@@ -8,6 +8,10 @@ from .signals import StopFlag
 
 
 def main() -> None:
+    if "--info" in sys.argv:
+        from .info import lines
+
+        print(*lines(), sep="\n", end="\n\n")
     with StopFlag() as stop:  # before the heavy imports: a signal is heeded from the first moment
         if sweeps.asked_for(sys.argv):
             sweeps.lead(stop)

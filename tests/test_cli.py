@@ -9,8 +9,10 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from cm_train import cli
 from conftest import TINY, wait_for
 
 EDM = ["mode=edm", *TINY]
@@ -266,6 +268,20 @@ def test_help_fits_a_screen(command):
         assert done.returncode == 0
         assert sum(1 + len(line) // 100 for line in done.stdout.splitlines()) <= 45, "lines on a screen of 100 columns"
         assert "Exit codes" in done.stdout
+
+
+def test_info_says_where_things_are(command, tmp_path):
+    done = command("train", "--info")
+    assert done.returncode == 0, done.stderr
+    for text in (str(tmp_path / "runs"), str(cli.conf_dir()), torch.__version__, "vgg16", "WANDB_MODE=disabled"):
+        assert text in done.stdout
+    assert "Config search path" in done.stdout, "what Hydra knows follows"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shell_completion_can_be_installed(shell, command):
+    done = command("train", "-sc", f"install={shell}")
+    assert done.returncode == 0 and "complet" in done.stdout
 
 
 def test_image_folder_trains(command, tmp_path):

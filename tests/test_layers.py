@@ -29,7 +29,7 @@ LAYERS = [
     {"trainer"},
     {"worker"},
     {"cli", "teachers"},
-    {"runs"},
+    {"info", "runs"},
     {"optuna_search", "sweeps"},
     {"train", "sample"},
 ]
