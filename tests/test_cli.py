@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from cm_train import cli
-from conftest import TINY, wait_for
+from conftest import ENVIRONMENT, TINY, wait_for
 
 EDM = ["mode=edm", *TINY]
 
@@ -282,6 +282,12 @@ def test_info_says_where_things_are(command, tmp_path):
 def test_shell_completion_can_be_installed(shell, command):
     done = command("train", "-sc", f"install={shell}")
     assert done.returncode == 0 and "complet" in done.stdout
+
+
+def test_shell_completion_knows_groups_and_keys(command, monkeypatch):
+    for typed, expected in (("mode=s", {"mode=scd", "mode=sct"}), ("ema.dec", {"ema.decay="})):
+        monkeypatch.setitem(ENVIRONMENT, "COMP_LINE", f"cm-train {typed}")
+        assert set(command("train", "-sc", "query=bash").stdout.split()) >= expected
 
 
 def test_image_folder_trains(command, tmp_path):
