@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from cm_train import gpus, sweeps
+from cm_train import cli, gpus, sweeps
+from cm_train.config import parse
 from cm_train.errors import InputError
 from cm_train.run_folder import final_metric
 from cm_train.sweep_table import Job, read_jobs
@@ -215,3 +217,18 @@ def test_waiting_for_a_gpu_can_be_stopped(tmp_path, monkeypatch):
     with gpus.reserved(1, lambda: True) as third:
         assert third
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+
+
+def test_documented_wandb_sweep_starts_a_run(composed, monkeypatch):
+    """What wandb's agent makes of the YAML in docs/sweeps.md is a command line that composes."""
+    utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
+    text = (Path(cli.conf_dir()).parent / "docs" / "sweeps.md").read_text()
+    sweep = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    values = {"args": {"optimizer.lr": {"value": 3e-4}, "ema.decay": {"value": 0.99}}}
+    macros = utils.create_sweep_command_args(values) | {"program": [sweep["program"]]}
+    words = [w for c in utils.create_sweep_command(sweep["command"]) for w in macros.get(c[2:-1], [c])]
+    assert words[0] == "cm-train"
+    monkeypatch.setenv("WANDB_RUN_ID", "abc123")
+    config = parse(composed(*words[1:]))
+    assert config.folder.name == "digits-cd-abc123"
+    assert (config.optimizer["lr"], config.ema["decay"]) == (3e-4, 0.99)
