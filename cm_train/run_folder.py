@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 
 from .errors import InputError
+from .files import not_through_a_link, write_whole
 from .registry import shown
-from .tracking import say, write_whole
+from .tracking import complain
 
 _MAX_CONFIG_BYTES = 1 << 18
 _MAX_CONFIG_DEPTH = 32
@@ -83,12 +84,7 @@ def lock(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Not through a link: the folder may be a stranger's, and the file is emptied below.
-        handle = open(  # noqa: SIM115 - held for the whole run
-            folder / ".lock",
-            "a+",
-            errors="replace",
-            opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o666),
-        )
+        handle = open(folder / ".lock", "a+", errors="replace", opener=not_through_a_link)  # noqa: SIM115 - held for the whole run
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"can't write the run folder {folder}: {reason}", fix="set run_dir=...") from None
@@ -102,7 +98,7 @@ def lock(folder: Path) -> Iterator[None]:
                 f"run folder {folder} is in use by {holder}", fix="wait for it, or set name=... for a run of its own"
             ) from None
         except OSError as error:  # a file system without locks must not keep anyone from training
-            say(f"can't lock {folder} ({error.strerror}): don't start a second run in it")
+            complain(f"can't lock {folder} ({error.strerror}): don't start a second run in it")
         text = f"process {os.getpid()} ({' '.join(Path(a).name for a in sys.argv[:1])} {' '.join(sys.argv[1:])})"
         with suppress(OSError):  # a full disk keeps the name of the holder out, not the holder
             os.truncate(handle.fileno(), 0)

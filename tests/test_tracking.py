@@ -7,7 +7,10 @@ import time
 
 import pytest
 
-from cm_train.tracking import MetricsFile, Terminal, TrackingConfig, Wandb
+from cm_train.tracking import TrackingConfig
+from cm_train.tracking.metrics_file import MetricsFile
+from cm_train.tracking.training_progress import TrainingProgress
+from cm_train.tracking.wandb_run import Wandb
 from conftest import ENVIRONMENT, TINY
 
 
@@ -41,7 +44,7 @@ def test_a_new_run_starts_with_an_empty_file(tmp_path):
 
 
 def test_terminal_prints_plain_lines_where_there_is_no_terminal(capsys):
-    terminal = Terminal(total=10, start=0, every_s=0.0)
+    terminal = TrainingProgress(total=10, start=0, every_s=0.0)
     terminal.step(5)
     terminal.values({"loss": 0.25, "images_per_s": 100.0, "steps_per_s": 2.0, "skipped": 1})
     terminal.close()
@@ -49,7 +52,7 @@ def test_terminal_prints_plain_lines_where_there_is_no_terminal(capsys):
 
 
 def test_terminal_does_not_flood(capsys):
-    terminal = Terminal(total=1000, start=0, every_s=3600.0)
+    terminal = TrainingProgress(total=1000, start=0, every_s=3600.0)
     for step in range(1, 1001):
         terminal.step(step)
         terminal.values({"loss": 0.5, "images_per_s": 1.0, "steps_per_s": 1.0})
@@ -70,9 +73,11 @@ def test_wandb_never_blocks_and_never_ends_a_run(tmp_path, monkeypatch, capsys):
     for step in range(1000):
         tracker.log({"step": step, "loss": 1.0})
     tracker.image("samples", tmp_path / "none.png", 5)
-    tracker.close(patience_s=0.1)  # still hanging: given up, not waited for
+    tracker.patience_s = 0.1
+    tracker.close()  # still hanging: given up, not waited for
     assert time.monotonic() - start < 20
     release.set()
+    tracker.patience_s = 30.0
     tracker.close()
     assert capsys.readouterr().err == "wandb is off: ConnectionError: no route\n"
 

@@ -1,0 +1,92 @@
+"""A tracker outside of the run folder, kept away from training by a thread of its own."""
+
+import queue
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from .terminal import complain
+
+PATIENCE_S = 30.0  # at the end of a run, for what is still queued
+HURRY_S = 5.0  # the same where a run is stopped early
+
+
+class Backend(ABC):
+    """Takes values and pictures at once and hands them on in a thread: nothing in it can block or end a run.
+
+    A subclass calls `super().__init__()` last, since the thread starts there.
+    """
+
+    name: ClassVar[str]
+    patience_s = PATIENCE_S
+
+    def __init__(self) -> None:
+        self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._work, name=self.name, daemon=True)
+        self._thread.start()
+
+    @abstractmethod
+    def _open(self) -> None:
+        """Begin; in the thread, as are all the following."""
+
+    @abstractmethod
+    def _log(self, values: Mapping[str, Any]) -> None:
+        """The values of `values["step"]`; None where nothing finite was seen."""
+
+    @abstractmethod
+    def _image(self, name: str, path: Path, step: int) -> None: ...
+
+    @abstractmethod
+    def _finish(self) -> None: ...
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        """Hand on the values of a step."""
+        values = dict(values)
+        self._queue.put(lambda: self._log(values))
+
+    def image(self, name: str, path: Path, step: int) -> None:
+        """Hand on a picture that lies at `path`."""
+        self._queue.put(lambda: self._image(name, path, step))
+
+    @abstractmethod
+    def model(self, name: str, files: Mapping[str, Path | str]) -> None:
+        """Hand on a finished run's weights, where that was asked for and the tracker keeps any.
+
+        Args:
+            files: each one's name and its path, or its text.
+        """
+
+    def close(self, at_end: bool = True, give_up: Callable[[], bool] = lambda: False) -> None:
+        """Finish what is queued, with some patience.
+
+        Args:
+            at_end: whether the run is finished; who stops early is in a hurry.
+            give_up: asked on the way; whether there is a hurry now.
+        """
+        self._queue.put(None)
+        began = time.monotonic()
+        while self._thread.is_alive():
+            hurry = not at_end or give_up()
+            if time.monotonic() - began >= (min(HURRY_S, self.patience_s) if hurry else self.patience_s):
+                break
+            self._thread.join(0.1)
+
+    def _work(self) -> None:
+        is_open = self._try(self._open, f"{self.name} is off")
+        while (job := self._queue.get()) is not None:
+            if is_open:
+                self._try(job, self.name)
+        if is_open:
+            self._try(self._finish, self.name)
+
+    @staticmethod
+    def _try(job: Callable[[], None], what: str) -> bool:
+        try:
+            job()
+        except Exception as error:
+            complain(f"{what}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            return False
+        return True
