@@ -26,6 +26,7 @@ def conf_dir() -> Path:
 
 def run(config_name: str, body: Callable[[DictConfig], int]) -> None:
     """Run `body` on the composed config and exit with its code, or with 2 after one line on wrong input."""
+    _heed_quiet()
     full = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("0", "")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors to us instead of printing them itself
     codes: list[int] = []  # one a job
@@ -63,6 +64,16 @@ def run(config_name: str, body: Callable[[DictConfig], int]) -> None:
     except KeyboardInterrupt:
         sys.exit(FAILED)
     sys.exit(max(codes, default=DONE))
+
+
+def _heed_quiet() -> None:
+    """Take --quiet off the command line, which is Hydra's, and see that the ranks hear of it too."""
+    if not {"--quiet", "-q"} & set(sys.argv[1:]):
+        return
+    from .tracking.terminal import silence
+
+    sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in ("--quiet", "-q")]
+    silence()
 
 
 def _complain(text: str) -> None:
