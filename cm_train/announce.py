@@ -2,7 +2,6 @@
 
 import os
 import time
-from typing import Any
 
 import torch
 
@@ -54,8 +53,7 @@ def summary(config: RunConfig, began: float, finished: bool, before: Manifest | 
         return
     home, took = config.folder, time.monotonic() - began
     steps = newest.step - (0 if before is None else before.step)
-    rate = steps * config.batch_size / max(took, 1e-9)
-    say(f"{steps} steps in {duration(took)}, {rate:.0f} images/s{_results(config)}")
+    say(f"{steps} steps in {duration(took)}{_results(config)}")
     say(f"checkpoint {checkpoint.step_folder(home, newest.step)}")
     if not finished:
         say(f"stopped at step {newest.step} of {config.steps}, everything saved; the same command goes on")
@@ -65,6 +63,7 @@ def summary(config: RunConfig, began: float, finished: bool, before: Manifest | 
 
 
 def _results(config: RunConfig) -> str:
-    """The last logged values that tell how it went."""
-    values: dict[str, Any] = last_values(config.folder / "metrics.jsonl")
-    return "".join(f", {name} {values[name]:.4g}" for name in ("loss", "agreement_rms") if name in values)
+    """How it went at the end, as far as it was logged."""
+    values = last_values(config.folder / "metrics.jsonl")
+    rate = f", {values['images_per_s']:.0f} images/s" if "images_per_s" in values else ""
+    return rate + "".join(f", {name} {values[name]:.4g}" for name in ("loss", "agreement_rms") if name in values)

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .terminal import complain
+from .terminal import complain, say
 
 PATIENCE_S = 30.0  # at the end of a run, for what is still queued
 HURRY_S = 5.0  # the same where a run is stopped early
+_SILENT_S = 2.0  # of waiting without a word
 
 
 class Backend(ABC):
@@ -21,10 +22,12 @@ class Backend(ABC):
     """
 
     name: ClassVar[str]
+    rest: ClassVar[str] = "some of it may be missing"  # what is to be said of what was not finished
     patience_s = PATIENCE_S
 
     def __init__(self) -> None:
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._given_up = False
         self._thread = threading.Thread(target=self._work, name=self.name, daemon=True)
         self._thread.start()
 
@@ -67,11 +70,17 @@ class Backend(ABC):
             give_up: asked on the way; whether there is a hurry now.
         """
         self._queue.put(None)
-        began = time.monotonic()
+        began, told = time.monotonic(), False
         while self._thread.is_alive():
-            hurry = not at_end or give_up()
-            if time.monotonic() - began >= (min(HURRY_S, self.patience_s) if hurry else self.patience_s):
+            waited = time.monotonic() - began
+            patience = self.patience_s if at_end and not give_up() else min(HURRY_S, self.patience_s)
+            if waited >= patience:
+                self._given_up = True
+                say(f"{self.name} was not finished within {patience:.0f} s; {self.rest}")
                 break
+            if waited > _SILENT_S and not told:
+                say(f"waiting for {self.name}, {patience:.0f} s at most")
+                told = True
             self._thread.join(0.1)
 
     def _work(self) -> None:
@@ -82,11 +91,11 @@ class Backend(ABC):
         if is_open:
             self._try(self._finish, self.name)
 
-    @staticmethod
-    def _try(job: Callable[[], None], what: str) -> bool:
+    def _try(self, job: Callable[[], None], what: str) -> bool:
         try:
             job()
         except Exception as error:
-            complain(f"{what}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            if not self._given_up:
+                complain(f"{what}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
             return False
         return True

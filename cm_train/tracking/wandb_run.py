@@ -9,7 +9,7 @@ from typing import Any
 from ..files import not_through_a_link
 from .base import Backend
 from .config import TrackingConfig
-from .terminal import say
+from .terminal import complain, say
 
 UPLOAD_S = 600.0  # patience at the end of a run where a model is to be uploaded
 
@@ -22,6 +22,7 @@ class Wandb(Backend):
     """
 
     name = "wandb"
+    rest = "wandb sync on the folders in its wandb/ sends the rest"
 
     def __init__(self, config: TrackingConfig, folder: Path, name: str, run_config: dict[str, Any]):
         self._config, self._folder, self._name, self._run_config = config, folder, name, run_config
@@ -63,13 +64,16 @@ class Wandb(Backend):
     @staticmethod
     def _start(config: TrackingConfig, folder: Path, name: str, run_config: dict[str, Any]) -> Any:
         os.environ.setdefault("WANDB_SILENT", "true")
+        # Its reports about itself write on the terminal, and hold up the exit where the network hangs.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         mode: Any = wandb.setup().settings.mode  # by WANDB_MODE, or by `wandb offline` in this folder
         if mode in (None, "online"):
             try:
                 mode = "online" if wandb.login(prompt=False, verify=True) else "offline"
-            except Exception:
+            except Exception as error:  # there is a login, and it can't be checked or is refused
+                complain(f"wandb is offline: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
                 mode = "offline"
         return wandb.init(
             project=config.project,
