@@ -1,5 +1,6 @@
 """A tracker outside of the run folder, kept away from training by a thread of its own."""
 
+import os
 import queue
 import threading
 import time
@@ -22,7 +23,7 @@ class Backend(ABC):
     """
 
     name: ClassVar[str]
-    rest: ClassVar[str] = "some of it may be missing"  # what is to be said of what was not finished
+    rest = "metrics.jsonl has everything"  # to be said of what was not finished
     patience_s = PATIENCE_S
 
     def __init__(self) -> None:
@@ -76,7 +77,7 @@ class Backend(ABC):
             patience = self.patience_s if at_end and not give_up() else min(HURRY_S, self.patience_s)
             if waited >= patience:
                 self._given_up = True
-                say(f"{self.name} was not finished within {patience:.0f} s; {self.rest}")
+                complain(f"{self.name} was not finished within {patience:.0f} s; {self.rest}")
                 break
             if waited > _SILENT_S and not told:
                 say(f"waiting for {self.name}, {patience:.0f} s at most")
@@ -95,7 +96,10 @@ class Backend(ABC):
         try:
             job()
         except Exception as error:
-            if not self._given_up:
-                complain(f"{what}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            self._complain(what, error)
             return False
         return True
+
+    def _complain(self, what: str, error: Exception) -> None:
+        if not self._given_up:
+            complain(f"{what}: {type(error).__name__}: {str(error).partition(os.linesep)[0]}")

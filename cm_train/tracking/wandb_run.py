@@ -9,7 +9,7 @@ from typing import Any
 from ..files import not_through_a_link
 from .base import Backend
 from .config import TrackingConfig
-from .terminal import complain, say
+from .terminal import say
 
 UPLOAD_S = 600.0  # patience at the end of a run where a model is to be uploaded
 
@@ -22,14 +22,14 @@ class Wandb(Backend):
     """
 
     name = "wandb"
-    rest = "wandb sync on the folders in its wandb/ sends the rest"
 
     def __init__(self, config: TrackingConfig, folder: Path, name: str, run_config: dict[str, Any]):
         self._config, self._folder, self._name, self._run_config = config, folder, name, run_config
         super().__init__()
 
     def _open(self) -> None:
-        self._run = self._start(self._config, self._folder, self._name, self._run_config)
+        self._run = self._start()
+        self.rest = f"wandb sync {self._folder}/wandb/*run-* sends the rest"
 
     def _log(self, values: Mapping[str, Any]) -> None:
         self._run.log(values, step=values["step"])
@@ -50,7 +50,7 @@ class Wandb(Backend):
         artifact = wandb.Artifact("".join(c if c.isalnum() or c in "-_." else "-" for c in name), type="model")
         for target, content in files.items():
             if isinstance(content, Path):  # uploaded from where it lies, without wandb's own copies
-                artifact.add_file(str(content), target, policy="immutable", skip_cache=True)
+                artifact.add_file(str(content.resolve()), target, policy="immutable", skip_cache=True)
             else:
                 with artifact.new_file(target) as file:
                     file.write(content)
@@ -61,8 +61,7 @@ class Wandb(Backend):
     def _finish(self) -> None:
         self._run.finish()
 
-    @staticmethod
-    def _start(config: TrackingConfig, folder: Path, name: str, run_config: dict[str, Any]) -> Any:
+    def _start(self) -> Any:
         os.environ.setdefault("WANDB_SILENT", "true")
         # Its reports about itself write on the terminal, and hold up the exit where the network hangs.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -73,18 +72,18 @@ class Wandb(Backend):
             try:
                 mode = "online" if wandb.login(prompt=False, verify=True) else "offline"
             except Exception as error:  # there is a login, and it can't be checked or is refused
-                complain(f"wandb is offline: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+                self._complain("wandb is offline", error)
                 mode = "offline"
         return wandb.init(
-            project=config.project,
-            entity=config.entity,
-            group=config.group,
-            tags=config.tags or None,
-            name=name,
-            id=_identity(folder / "wandb_id"),
+            project=self._config.project,
+            entity=self._config.entity,
+            group=self._config.group,
+            tags=self._config.tags or None,
+            name=self._name,
+            id=_identity(self._folder / "wandb_id"),
             resume="allow",
-            dir=str(folder),
-            config=run_config,
+            dir=str(self._folder),
+            config=self._run_config,
             mode=mode,
             settings=wandb.Settings(console="off", silent=True, x_disable_stats=True),
         )
