@@ -147,6 +147,18 @@ def test_server_that_never_answers_is_not_waited_for(train, server):
     assert "done" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.long
+def test_network_that_breaks_between_login_and_start_leaves_an_offline_run(train, server, tmp_path):
+    fake = server("fine")
+    fake.breaks_after = "Viewer"
+    done, took = train(WANDB_INIT_TIMEOUT="3", **login(fake))
+    assert done.returncode == 0, done.stderr
+    assert took < 60
+    assert "wandb is offline: " in done.stderr
+    files = list((tmp_path / "runs" / "digits-ict").glob("wandb/offline-run-*/*.wandb"))
+    assert [row["_step"] for file in files for row in history(file)] == [2, 4, 6]
+
+
 def test_address_without_a_server_leaves_an_offline_run(train, server):
     gone = server("fine")
     gone.close()

@@ -53,6 +53,8 @@ def run_config(path: Path) -> dict[str, Any]:
 class FakeWandb:
     """A local server. `mood` may change on the way: "fine", "hangs", "fails" (answers 500)."""
 
+    breaks_after = ""  # the operation after which it fails
+
     def __init__(self, mood: str):
         self.mood = mood
         self.rows: list[dict[str, Any]] = []  # what came in as history
@@ -102,6 +104,8 @@ class FakeWandb:
             query = json.loads(body)
             variables = query.get("variables") or {}
             self.queries.append((query["query"].split("(")[0].split()[1], variables))
+            if self.queries[-1][0] == self.breaks_after:
+                self.mood = "fails"
             return json.dumps({"data": self._data(variables)}).encode()
         return b"{}"
 

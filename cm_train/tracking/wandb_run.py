@@ -68,12 +68,18 @@ class Wandb(Backend):
         import wandb
 
         mode: Any = wandb.setup().settings.mode  # by WANDB_MODE, or by `wandb offline` in this folder
-        if mode in (None, "online"):
+        if mode in (None, "online", "run"):
+            mode = "offline"
             try:
-                mode = "online" if wandb.login(prompt=False, verify=True) else "offline"
-            except Exception as error:  # there is a login, and it can't be checked or is refused
+                if wandb.login(prompt=False, verify=True):
+                    return self._init("online")
+            except Exception as error:  # there is a login, and it is refused or can't be used now
                 self._complain("wandb is offline", error)
-                mode = "offline"
+        return self._init(mode)
+
+    def _init(self, mode: Any) -> Any:
+        import wandb
+
         return wandb.init(
             project=self._config.project,
             entity=self._config.entity,
