@@ -37,7 +37,7 @@ LAYERS = [
 INNER_LAYERS = {
     "tracking": [
         {"config", "terminal"},
-        {"base", "metrics_file", "progress"},
+        {"base", "metrics_file", "progress_bar"},
         {"download", "tensorboard", "training_progress", "wandb_run"},
         {"tracker"},
         {"__init__"},

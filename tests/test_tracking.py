@@ -3,7 +3,6 @@ import json
 import pytest
 
 from cm_train.tracking.metrics_file import MetricsFile
-from cm_train.tracking.training_progress import TrainingProgress
 
 
 def rows(path):
@@ -33,22 +32,6 @@ def test_a_new_run_starts_with_an_empty_file(tmp_path):
     path.write_text('{"step": 2}\n')
     MetricsFile(path, 0).close()
     assert path.read_text() == ""
-
-
-def test_terminal_prints_plain_lines_where_there_is_no_terminal(capsys):
-    terminal = TrainingProgress(total=10, start=0, every_s=0.0)
-    terminal.step(5)
-    terminal.values({"loss": 0.25, "images_per_s": 100.0, "steps_per_s": 2.0, "skipped": 1})
-    terminal.close()
-    assert capsys.readouterr().err == "step 5/10  loss 0.25  100 images/s  1 skipped  0:00:02 left\n"
-
-
-def test_terminal_does_not_flood(capsys):
-    terminal = TrainingProgress(total=1000, start=0, every_s=3600.0)
-    for step in range(1, 1001):
-        terminal.step(step)
-        terminal.values({"loss": 0.5, "images_per_s": 1.0, "steps_per_s": 1.0})
-    assert len(capsys.readouterr().err.splitlines()) == 2, "the first and the last"
 
 
 def test_metrics_line_that_does_not_fit_on_the_disk_is_written_whole_later(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .progress import Progress
+from .progress_bar import Progress
 
 _LOOK_S = 0.5
 _MB = 10**6

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from .progress import Progress
+from .progress_bar import Progress
 
 
 class TrainingProgress:
