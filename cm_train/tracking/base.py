@@ -28,7 +28,7 @@ class Backend(ABC):
 
     def __init__(self) -> None:
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue()
-        self._given_up = False
+        self._given_up, self._said = False, ""
         self._thread = threading.Thread(target=self._work, name=self.name, daemon=True)
         self._thread.start()
 
@@ -101,5 +101,7 @@ class Backend(ABC):
         return True
 
     def _complain(self, what: str, error: Exception) -> None:
-        if not self._given_up:
-            complain(f"{what}: {type(error).__name__}: {str(error).partition(os.linesep)[0]}")
+        text = f"{what}: {type(error).__name__}: {str(error).partition(os.linesep)[0]}"
+        if not self._given_up and text != self._said:  # the same at every step would bury all else
+            complain(text)
+        self._said = text

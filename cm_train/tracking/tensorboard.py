@@ -1,6 +1,7 @@
 """TensorBoard: event files in the run folder, for `tensorboard --logdir runs`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ class TensorBoard(Backend):
 
     def __init__(self, folder: Path, run_config: dict[str, Any], step: int):
         self._folder, self._run_config, self._step = folder / "tensorboard", run_config, step
+        self._is_broken = False
         super().__init__()
 
     def _open(self) -> None:
@@ -32,10 +34,10 @@ class TensorBoard(Backend):
         self._writer.flush()
 
     def _log(self, values: Mapping[str, Any]) -> None:
-        for name, value in values.items():
-            if name != "step" and value is not None:
-                self._writer.add_scalar(name, value, values["step"])
-        self._writer.flush()  # else a killed run lacks steps that its last checkpoint has
+        with self._written():
+            for name, value in values.items():
+                if name != "step" and value is not None:
+                    self._writer.add_scalar(name, value, values["step"])
 
     def _image(self, name: str, path: Path, step: int) -> None:
         import numpy as np
@@ -43,11 +45,24 @@ class TensorBoard(Backend):
 
         with Image.open(path) as picture:
             pixels = np.asarray(picture.convert("RGB"))
-        self._writer.add_image(name, pixels, step, dataformats="HWC")
-        self._writer.flush()
+        with self._written():
+            self._writer.add_image(name, pixels, step, dataformats="HWC")
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        """What is added in this context is on the disk after it, lest a killed run lack steps of its checkpoint."""
+        if self._is_broken:  # a writer that met a full disk does not recover
+            raise OSError(f"can't write to {self._folder} any more; {self.rest}")
+        try:
+            yield
+            self._writer.flush()
+        except OSError:
+            self._is_broken = True
+            raise
 
     def model(self, name: str, files: Mapping[str, Path | str]) -> None:
         """TensorBoard keeps none."""
 
     def _finish(self) -> None:
-        self._writer.close()
+        if not self._is_broken:  # else it would wait for ever
+            self._writer.close()
