@@ -21,7 +21,7 @@ from . import registry, state_file
 from .denoiser import DenoiserConfig
 from .errors import InputError
 from .registry import MOST, Settings, shown
-from .tracking import say
+from .tracking import complain
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -174,7 +174,7 @@ def latest(run: Path, set_aside: bool = False) -> tuple[Path, Manifest] | None:
             bad.append((folder, error))
             continue
         for damaged, reason in bad:
-            say(f"{reason}; using {folder.name}")
+            complain(f"{reason}; using {folder.name}")
             if set_aside:
                 os.replace(damaged, _unused(damaged.with_name(f"damaged_{damaged.name}")))
         return folder, manifest
@@ -219,6 +219,14 @@ def resolve(path: str | os.PathLike[str]) -> tuple[Path, Manifest]:
         "a run folder or a checkpoint folder",
         f"one of {', '.join(runs)}" if runs else None,
     )
+
+
+def averaged_only(folder: Path) -> dict[str, Path | str]:
+    """A checkpoint that is good for sampling and no more: its averaged weights, and the text of a manifest of them."""
+    manifest = read_manifest(folder)
+    file = f"{manifest.ema}.safetensors"
+    rest = manifest.model_copy(update={"files": {file: manifest.files[file]}})
+    return {file: folder / file, MANIFEST: signed(rest.model_dump(mode="json"))}
 
 
 def read_weights(folder: Path, manifest: Manifest, weights: str, module: nn.Module) -> None:

@@ -55,6 +55,7 @@ def attempt(body: Callable[[], int], full: bool = False) -> Outcome:
 
 def run(config_name: str, body: Callable[[DictConfig], int]) -> NoReturn:
     """Run `body` on the composed config and exit with its code, or with 2 after one line on wrong input."""
+    heed_quiet()
     full = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("0", "")
     codes: list[int] = []  # one a job
 
@@ -86,6 +87,16 @@ def under_hydra(config_name: str, task: Callable[[DictConfig], Any]) -> int:
     except KeyboardInterrupt:
         return FAILED
     return DONE
+
+
+def heed_quiet() -> None:
+    """Take --quiet off the command line, which is Hydra's, and see that the ranks hear of it too."""
+    if not {"--quiet", "-q"} & set(sys.argv[1:]):
+        return
+    from .tracking.terminal import silence
+
+    sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in ("--quiet", "-q")]
+    silence()
 
 
 def complain(text: str) -> None:

@@ -71,7 +71,8 @@ class RunConfig(Settings):
         return cls.needs_teacher(registry.settings("objective", self.objective))
 
     def check_machine(self) -> None:
-        """Whether the loss finds here what it needs from outside this package. Raises InputError."""
+        """Whether loss and tracking find here what they need from outside this package. Raises InputError."""
+        self.tracking.check_machine()
         cls = registry.find("objective", self.objective.get("name"))
         cls.check_machine(registry.settings("objective", self.objective))
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .tracking import progress
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif")
 # Nothing else is tried: Pillow also knows formats that start other programs (EPS) or that nobody has tested much.
@@ -52,7 +53,11 @@ class _Folder:
     def __init__(self, root: Path):
         self.root = root
         try:
-            self.identities = dict(self._scan())
+            with progress(None, "listing images") as bar:
+                self.identities = {}
+                for name, identity in self._scan():
+                    self.identities[name] = identity
+                    bar.advance()
         except OSError as error:
             raise InputError("can't list a folder of images", str(error)) from error
 

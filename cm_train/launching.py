@@ -18,7 +18,7 @@ import torch
 from .distributed import RankLost, World, joined
 from .errors import InputError, TrainingFailed
 from .signals import StopFlag
-from .tracking import say
+from .tracking import complain
 
 # How a command reaches the ranks that it started.
 _PARENT, _STOP_FILE, _DEADLINE = "CM_TRAIN_PARENT", "CM_TRAIN_STOP_FILE", "CM_TRAIN_DEADLINE"
@@ -118,7 +118,7 @@ def as_rank(body: Callable[[World], int]) -> NoReturn:
             except (InputError, TrainingFailed) as error:  # every rank meets it
                 code = 2 if isinstance(error, InputError) else 1
                 if world.is_main:
-                    say(f"cm-train: {error}")
+                    complain(f"cm-train: {error}")
             except Exception as error:  # this rank's own, and so no way to part from the others in good order
                 world.check_peers(error)
                 if world.is_first_to_fail():
@@ -126,11 +126,11 @@ def as_rank(body: Callable[[World], int]) -> NoReturn:
                 _leave(1)
     except RankLost as error:
         if error.is_speaker:
-            say(f"cm-train: {error}")
+            complain(f"cm-train: {error}")
     except InputError as error:  # there are no such ranks
         code = 2
         if os.environ.get("LOCAL_RANK", "0") == str(torch.cuda.device_count()):  # the first one too many
-            say(f"cm-train: {error}")
+            complain(f"cm-train: {error}")
     except KeyboardInterrupt:
         pass
     except BaseException:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import InputError
-from .tracking import say
+from .tracking import say, watched
 
 _URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 _SHA256 = "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"
@@ -87,7 +87,8 @@ def weights_file() -> Path:
         if not path.exists():
             say(f"downloading VGG16 for objective.distance=lpips (553 MB) to {path}")
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(_URL, str(path), hash_prefix=_SHA256, progress=False)
+            with watched(path.parent, "VGG16", total_mb=553):
+                torch.hub.download_url_to_file(_URL, str(path), hash_prefix=_SHA256, progress=False)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, HTTPException, RuntimeError) as error:  # the last: what came has another hash

@@ -10,7 +10,7 @@ from .generation import generate
 from .guidance import Guided
 from .images import grid, save_png
 from .metrics.agreement import agreement
-from .tracking import say
+from .tracking import complain
 
 NUM_PREVIEWS = 64
 
@@ -49,7 +49,7 @@ class Previews:
         try:
             save_png(grid(images), path)
         except OSError as error:
-            say(f"could not write the preview of step {step}: {error.strerror}")
+            complain(f"could not write the preview of step {step}: {error.strerror}")
             return None, values
         return path, values
 

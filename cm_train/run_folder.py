@@ -1,7 +1,6 @@
 """A run's folder on disk: its lock, its stored config, and whether a command starts or resumes it."""
 
 import fcntl
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,8 +11,9 @@ from typing import Any
 import yaml
 
 from .errors import InputError
+from .files import not_through_a_link, write_whole
 from .registry import shown
-from .tracking import say, write_whole
+from .tracking import complain
 
 _MAX_CONFIG_BYTES = 1 << 18
 _MAX_CONFIG_DEPTH = 32
@@ -90,12 +90,7 @@ def lock(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Not through a link: the folder may be a stranger's, and the file is emptied below.
-        handle = open(  # noqa: SIM115 - held for the whole run
-            folder / ".lock",
-            "a+",
-            errors="replace",
-            opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o666),
-        )
+        handle = open(folder / ".lock", "a+", errors="replace", opener=not_through_a_link)  # noqa: SIM115 - held for the whole run
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"can't write the run folder {folder}: {reason}", fix="set run_dir=...") from None
@@ -109,7 +104,7 @@ def lock(folder: Path) -> Iterator[None]:
                 f"run folder {folder} is in use by {holder}", fix="wait for it, or set name=... for a run of its own"
             ) from None
         except OSError as error:  # a file system without locks must not keep anyone from training
-            say(f"can't lock {folder} ({error.strerror}): don't start a second run in it")
+            complain(f"can't lock {folder} ({error.strerror}): don't start a second run in it")
         text = f"process {os.getpid()} ({' '.join(Path(a).name for a in sys.argv[:1])} {' '.join(sys.argv[1:])})"
         with suppress(OSError):  # a full disk keeps the name of the holder out, not the holder
             os.truncate(handle.fileno(), 0)
@@ -175,24 +170,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-def final_metric(folder: Path, name: str | None = None) -> tuple[str, int | None, float | None]:
-    """The name of a metric, the last step logged, and the last value that the run in `folder` has logged of it.
-
-    Args:
-        name: as in metrics.jsonl; "agreement" stands for "agreement_rms". None: that where it was measured, else the
-            loss.
-    """
-    lines: list[dict[str, Any]] = []
-    with suppress(OSError):
-        for line in (folder / "metrics.jsonl").read_text(errors="replace").splitlines():
-            with suppress(ValueError):  # torn by a crash
-                lines.append(json.loads(line))
-    keys = ["agreement_rms", "loss"] if name is None else ["agreement_rms" if name == "agreement" else name]
-    last = lines[-1]["step"] if lines else None
-    for key in keys:
-        for line in reversed(lines):
-            if line.get(key) is not None:
-                return key, last, line[key]
-    return keys[-1], last, None

@@ -35,7 +35,7 @@ def _train_as_rank(config: Any, cfg: DictConfig, stop: StopFlag) -> NoReturn:
     from .config import RunConfig, dump
     from .errors import InputError
     from .launching import as_rank
-    from .tracking import say
+    from .tracking import complain
 
     def lead(world: Any) -> int:
         def send_and_run(run: Any) -> bool:
@@ -47,7 +47,7 @@ def _train_as_rank(config: Any, cfg: DictConfig, stop: StopFlag) -> NoReturn:
             _check_launched(config)
             _train(config, cfg, send_and_run, stop)
         except InputError as error:
-            say(f"cm-train: {error}")
+            complain(f"cm-train: {error}")
             code = cli.WRONG_INPUT
         world.from_main(("end", code))
         # Stopped is done here: torchrun may start a job again that failed, and this one was asked to stop.
@@ -99,7 +99,7 @@ def _execute(config: Any, stop: StopFlag) -> bool:
 
 def _train(config: Any, cfg: DictConfig, execute: Callable[[Any], bool], stop: StopFlag) -> bool:
     """Train the run of `config`, new or resumed; False where it was stopped early."""
-    from . import checkpoint, run_folder
+    from . import announce, checkpoint, run_folder
     from .config import dump, read_back
     from .teachers import inherit
     from .tracking import say
@@ -127,28 +127,9 @@ def _train(config: Any, cfg: DictConfig, execute: Callable[[Any], bool], stop: S
                 say(f"{config.folder} is finished at step {found[1].step}; steps=... beyond that goes on")
                 return True
             newest = None if found is None else found[1]
-        _print_header(config)
+        began = announce.header(config)
         if config.optimizer.get("schedule") == "cosine" and config.steps > config.num_schedule_steps:
             say(f"note: the learning rate is 0 from step {config.num_schedule_steps} on, where its cosine ended")
         finished = execute(config)
-        _print_summary(config, finished, checkpoint.newest_manifest(config.folder))
+        announce.summary(config, began, finished, newest, checkpoint.newest_manifest(config.folder))
         return finished
-
-
-def _print_header(config: Any) -> None:
-    from .tracking import say
-
-    source = "" if config.teacher is None else f" from teacher {config.teacher}"
-    say(f"{config.mode} on {config.dataset['name']}{source}: {config.steps} steps of {config.batch_size} images")
-    say(f"run folder {config.folder}")
-
-
-def _print_summary(config: Any, finished: bool, newest: Any) -> None:
-    from .tracking import say
-
-    if finished:
-        say(f"done; samples in {config.folder / 'samples'}. Next: cm-sample ckpt={config.folder}")
-    elif newest is None:
-        say("stopped before the first step; the same command starts again")
-    else:
-        say(f"stopped at step {newest.step}, everything saved; the same command goes on. Folder {config.folder}")

@@ -49,13 +49,12 @@ def sample(cfg: DictConfig) -> int:
         )
 
     import torch
-    from rich.console import Console
-    from rich.progress import Progress
 
     from .checkpoint import resolve
     from .generation import choose_levels, generate
     from .images import grid, save_png
     from .loading import load_resolved
+    from .tracking import progress, say
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if config.device != "auto":
@@ -71,18 +70,12 @@ def sample(cfg: DictConfig) -> int:
     out = Path(os.path.expanduser(f"samples/{run}" if config.out is None else config.out))
     _make(out)
 
-    console = Console(stderr=True)
     calls = 2 * len(levels) - 1 if sampler == "heun" else len(levels)
-    console.print(
-        f"{config.num} images from {folder}, {config.weights} weights, {calls} network call{'s' * (calls > 1)} each",
-        highlight=False,
-        soft_wrap=True,
-    )
+    say(f"{config.num} images from {folder}, {config.weights} weights, {calls} network call{'s' * (calls > 1)} each")
     seeds = range(config.seed, config.seed + config.num)
     kept = []  # all of them for npz, enough for the grid otherwise
     try:
-        with Progress(console=console, transient=True) as bar:
-            task = bar.add_task("sampling", total=config.num)
+        with progress(config.num, "sampling") as bar:
             for start in range(0, config.num, config.batch_size):
                 part = slice(start, start + config.batch_size)
                 images = generate(
@@ -100,7 +93,7 @@ def sample(cfg: DictConfig) -> int:
                         save_png(image, out / f"{seed:06d}.png")
                 if config.format == "npz" or start < GRID_IMAGES:
                     kept.append(images)
-                bar.update(task, completed=min(start + config.batch_size, config.num))
+                bar.update(min(start + config.batch_size, config.num))
         all_kept = torch.cat(kept)
         if config.format == "npz":
             _save_npz(all_kept, out / "samples.npz")
@@ -109,8 +102,8 @@ def sample(cfg: DictConfig) -> int:
         raise InputError(f"can't write to {out}: {error.strerror}", fix="free space, or set out=...") from None
     others = sum(p.stem.isdecimal() and int(p.stem) not in seeds for p in out.glob("*.png"))
     if config.format == "png" and others:
-        console.print(f"note: {out} also holds {others} images of other seeds", highlight=False)
-    console.print(f"wrote {out / 'grid.png'} and the images beside it", highlight=False, soft_wrap=True)
+        say(f"note: {out} also holds {others} images of other seeds")
+    say(f"wrote {out / 'grid.png'} and the images beside it")
     return cli.DONE
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .checkpoint import FORMAT, MANIFEST, FileEntry, Manifest, folders, sha256_of, signed
-from .tracking import say
+from .tracking import complain
 
 
 def write(
@@ -131,14 +131,14 @@ class Saver:
         try:
             weights, state = to_host(weights), to_host(state)
         except RuntimeError as error:
-            say(f"could not save step {manifest['step']}: {error}; trying again at the next save")
+            complain(f"could not save step {manifest['step']}: {error}; trying again at the next save")
             return
 
         def work() -> None:
             try:
                 self._write(folder, weights, state, manifest)
             except OSError as error:
-                say(f"could not save step {manifest['step']}: {error.strerror}; trying again at the next save")
+                complain(f"could not save step {manifest['step']}: {error.strerror}; trying again at the next save")
 
         self._thread = threading.Thread(target=work, name="save", daemon=True)  # `wait` is how to end in good order
         self._thread.start()

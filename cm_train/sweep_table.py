@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .tracking import say, write_whole
+from .files import write_whole
+from .tracking import last_values, say
+from .tracking.terminal import is_quiet
 
 
 @dataclass
@@ -28,6 +30,21 @@ class Job:
     def write(self, folder: Path) -> None:
         with suppress(OSError):  # a full disk; the table then says less
             write_whole(folder / "jobs" / f"{self.number:05d}.json", json.dumps(asdict(self), indent=1).encode())
+
+
+def final_metric(folder: Path, name: str | None = None) -> tuple[str, int | None, float | None]:
+    """The name of a metric, the last step logged, and the last value that the run in `folder` has logged of it.
+
+    Args:
+        name: as in metrics.jsonl; "agreement" stands for "agreement_rms". None: that where it was measured, else the
+            loss.
+    """
+    values = last_values(folder / "metrics.jsonl")
+    if name is None:
+        name = "agreement_rms" if "agreement_rms" in values else "loss"
+    name = {"agreement": "agreement_rms"}.get(name, name)
+    step = values.get("step")
+    return name, None if step is None else int(step), values.get(name)
 
 
 def read_jobs(folder: Path, grid: list[str]) -> list[Job]:
@@ -54,6 +71,8 @@ def show(jobs: list[Job], folder: Path, seconds: float) -> None:
         cells = [j.number, j.swept, j.state, step, value, f"{j.seconds / 60:.1f}", j.folder]
         table.add_row(*(Text(str(cell)) for cell in cells))
     console = Console(stderr=True)
+    if is_quiet():
+        return
     with suppress(OSError):
         Console(stderr=True, width=console.width if console.is_terminal else 200).print(table)
     counts = [f"{sum(j.state == s for j in jobs)} {s}" for s in dict.fromkeys(j.state for j in jobs)]

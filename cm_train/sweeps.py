@@ -31,11 +31,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from . import cli, sweep_table
 from .errors import InputError
-from .run_folder import final_metric, lock
+from .files import write_whole
+from .run_folder import lock
 from .runs import train
 from .signals import StopFlag
-from .sweep_table import Job
-from .tracking import write_whole
+from .sweep_table import Job, final_metric
 
 _NOT_IN_NAMES = {"dataset", "mode", "name", "run_dir"}  # a run's name has the first two in any case
 _STATES = {cli.DONE: "finished", cli.FAILED: "failed", cli.WRONG_INPUT: "refused", cli.STOPPED: "stopped"}
@@ -65,6 +65,7 @@ def asked_for(arguments: list[str]) -> bool:
 def lead(stop: StopFlag) -> NoReturn:
     """The command's own process: run the sweep, print its table, exit with 0 if every job finished."""
     started = time.time()
+    cli.heed_quiet()
     try:
         swept = _swept(sys.argv[1:])
     except HydraException:

@@ -34,15 +34,19 @@ def run(config: RunConfig, should_stop: Callable[[float], bool], world: World = 
         TrainingFailed: too many steps in a row were not finite, or the last checkpoint can't be written.
     """
     trainer = build_trainer(config, should_stop, world)
-    with _tracker(trainer, world) as tracker:
-        return trainer.run(tracker)
+    with _tracker(trainer, world, should_stop) as tracker:
+        finished = trainer.run(tracker)
+        if finished and world.is_main and config.tracking.artifact:
+            tracker.model(checkpoint.averaged_only(checkpoint.step_folder(config.folder, trainer.step)))
+        return finished
 
 
-def _tracker(trainer: Trainer, world: World) -> SilentTracker:
+def _tracker(trainer: Trainer, world: World, should_stop: Callable[[float], bool]) -> SilentTracker:
     config = trainer.config
     if not world.is_main:
         return SilentTracker()
-    return Tracker(config.tracking, config.folder, config.name, dump(config), trainer.step, config.steps)
+    total, give_up = config.steps, lambda: should_stop(0.0)
+    return Tracker(config.tracking, config.folder, config.name, dump(config), trainer.step, total, give_up)
 
 
 def build_trainer(

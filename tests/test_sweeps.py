@@ -15,8 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from cm_train import cli, gpus, sweeps
 from cm_train.config import parse
 from cm_train.errors import InputError
-from cm_train.run_folder import final_metric
-from cm_train.sweep_table import Job, read_jobs
+from cm_train.sweep_table import Job, final_metric, read_jobs
 from conftest import TINY, children, wait_for
 
 SMALL = [*TINY, "steps=4", "save_every=2"]

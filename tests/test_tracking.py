@@ -1,14 +1,19 @@
+import io
 import json
-import os
+import shutil
 import subprocess
 import sys
-import threading
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from cm_train.tracking import MetricsFile, Terminal, TrackingConfig, Wandb
-from conftest import ENVIRONMENT, TINY
+from cm_train.tracking import last_values
+from cm_train.tracking.metrics_file import MetricsFile
+from cm_train.tracking.tensorboard import TensorBoard
+from conftest import ENVIRONMENT, TINY, wait_for
 
 
 def rows(path):
@@ -40,43 +45,6 @@ def test_a_new_run_starts_with_an_empty_file(tmp_path):
     assert path.read_text() == ""
 
 
-def test_terminal_prints_plain_lines_where_there_is_no_terminal(capsys):
-    terminal = Terminal(total=10, start=0, every_s=0.0)
-    terminal.step(5)
-    terminal.values({"loss": 0.25, "images_per_s": 100.0, "steps_per_s": 2.0, "skipped": 1})
-    terminal.close()
-    assert capsys.readouterr().err == "step 5/10  loss 0.25  100 images/s  1 skipped  0:00:02 left\n"
-
-
-def test_terminal_does_not_flood(capsys):
-    terminal = Terminal(total=1000, start=0, every_s=3600.0)
-    for step in range(1, 1001):
-        terminal.step(step)
-        terminal.values({"loss": 0.5, "images_per_s": 1.0, "steps_per_s": 1.0})
-    assert len(capsys.readouterr().err.splitlines()) == 2, "the first and the last"
-
-
-def test_wandb_never_blocks_and_never_ends_a_run(tmp_path, monkeypatch, capsys):
-    """A start that hangs, then fails, costs the caller nothing but a line."""
-    release = threading.Event()
-
-    def hang(*_):
-        release.wait(30)
-        raise ConnectionError("no route\nto host")
-
-    monkeypatch.setattr(Wandb, "_start", staticmethod(hang))
-    start = time.monotonic()
-    tracker = Wandb(TrackingConfig(), tmp_path, "run", {})
-    for step in range(1000):
-        tracker.log({"step": step, "loss": 1.0})
-    tracker.image("samples", tmp_path / "none.png", 5)
-    tracker.close(patience_s=0.1)  # still hanging: given up, not waited for
-    assert time.monotonic() - start < 20
-    release.set()
-    tracker.close()
-    assert capsys.readouterr().err == "wandb is off: ConnectionError: no route\n"
-
-
 def test_metrics_line_that_does_not_fit_on_the_disk_is_written_whole_later(tmp_path, monkeypatch):
     file = MetricsFile(tmp_path / "metrics.jsonl", 0)
     file.write({"step": 2})
@@ -98,25 +66,93 @@ def test_metrics_line_that_does_not_fit_on_the_disk_is_written_whole_later(tmp_p
     assert rows(tmp_path / "metrics.jsonl") == [{"step": 2}, {"step": 4}, {"step": 6}]
 
 
-def test_wandb_without_a_login_goes_offline_and_keeps_previews(tmp_path):
-    """No question asked, no network: scalars and pictures lie in the run folder, under one id across resumes."""
-    environment = {k: v for k, v in ENVIRONMENT.items() if not k.startswith("WANDB")}
-    environment |= {"HOME": str(tmp_path), "NETRC": os.devnull}
-    for steps in (4, 6):
-        done = subprocess.run(
-            [sys.executable, "-m", "cm_train.train", "mode=ict", *TINY[1:], f"steps={steps}", "preview_every=2"],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            stdin=subprocess.DEVNULL,
-        )
-        assert done.returncode == 0, done.stderr
+def test_last_values_are_the_newest_of_each_name(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert last_values(path) == {}
+    path.write_text('{"step": 2, "loss": 9.0, "measure": 1}\n{"step": 4, "loss": null}\n[1]\n{"step": 6, "lo')
+    assert last_values(path) == {"step": 4, "loss": 9.0, "measure": 1}
+
+
+# ------------------------------------------------------------------------------------------------------- TensorBoard
+
+
+def events(run):
+    """As TensorBoard itself reads a run's folder."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0, "tensors": 0}).Reload()
+
+
+def test_tensorboard_holds_what_metrics_hold_and_no_step_twice_after_a_resume(command, tmp_path):
+    """The run loses its newest checkpoint, as by a crash, and repeats the steps that event files have already."""
+    arguments = ["mode=ict", *TINY[1:], "tracking=tensorboard", "preview_every=2"]
+    assert command("train", *arguments).returncode == 0
     run = tmp_path / "runs" / "digits-ict"
-    (identity,) = {p.name.split("-")[-1] for p in (run / "wandb").glob("offline-run-*")}
-    assert identity == (run / "wandb_id").read_text().strip()
-    pictures = [p.name for p in run.glob("wandb/offline-run-*/files/media/images/*.png")]
-    assert sorted(int(name.split("_")[1]) for name in pictures) == [2, 4, 6]
-    (first, *_) = run.glob("wandb/offline-run-*/*.wandb")
-    assert b"grad_norm" in first.read_bytes()
+    shutil.rmtree(run / "checkpoints" / "step_00000006")
+    done = command("train", *arguments, "steps=8")
+    assert done.returncode == 0, done.stderr
+    assert "resuming at step 3" in done.stderr
+    assert f"tensorboard --logdir {Path('runs/digits-ict/tensorboard')}" in done.stderr
+
+    found, written = events(run), rows(run / "metrics.jsonl")
+    assert set(found.Tags()["scalars"]) == {name for row in written for name in row} - {"step"}
+    for name in found.Tags()["scalars"]:
+        assert [e.step for e in found.Scalars(name)] == [2, 4, 6, 8], name
+        expected = [row[name] for row in written]
+        assert [e.value for e in found.Scalars(name)] == pytest.approx(expected, rel=1e-6), name
+    assert [e.step for e in found.Images("samples")] == [2, 4, 6, 8]
+    for image in found.Images("samples"):
+        shown = Image.open(io.BytesIO(image.encoded_image_string))
+        kept = Image.open(run / "samples" / f"step_{image.step:08d}.png")
+        assert np.array_equal(np.asarray(shown), np.asarray(kept.convert("RGB")))
+    (text, later) = found.Tensors("config/text_summary")
+    assert "steps: 6" in text.tensor_proto.string_val[0].decode()
+    assert "steps: 8" in later.tensor_proto.string_val[0].decode()
+
+
+def test_tensorboard_that_is_not_installed_is_told_before_a_teacher_trains(tmp_path):
+    without = "import sys; sys.modules['tensorboard'] = None; from cm_train.train import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", without, "mode=cd", *TINY[1:], "tracking=tensorboard"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert "pip install 'cm-train[tensorboard]'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "runs" / "digits-edm").exists()
+
+
+def test_tensorboard_that_cannot_write_ends_no_run(command, tmp_path):
+    run = tmp_path / "runs" / "digits-ict"
+    run.mkdir(parents=True)
+    (run / "tensorboard").write_text("in the way")
+    done = command("train", "mode=ict", *TINY[1:], "tracking=tensorboard")
+    assert done.returncode == 0, done.stderr
+    assert "tensorboard is off: FileExistsError" in done.stderr
+    assert [row["step"] for row in rows(run / "metrics.jsonl")] == [2, 4, 6]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_tensorboard_on_a_full_disk_blocks_nothing(tmp_path, monkeypatch, capsys):
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    tracker = TensorBoard(tmp_path, {"a": 1}, 0)
+    tracker.log({"step": 1, "loss": 1.0})
+    wait_for(lambda: tracker._queue.empty() and list(tmp_path.glob("tensorboard/*")))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RecordWriter, "write", full)
+    start = time.monotonic()
+    for step in range(2, 100):
+        tracker.log({"step": step, "loss": 1.0})
+    tracker.close()
+    assert time.monotonic() - start < 20
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "tensorboard: OSError: [Errno 28] No space left on device"
+    assert second.endswith("tensorboard any more; metrics.jsonl has everything")

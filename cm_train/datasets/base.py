@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .. import rng
 from ..errors import InputError
+from ..tracking import progress
 
 _SIGMA_IMAGES = 4096  # how many images of a set that is decoded on the fly are enough for its sigma_data
 _SIGMA_PIXELS = 2**22  # values looked at in one go, so that a set that is decoded on the fly needs little memory
@@ -71,8 +72,10 @@ class Dataset(ABC):
         if self.lazy and len(self) > _SIGMA_IMAGES:
             index = rng.permutation(0, "sigma_data", 0, len(self))[:_SIGMA_IMAGES].sort().values
         counts = torch.zeros(256, dtype=torch.int64)  # exact, and so the same on every device
-        for some in index.split(max(1, _SIGMA_PIXELS // (self.channels * self.image_size**2))):
-            counts += self.gather(some)[0].flatten().bincount(minlength=256).cpu()
+        with progress(len(index), "measuring contrast, images") as bar:
+            for some in index.split(max(1, _SIGMA_PIXELS // (self.channels * self.image_size**2))):
+                counts += self.gather(some)[0].flatten().bincount(minlength=256).cpu()
+                bar.advance(len(some))
         level = torch.arange(256, dtype=torch.float64)
         mean = (counts * level).sum() / counts.sum()
         variance = float((counts * (level - mean).square()).sum() / counts.sum())

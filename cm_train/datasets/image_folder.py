@@ -2,9 +2,7 @@
 
 import hashlib
 import os
-import sys
 import warnings
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Literal
 
@@ -15,11 +13,11 @@ from torch import Tensor
 from ..errors import InputError
 from ..image_files import SUFFIXES, decode, open_files, reason
 from ..registry import Settings, register
+from ..tracking import progress
 from .base import Dataset, InMemory
 
 _MAX_BAD_IN_A_ROW = 100
 _CHUNK = 32  # images a thread decodes in one go
-_PROGRESS_FROM = 2000  # images that take long enough to show a bar
 
 
 @register("dataset", "image_folder")
@@ -98,9 +96,9 @@ class ImageFolder(Dataset):
 
         starts = range(0, len(self._names), _CHUNK)
         chunks = [range(start, min(start + _CHUNK, len(self._names))) for start in starts]
-        with self._pool:
-            for _ in _with_bar(self._pool.map(fill, chunks), len(chunks), len(self._names)):
-                pass
+        with self._pool, progress(len(self._names), "decoding images") as bar:
+            for chunk, _ in zip(chunks, self._pool.map(fill, chunks), strict=True):
+                bar.advance(len(chunk))
         self._files.close()
         labels = self._labels
         if self._broken:
@@ -142,15 +140,6 @@ class ImageFolder(Dataset):
     def _example(self) -> str:
         name, reason = min(self._broken.copy().items())  # a copy, since other threads may add to it
         return f"{name!r} ({reason})"
-
-
-def _with_bar(done: Iterable[None], total: int, num_images: int) -> Iterable[None]:
-    if num_images <= _PROGRESS_FROM or not sys.stderr.isatty():
-        return done
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(done, "decoding images", total, console=Console(stderr=True), transient=True)
 
 
 def _label(names: list[str], root: str) -> tuple[list[str], Tensor]:

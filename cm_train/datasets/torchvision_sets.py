@@ -12,6 +12,7 @@ import torch
 
 from ..errors import InputError
 from ..registry import Settings, register
+from ..tracking import watched
 from .base import InMemory
 
 _TIMEOUT_S = 30.0  # torchvision sets none, and a silent server would hang the run for ever
@@ -47,7 +48,8 @@ class _TorchvisionSet(InMemory):
         root = Path(os.path.expanduser(config.root))
         archives = {root / self.folder / name: md5 for name, md5 in _archives(cls)}
         try:
-            with _one_at_a_time(root, config.download), _quiet():
+            # Around the lock: rank 0 shows what another rank may be downloading.
+            with watched(root / self.folder, self.source), _one_at_a_time(root, config.download), _quiet():
                 # Archives that are all there need no network, so they are unpacked whether or not it may be used.
                 ready = config.download or all(check_integrity(path, md5) for path, md5 in archives.items())
                 found = cls(str(root), train=config.split == "train", download=ready)

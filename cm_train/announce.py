@@ -1,0 +1,69 @@
+"""What cm-train says before and after a run: what, on what, for how long, where; what came of it."""
+
+import os
+import time
+
+import torch
+
+from . import checkpoint, launching
+from .checkpoint import Manifest
+from .config import RunConfig
+from .distributed import is_launched
+from .precision import autocast_type
+from .tracking import last_values, say
+from .tracking.terminal import duration
+
+
+def header(config: RunConfig) -> float:
+    """Say what is about to run; returns the time that `summary` counts from."""
+    source = "" if config.teacher is None else f" from teacher {config.teacher}"
+    say(f"{config.mode} on {config.dataset['name']}{source}: {config.steps} steps of {config.batch_size} images")
+    limit = "" if config.max_hours is None else f", for {config.max_hours:g} hours at most"
+    say(f"on {_machine(config)}{limit}")
+    say(f"run folder {config.folder}; tracking: {_tracking(config)}")
+    return time.monotonic()
+
+
+def _machine(config: RunConfig) -> str:
+    num = int(os.environ["WORLD_SIZE"]) if is_launched() else launching.num_ranks(config.devices)
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if gpu else "cpu")
+    kind = torch.cuda.get_device_name(0) if gpu else "CPU"
+    precision = str(autocast_type(config.precision, device) or torch.float32).removeprefix("torch.")
+    return f"{num} process{'es' * (num > 1)}, {kind}, {precision}"
+
+
+def _tracking(config: RunConfig) -> str:
+    home = config.folder
+    return {
+        "wandb": f"wandb project {config.tracking.project} (offline without a login)",
+        "tensorboard": f"TensorBoard, tensorboard --logdir {home / 'tensorboard'}",
+        "none": f"{home / 'metrics.jsonl'} only",
+    }[config.tracking.backend]
+
+
+def summary(config: RunConfig, began: float, finished: bool, before: Manifest | None, newest: Manifest | None) -> None:
+    """Say what this command has done since `began`.
+
+    Args:
+        before: the run's newest checkpoint at that time; newest: and now.
+    """
+    if newest is None:
+        say("stopped before the first step; the same command starts again")
+        return
+    home, took = config.folder, time.monotonic() - began
+    steps = newest.step - (0 if before is None else before.step)
+    say(f"{steps} steps in {duration(took)}{_results(config)}")
+    say(f"checkpoint {checkpoint.step_folder(home, newest.step)}")
+    if not finished:
+        say(f"stopped at step {newest.step} of {config.steps}, everything saved; the same command goes on")
+        return
+    samples = f"; samples in {home / 'samples'}" if (home / "samples").is_dir() else ""
+    say(f"done{samples}. Next: cm-sample ckpt={home}")
+
+
+def _results(config: RunConfig) -> str:
+    """How it went at the end, as far as it was logged."""
+    values = last_values(config.folder / "metrics.jsonl")
+    rate = f", {values['images_per_s']:.0f} images/s" if "images_per_s" in values else ""
+    return rate + "".join(f", {name} {values[name]:.4g}" for name in ("loss", "agreement_rms") if name in values)

@@ -1,0 +1,13 @@
+"""What a run tells the world: the terminal, metrics.jsonl, and wandb or TensorBoard.
+
+Importing this takes neither torch nor any of the trackers: each of them is imported when a run wants it.
+"""
+
+from .config import TrackingConfig
+from .download import watched
+from .metrics_file import last_values
+from .progress_bar import progress
+from .terminal import complain, say
+from .tracker import SilentTracker, Tracker
+
+__all__ = ["SilentTracker", "Tracker", "TrackingConfig", "complain", "last_values", "progress", "say", "watched"]

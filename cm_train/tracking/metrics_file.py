@@ -1,0 +1,77 @@
+"""`metrics.jsonl`: one JSON object a line, cut back to the resumed step when a run goes on."""
+
+import contextlib
+import errno
+import json
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..files import not_through_a_link, write_whole
+
+_TAIL_BYTES = 1 << 20  # of a file, for its last lines
+
+
+class MetricsFile:
+    """The open file of a run that starts at `step`."""
+
+    def __init__(self, path: Path, step: int):
+        kept = b"".join(self._lines_until(path, step)) if path.exists() else b""
+        if not path.exists() or path.read_bytes() != kept:
+            write_whole(path, kept)
+        self._file = open(path, "ab", buffering=0, opener=not_through_a_link)  # noqa: SIM115 - open as long as the run
+        self._lock = threading.Lock()
+        self._waiting = b""  # lines that a full disk did not take yet
+
+    @staticmethod
+    def _lines_until(path: Path, step: int) -> list[bytes]:
+        lines = []
+        for line in path.read_bytes().splitlines(keepends=True):
+            try:
+                if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                    break
+            except (ValueError, KeyError, TypeError):
+                break  # torn by a crash; whatever follows is later than any checkpoint
+            lines.append(line)
+        return lines
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Append one line, whole or not yet. Raises OSError on a full disk; the next call tries again."""
+        line = json.dumps(values, allow_nan=False).encode() + b"\n"
+        with self._lock:
+            self._waiting += line
+        self._flush()
+
+    def _flush(self) -> None:
+        with self._lock:
+            size = self._file.seek(0, os.SEEK_END)
+            try:
+                if self._waiting and self._file.write(self._waiting) != len(self._waiting):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self._waiting = b""
+            except OSError:
+                self._file.truncate(size)
+                raise
+
+    def sync(self) -> None:
+        """Force the lines to the disk, before a checkpoint that counts on them appears; from any thread."""
+        self._flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def last_values(path: Path) -> dict[str, float]:
+    """For every name in the last lines of a metrics.jsonl its newest number; empty where nothing can be read."""
+    found: dict[str, float] = {}
+    with contextlib.suppress(OSError):
+        with open(path, "rb", opener=not_through_a_link) as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = file.read().splitlines()
+        for line in lines:
+            with contextlib.suppress(ValueError, AttributeError):  # torn by a crash, or by where reading began
+                found |= {k: v for k, v in json.loads(line).items() if isinstance(v, int | float)}
+    return found

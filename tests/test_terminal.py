@@ -1,0 +1,316 @@
+"""What a user sees while a command runs, on a terminal and elsewhere, and that --quiet leaves errors only."""
+
+import io
+import os
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cm_train import announce, registry
+from cm_train.config import parse
+from cm_train.tracking import complain, download, progress, progress_bar, say, watched
+from cm_train.tracking.terminal import duration
+from cm_train.tracking.training_progress import TrainingProgress
+from conftest import ENVIRONMENT, TINY
+
+
+class Screen(io.StringIO):
+    """A stderr that is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def on_terminal(monkeypatch):
+    """on_terminal() -> the Screen that takes stderr's place; called in the test, after pytest has set up its own."""
+
+    def install(kind="xterm"):
+        monkeypatch.setenv("TERM", kind)
+        monkeypatch.setattr(sys, "stderr", Screen())
+        return sys.stderr
+
+    return install
+
+
+@pytest.fixture
+def lines_at_once(monkeypatch):
+    monkeypatch.setattr(progress_bar, "EVERY_S", 0.0)
+
+
+@pytest.fixture
+def quiet(monkeypatch):
+    monkeypatch.setenv("CM_TRAIN_QUIET", "1")
+
+
+# ------------------------------------------------------------------------------------------------------- progress
+
+
+def test_training_prints_plain_lines_where_there_is_no_terminal(capsys):
+    training = TrainingProgress(total=10, start=0, every_s=0.0)
+    training.step(5)
+    training.values({"loss": 0.25, "images_per_s": 100.0, "steps_per_s": 2.0, "skipped": 1})
+    training.close()
+    assert capsys.readouterr().err == "step 5/10  loss 0.25  100 images/s  1 skipped  0:00:02 left\n"
+
+
+def test_training_does_not_flood(capsys):
+    training = TrainingProgress(total=1000, start=0, every_s=3600.0)
+    for step in range(1, 1001):
+        training.step(step)
+        training.values({"loss": 0.5, "images_per_s": 1.0, "steps_per_s": 1.0})
+    assert len(capsys.readouterr().err.splitlines()) == 2, "the first and the last"
+
+
+def test_training_shows_a_bar_on_a_terminal_and_lines_above_it(on_terminal):
+    screen = on_terminal()
+    training = TrainingProgress(total=10, start=4)
+    say("a note")
+    training.step(10)
+    training.values({"loss": 0.25, "images_per_s": 100.0, "steps_per_s": 2.0})
+    training.close()
+    text = screen.getvalue()
+    assert text.index("4/10") < text.index("a note") < text.index("10/10")
+    assert "loss 0.25" in text
+
+
+def test_progress_of_a_short_job_says_nothing(on_terminal):
+    screen = on_terminal()
+    with progress(100, "sorting") as bar:
+        for _ in range(100):
+            bar.advance()
+    assert screen.getvalue() == ""
+
+
+def test_progress_shows_a_bar_once_it_takes_long_and_takes_it_away_again(on_terminal, monkeypatch):
+    monkeypatch.setattr(progress_bar, "_BAR_AFTER_S", 0.0)
+    screen = on_terminal()
+    with progress(100, "sorting") as bar:
+        bar.advance(30)
+        bar.advance(40)
+    text = screen.getvalue()
+    assert "sorting" in text
+    assert "70/100" in text
+    assert text.endswith("\x1b[2K"), "the last thing is to clear its line"
+
+
+def test_progress_prints_a_line_from_time_to_time_elsewhere(capsys, lines_at_once):
+    with progress(100, "sorting") as bar:
+        time.sleep(0.05)
+        bar.update(50)
+    with progress(None, "listing") as bar:
+        bar.advance(7)
+    assert capsys.readouterr().err == "sorting 50/100  0:00:00 left\nlisting 7\n"
+
+
+def test_progress_tells_the_time_left(capsys, lines_at_once, monkeypatch):
+    monkeypatch.setattr(progress_bar.time, "monotonic", iter([0.0, 30.0, 30.0]).__next__)
+    with progress(100, "sorting") as bar:
+        bar.update(1)
+    assert capsys.readouterr().err == "sorting 1/100  0:49:30 left\n"
+
+
+def test_progress_is_rank_0s_alone(capsys, lines_at_once, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    with progress(10, "sorting") as bar:
+        bar.advance(5)
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_on_a_terminal_without_a_cursor_prints_lines(on_terminal, lines_at_once, monkeypatch):
+    monkeypatch.setattr(progress_bar, "_BAR_AFTER_S", 0.0)
+    screen = on_terminal("dumb")
+    with progress(10, "sorting") as bar:
+        bar.advance(5)
+    assert screen.getvalue().startswith("sorting 5/10")
+
+
+def test_a_full_disk_behind_stderr_ends_nothing(monkeypatch, lines_at_once):
+    class Full(Screen):
+        def write(self, _):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    monkeypatch.setenv("TERM", "xterm")
+    say("lost")
+    training = TrainingProgress(10, 0)
+    training.step(10)
+    training.values({"loss": 0.5, "images_per_s": 1.0, "steps_per_s": 1.0})
+    training.close()
+
+
+def test_download_is_seen_by_what_arrives_in_its_folder(tmp_path, capsys, lines_at_once, monkeypatch):
+    monkeypatch.setattr(download, "_LOOK_S", 0.01)
+    (tmp_path / "before").write_bytes(bytes(5 * 10**6))
+    with watched(tmp_path, "MNIST", total_mb=4), pytest.MonkeyPatch.context() as inside:
+        inside.setattr(sys, "stderr", io.StringIO())  # as around torchvision's downloads
+        (tmp_path / "archive.part").write_bytes(bytes(3 * 10**6))
+        time.sleep(0.3)
+    assert "fetching MNIST, MB 3/4" in capsys.readouterr().err
+
+
+def test_no_download_says_nothing(tmp_path, capsys, lines_at_once, monkeypatch):
+    monkeypatch.setattr(download, "_LOOK_S", 0.01)
+    with watched(tmp_path / "nowhere", "MNIST"):
+        time.sleep(0.1)
+    assert capsys.readouterr().err == ""
+
+
+def test_data_preparation_shows_how_far_it_is(tmp_path, capsys, lines_at_once):
+    for i in range(40):
+        pixels = np.full((8, 8, 3), i, dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    values = {"name": "image_folder", "root": str(tmp_path), "image_size": 8}
+    registry.build("dataset", values)
+    shown = capsys.readouterr().err
+    assert "listing images 40" in shown
+    assert "decoding images 40/40" in shown
+    lazy = registry.build("dataset", values | {"memory_gb": 0.0})
+    lazy.sigma_data()
+    assert "measuring contrast, images 40/40" in capsys.readouterr().err
+
+
+def test_duration():
+    assert [duration(s) for s in (0, 59.6, 3723)] == ["0:00:00", "0:01:00", "1:02:03"]
+
+
+# ------------------------------------------------------------------------------------------------------ --quiet
+
+
+def test_quiet_leaves_what_went_wrong(capsys, quiet, lines_at_once):
+    say("news")
+    complain("trouble")
+    with progress(10, "sorting") as bar:
+        bar.advance(5)
+    training = TrainingProgress(10, 0)
+    training.step(10)
+    training.values({"loss": 0.5, "images_per_s": 1.0, "steps_per_s": 1.0})
+    training.close()
+    assert capsys.readouterr().err == "trouble\n"
+
+
+def test_quiet_commands_print_nothing_but_errors(command, tmp_path):
+    """Alone, resumed, in two ranks and in a sweep; then sampling, then wrong input."""
+    edm, more = ["mode=edm", *TINY], ["mode=edm", *TINY, "steps=8"]
+    two, sweep = ["mode=ict", *TINY, "devices=2"], ["-m", "mode=ict", *TINY, "seed=1,2"]
+    for arguments in (edm, more, two, sweep):
+        done = command("train", *arguments, "--quiet")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), arguments
+    done = command("sample", "ckpt=runs/digits-edm", "num=2", "-q")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "samples" / "digits-edm" / "grid.png").exists()
+    for name, wrong in (("train", "mode=edn"), ("sample", "ckpt=nowhere")):
+        done = command(name, wrong, "--quiet")
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1
+    done = command("train", "mode=edm", *TINY, "steps=8", "seed=5", "devices=2", "--quiet")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    done = command("train", "--quiet", "--help")
+    assert "Exit codes" in done.stdout, "what is asked for is answered"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="one GPU may not have two ranks")
+def test_quiet_under_torchrun(tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "cm_train.train", "mode=ict", *TINY, "--quiet"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_quiet_ranks_say_what_went_wrong_once(command, tmp_path):
+    """In ranks of their own the last line is theirs: a data set that only they read."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "broken.png").write_bytes(b"nothing")
+    options = ["dataset=image_folder", "dataset.root=photos", "dataset.image_size=8", "backbone=unet_xs"]
+    done = command("train", "mode=ict", *options, *TINY, "devices=2", "--quiet")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "broken.png" in done.stderr
+
+
+# ------------------------------------------------------------------------------------------- sampling, header, summary
+
+
+def test_sampling_prints_plain_lines_where_there_is_no_terminal(command, tmp_path):
+    assert command("train", "mode=edm", *TINY).returncode == 0
+    every_time = "import cm_train.tracking.progress_bar as p; p.EVERY_S = 0; from cm_train.sample import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", every_time, "ckpt=runs/digits-edm", "num=5", "batch_size=2", "steps=2"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    first, *middle, last = done.stderr.splitlines()
+    assert first.startswith("5 images from runs/digits-edm/checkpoints/step_00000006, ema weights, 3 network calls")
+    assert [line.split("  ")[0] for line in middle] == ["sampling 2/5", "sampling 4/5", "sampling 5/5"]
+    assert all(line.endswith(" left") for line in middle)
+    assert last == "wrote samples/digits-edm/grid.png and the images beside it"
+
+
+def test_train_tells_what_runs_where_and_what_came_of_it(command):
+    done = command("train", "mode=ict", *TINY, "max_hours=1.5", "devices=2", "preview_every=6")
+    lines = done.stderr.splitlines()
+    kind = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU"
+    assert lines[0] == "ict on digits: 6 steps of 16 images"
+    assert lines[1].startswith(f"on 2 processes, {kind}, ")
+    assert lines[1].endswith(", for 1.5 hours at most")
+    assert lines[2] == "run folder runs/digits-ict; tracking: runs/digits-ict/metrics.jsonl only"
+    assert lines[3].startswith("step 2/6  loss ")
+    assert lines[3].endswith(" left")
+    assert lines[-3].startswith("6 steps in 0:0")
+    assert " images/s, loss " in lines[-3]
+    assert lines[-2] == "checkpoint runs/digits-ict/checkpoints/step_00000006"
+    assert lines[-1] == "done; samples in runs/digits-ict/samples. Next: cm-sample ckpt=runs/digits-ict"
+
+
+@pytest.fixture
+def config(composed, tmp_path):
+    return parse(composed("mode=cd", "teacher=runs/t", f"run_dir={tmp_path}", "tracking=wandb", *TINY[1:]))
+
+
+def test_header_names_gpu_precision_teacher_and_tracking(config, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    announce.header(config)
+    shown = capsys.readouterr().err
+    assert "cd on digits from teacher runs/t: 6 steps of 16 images\non 4 processes, NVIDIA H100, bfloat16\n" in shown
+    assert "tracking: wandb project cm_train" in shown
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    announce.header(config)
+    assert "on 16 processes" in capsys.readouterr().err
+
+
+def test_summary_of_each_ending(config, tmp_path, capsys):
+    lines = ['{"step": 2, "loss": 9.0, "agreement_rms": 0.125}', '{"step": 4, "loss": 0.5, "images_per_s": 70.4}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"torn')
+    four, six = SimpleNamespace(step=4), SimpleNamespace(step=6)
+    began = time.monotonic() - 3723
+    announce.summary(config, began, False, None, four)
+    home = os.fspath(tmp_path)
+    assert capsys.readouterr().err.splitlines() == [
+        "4 steps in 1:02:03, 70 images/s, loss 0.5, agreement_rms 0.125",
+        f"checkpoint {home}/checkpoints/step_00000004",
+        "stopped at step 4 of 6, everything saved; the same command goes on",
+    ]
+    announce.summary(config, began, True, four, six)
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0].startswith("2 steps in")
+    assert shown[-1] == f"done. Next: cm-sample ckpt={home}"
+    announce.summary(config, began, False, None, None)
+    assert "stopped before the first step" in capsys.readouterr().err

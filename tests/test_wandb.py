@@ -1,0 +1,282 @@
+"""wandb keeps what it was given, and no state of the network or of its server holds up a run."""
+
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+from cm_train import checkpoint, load_denoiser
+from cm_train.tracking import TrackingConfig, base
+from cm_train.tracking.wandb_run import Wandb
+from conftest import ENVIRONMENT, TINY, wait_for
+from wandb_tools import FakeWandb, history, of_kind, run_config
+
+RUN = ["mode=ict", *TINY[1:]]
+IMPATIENT = (
+    "import cm_train.tracking.base as b; b.Backend.patience_s = {}; from cm_train.train import main; main()"  # seconds
+)
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """Of a user who has no wandb login and no settings of it."""
+    clean = {k: v for k, v in ENVIRONMENT.items() if not k.startswith("WANDB")}
+    return clean | {"HOME": str(tmp_path / "home"), "NETRC": os.devnull}
+
+
+@pytest.fixture
+def train(tmp_path, environment):
+    """train("mode=ict", ...) -> the finished process and how long it took."""
+
+    def run(*arguments, patience_s=30, **more):
+        (tmp_path / "home").mkdir(exist_ok=True)
+        began = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", IMPATIENT.format(patience_s), *RUN, *arguments],
+            cwd=tmp_path,
+            env=environment | more,
+            capture_output=True,
+            text=True,
+            timeout=200,
+            stdin=subprocess.DEVNULL,
+        )
+        return done, time.monotonic() - began
+
+    return run
+
+
+@pytest.fixture
+def server():
+    """server("fine") -> a FakeWandb; its login() is the environment of a user who has one there."""
+    opened = []
+
+    def start(mood):
+        opened.append(FakeWandb(mood))
+        return opened[-1]
+
+    yield start
+    for one in opened:
+        one.close()
+
+
+def login(server):
+    return {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "a" * 40}
+
+
+def test_offline_run_keeps_everything_under_one_id_across_a_resume(train, tmp_path):
+    """No login: no question asked, no network; the config, curves, previews, group and tags lie in the run folder."""
+    options = ["preview_every=2", "tracking.group=sweep-7", "tracking.tags=[a,b]", "tracking.project=mine"]
+    for steps in (4, 6):
+        done, _ = train(*options, f"steps={steps}")
+        assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "digits-ict"
+    first, second = sorted(run.glob("wandb/offline-run-*/*.wandb"), key=lambda p: p.stat().st_mtime)
+    written = {json.loads(line)["step"]: json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()}
+    for file, steps in ((first, [2, 4]), (second, [6])):
+        (begun,) = of_kind(file, "run")
+        assert begun.run_id == (run / "wandb_id").read_text().strip()
+        assert (begun.project, begun.display_name, begun.run_group) == ("mine", "digits-ict", "sweep-7")
+        assert list(begun.tags) == ["a", "b"]
+        assert begun.job_type == ""
+        config = run_config(file)
+        assert config["mode"] == "ict"
+        assert config["backbone"]["name"] == "unet"
+        rows = history(file)
+        assert [row["_step"] for row in rows] == steps
+        for row in rows:
+            assert {k: row[k] for k in written[row["step"]]} == written[row["step"]], "the names and values of metrics"
+            picture = file.parent / "files" / row["samples/path"]
+            assert picture.read_bytes() == (run / "samples" / f"step_{row['step']:08d}.png").read_bytes()
+
+
+def test_online_run_sends_curves_and_the_model_which_can_be_sampled(train, server, tmp_path):
+    fine = server("fine")
+    done, _ = train("tracking.artifact=true", "tracking.group=g", "name='a b'", **login(fine))
+    assert done.returncode == 0, done.stderr
+    assert "uploading the model to wandb, for 10 minutes at most" in done.stderr
+    assert [row["_step"] for row in fine.rows] == [2, 4, 6]
+    asked = dict(fine.queries)
+    assert "g" in [variables.get("groupName") for _, variables in fine.queries]
+    artifact = asked["CreateArtifact"]["input"]
+    assert (artifact["artifactTypeName"], artifact["artifactCollectionName"]) == ("model", "a-b")
+    downloaded = tmp_path / "downloaded"
+    downloaded.mkdir()
+    for name in ("manifest.json", "ema_0.999.safetensors"):
+        (downloaded / name).write_bytes(fine.uploads[name])
+    assert checkpoint.verify(downloaded).step == 6
+    again, kept = load_denoiser(downloaded), load_denoiser(tmp_path / "runs" / "a b")
+    assert all(map(torch.equal, again.state_dict().values(), kept.state_dict().values()))
+
+
+def test_model_is_not_uploaded_unasked(train, server):
+    fine = server("fine")
+    done, _ = train(**login(fine))
+    assert done.returncode == 0, done.stderr
+    assert "CreateArtifact" not in dict(fine.queries)
+
+
+def curves(run):
+    (file,) = run.glob("wandb/*run-*/*.wandb")
+    return [row["_step"] for row in history(file)]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mood", ["hangs", "fails"])
+def test_server_that_never_answers_leaves_an_offline_run(mood, train, server, tmp_path):
+    """wandb itself takes 10 s to find out, while the run trains."""
+    done, took = train(**login(server(mood)))
+    assert done.returncode == 0, done.stderr
+    assert took < 60
+    assert "wandb is offline: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert curves(tmp_path / "runs" / "digits-ict") == [2, 4, 6]
+
+
+def test_server_that_never_answers_is_not_waited_for(train, server):
+    done, took = train(patience_s=1, **login(server("hangs")))
+    assert done.returncode == 0, done.stderr
+    assert took < 30
+    assert "wandb was not finished within 1 s; metrics.jsonl has everything" in done.stderr
+    assert "done" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.long
+def test_network_that_breaks_between_login_and_start_leaves_an_offline_run(train, server, tmp_path):
+    fake = server("fine")
+    fake.breaks_after = "Viewer"
+    done, took = train(WANDB_INIT_TIMEOUT="3", **login(fake))
+    assert done.returncode == 0, done.stderr
+    assert took < 60
+    assert "wandb is offline: " in done.stderr
+    files = list((tmp_path / "runs" / "digits-ict").glob("wandb/offline-run-*/*.wandb"))
+    assert [row["_step"] for file in files for row in history(file)] == [2, 4, 6]
+
+
+def test_address_without_a_server_leaves_an_offline_run(train, server):
+    gone = server("fine")
+    gone.close()
+    done, took = train(patience_s=1, **login(gone))
+    assert done.returncode == 0, done.stderr
+    assert took < 30
+
+
+@pytest.mark.parametrize("trouble", ["hangs", "fails", "goes away"])
+def test_network_that_breaks_during_a_run_costs_nothing_that_was_logged(trouble, server, environment, tmp_path):
+    """The run goes on to its end; what the server lacks lies in the run folder for `wandb sync`."""
+    (tmp_path / "home").mkdir()
+    fake = server("fine")
+    process = subprocess.Popen(
+        [sys.executable, "-c", IMPATIENT.format(3), *RUN, "steps=120", "save_every=1000"],
+        cwd=tmp_path,
+        env=environment | login(fake),
+        stderr=subprocess.PIPE,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(lambda: fake.queries and fake.queries[-1][0] == "UpsertBucket")  # wandb is online
+        if trouble == "goes away":
+            fake.close()
+        else:
+            fake.mood = trouble
+        _, err = process.communicate(timeout=100)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    assert "wandb was not finished within 3 s; wandb sync runs/digits-ict/wandb/*run-* sends" in err
+    assert "Traceback" not in err
+    assert curves(tmp_path / "runs" / "digits-ict") == list(range(2, 121, 2))
+
+
+@pytest.mark.parametrize("mode", [{}, {"WANDB_MODE": "online"}], ids=["no_login", "online_without_a_login"])
+def test_nothing_is_asked_on_a_terminal(mode, environment, tmp_path):
+    """With a terminal to ask on, wandb's own start would offer three choices and wait."""
+    (tmp_path / "home").mkdir()
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cm_train.train", *RUN],
+        cwd=tmp_path,
+        env=environment | mode | {"TERM": "xterm"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    shown, deadline = b"", time.monotonic() + 100
+    try:
+        while time.monotonic() < deadline:
+            if select.select([ours], [], [], 0.2)[0]:
+                try:
+                    shown += os.read(ours, 65536)
+                except OSError:  # the last one has closed the terminal
+                    break
+            elif process.poll() is not None:
+                break
+        assert process.wait(timeout=10) == 0, shown.decode()
+    finally:
+        process.kill()
+        os.close(ours)
+    text = shown.decode()
+    assert "6/6" in text
+    assert "Next: cm-sample" in text
+    for word in ("choice", "API key", "wandb:"):
+        assert word not in text
+    assert len(list((tmp_path / "runs" / "digits-ict" / "wandb").glob("offline-run-*"))) == 1
+
+
+def test_disabled_by_the_user_writes_nothing(train, tmp_path):
+    done, _ = train(WANDB_MODE="disabled")
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "runs" / "digits-ict" / "wandb").exists()
+
+
+def test_wandb_never_blocks_and_never_ends_a_run(tmp_path, monkeypatch, capsys):
+    """A start that hangs, then fails, costs the caller nothing but a line."""
+    release = threading.Event()
+
+    def hang(*_):
+        release.wait(30)
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(Wandb, "_start", staticmethod(hang))
+    start = time.monotonic()
+    tracker = Wandb(TrackingConfig(), tmp_path, "run", {})
+    for step in range(1000):
+        tracker.log({"step": step, "loss": 1.0})
+    tracker.image("samples", tmp_path / "none.png", 5)
+    tracker.model("run", {"weights": tmp_path / "none"})
+    tracker.patience_s = 0.1
+    tracker.close()  # still hanging: given up, not waited for
+    assert time.monotonic() - start < 20
+    assert "wandb was not finished within 0 s" in capsys.readouterr().err
+    other = Wandb(TrackingConfig(), tmp_path, "run", {})
+    release.set()
+    other.close()
+    assert capsys.readouterr().err == "wandb is off: ConnectionError: no route\n"
+
+
+def test_upload_has_more_patience_until_there_is_a_hurry(tmp_path, monkeypatch):
+    release, began = threading.Event(), threading.Event()
+
+    def hang(*_):
+        began.set()
+        release.wait(30)
+
+    monkeypatch.setattr(Wandb, "_start", staticmethod(hang))
+    monkeypatch.setattr(base, "HURRY_S", 0.3)
+    tracker = Wandb(TrackingConfig(artifact=True), tmp_path, "run", {})
+    assert tracker.patience_s == 30
+    tracker.model("run", {})
+    assert tracker.patience_s == 600
+    start = time.monotonic()
+    tracker.close(give_up=lambda: time.monotonic() - start > 0.6)  # as when a signal comes
+    assert 0.5 < time.monotonic() - start < 10
+    release.set()
