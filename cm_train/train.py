@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from . import cli
+from . import cli, slurm_launcher
 from .signals import StopFlag
 
 _STARTED = time.time()  # what max_hours counts from: of a sweep, the whole
@@ -25,10 +25,12 @@ def train(cfg: DictConfig, stop: StopFlag) -> int:
 
     from .config import parse  # torch is imported from here on
     from .distributed import is_launched
+    from .launching import heed_parent
 
     config = parse(cfg)
     stop.deadline = None if config.max_hours is None else _STARTED + config.max_hours * 3600
     if is_launched():
+        heed_parent(stop)
         _train_as_rank(config, cfg, stop)
     finished = _train(config, cfg, lambda run: _execute(run, stop))
     return cli.DONE if finished else cli.STOPPED
@@ -257,6 +259,7 @@ def _print_summary(config: Any, finished: bool, newest: Any) -> None:
 
 def main() -> None:
     with StopFlag() as stop:  # before the heavy imports: a signal is heeded from the first moment
+        slurm_launcher.register()
         cli.run("train", lambda cfg: train(cfg, stop))
 
 

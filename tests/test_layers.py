@@ -18,6 +18,7 @@ LAYERS = [
     {"registry", "rng"},
     {"distributed", "image_files", "images", "precision", "signals", "state_file", "tracking"},
     {"launching", "meters", "run_folder"},
+    {"slurm"},
     {"noise", "distances", "lpips_distance", "ema", "optimizers", "backbones", "datasets"},
     {"denoiser"},
     {"sampling", "guidance"},
@@ -28,10 +29,10 @@ LAYERS = [
     {"config", "previews"},
     {"trainer"},
     {"worker"},
-    {"cli"},
+    {"cli", "slurm_launcher"},
     {"train", "sample"},
 ]
-HYDRA_ALLOWED = {"cli", "config", "train", "sample"}
+HYDRA_ALLOWED = {"cli", "config", "slurm_launcher", "train", "sample"}
 
 
 def modules() -> list[Path]:
