@@ -4,6 +4,8 @@ Other than the plugin it can show the script instead of submitting it (hydra.lau
 start and end, goes on when one of them fails, and leaves the queue in order when the sweep is stopped.
 """
 
+import contextlib
+import io
 import math
 import shutil
 import signal
@@ -216,11 +218,13 @@ if BaseSubmititLauncher is not None:
 
             if left[0].handle is not None:
                 return  # all at once, as one array
+            arguments = zip(*map(self._arguments, left), strict=True)
             try:
-                handles = executor.map_array(self, *zip(*map(self._arguments, left), strict=True))
+                with contextlib.redirect_stderr(io.StringIO()):  # submitit prints sbatch's words, and raises them too
+                    handles = executor.map_array(self, *arguments)
             except FailedJobError as error:
                 message = " ".join(str(error).split()) or "sbatch failed"
-                raise InputError("Slurm refused the jobs", message, fix="see hydra.launcher.dry=true") from error
+                raise InputError("Slurm refused the jobs", message, fix="hydra.launcher.dry=true shows them") from error
             for job, handle in zip(left, handles, strict=True):
                 job.handle = handle
             say(f"{len(left)} jobs submitted, from {handles[0].job_id} to {handles[-1].job_id}")

@@ -1,12 +1,14 @@
 """A Slurm of this machine for tests: called as sbatch, srun, sacct, scancel or scontrol, with its state in $FAKE_SLURM.
 
 A job runs as its script does; each of its nodes is a process here. A job of an array starts when fewer than the array's
-%limit run. Files: JOB.state (PENDING ...), JOB.script, JOB.pids of its tasks, JOB.requeue, and `calls`.
+%limit run. Files: JOB.state (PENDING ...), JOB.script, JOB.pids of its tasks, JOB.shell, JOB.requeue, and
+`calls`.
 """
 
 import fcntl
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -74,7 +76,9 @@ def run_job(number: str, job: str, limit: str) -> None:
             if state(job) != "PENDING":
                 return
             time.sleep(0.1)
-        code = subprocess.run(["bash", str(HOME / f"{number}.script")], env=environment).returncode
+        shell = subprocess.Popen(["bash", str(HOME / f"{number}.script")], env=environment)
+        (HOME / f"{job}.shell").write_text(str(shell.pid))
+        code = shell.wait()
         if not again.exists():
             break
         again.unlink()
@@ -94,7 +98,7 @@ def start(number: str, job: str, limit: int) -> bool:
 
 def srun(*arguments: str) -> None:
     job, nodes = os.environ["FAKE_JOB"], int(os.environ["FAKE_NODES"])
-    output = arguments[arguments.index("--output") + 1]
+    output = arguments[arguments.index("--output") + 1] if "--output" in arguments else str(HOME / "%j_%t.log")
     command = arguments[next(i for i, a in enumerate(arguments) if a.startswith("/") and "python" in a) :]
     array, _, task = job.partition("_")
     tasks = []
@@ -107,6 +111,8 @@ def srun(*arguments: str) -> None:
             path = path.replace(short, value)
         log = open(path, "a")  # noqa: SIM115
         tasks.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):  # srun passes on what it is sent
+        signal.signal(number, lambda number, frame: [task.send_signal(number) for task in tasks])
     (HOME / f"{job}.pids").write_text(" ".join(str(task.pid) for task in tasks))
     sys.exit(max(abs(task.wait()) for task in tasks))
 

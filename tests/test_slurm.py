@@ -41,7 +41,11 @@ def job(cfg):
         return float(cfg.seed)
     from cm_train import launching, slurm, train
     from cm_train.signals import StopFlag
+    from cm_train.trainer import Trainer
 
+    if cfg.name == "slow":
+        step = Trainer.train_step
+        Trainer.train_step = lambda self, data: (time.sleep(0.1), step(self, data))[1]
     with StopFlag() as stop:
         nodes = slurm.nodes()
         if nodes is None:
@@ -78,15 +82,13 @@ def sweep(tmp_path):
     }
     started = []
 
-    def run(launcher, *overrides):
-        argv = [sys.executable, "sweep.py", "-m", f"hydra/launcher={launcher}", "hydra.sweep.dir=sweep", *overrides]
-        started.append(
-            subprocess.Popen(
-                argv, cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-            )
-        )
+    def run(launcher, *overrides, program=("sweep.py",)):
+        argv = [sys.executable, *program, "-m", f"hydra/launcher={launcher}", "hydra.sweep.dir=sweep", *overrides]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(argv, cwd=tmp_path, env=environment, start_new_session=True, **pipes))
         return started[-1]
 
+    run.environment = environment
     yield run
     (tmp_path / "sweep").mkdir(exist_ok=True)
     (tmp_path / "sweep" / "stop").touch()
@@ -99,8 +101,8 @@ def sweep(tmp_path):
                 os.kill(int(pid), signal.SIGKILL)
 
 
-def end_of(process, code=0):
-    out, err = process.communicate(timeout=60)
+def end_of(process, code=0, patience_s=120):
+    out, err = process.communicate(timeout=patience_s)
     assert process.returncode == code, out + err
     return out, err
 
@@ -177,8 +179,10 @@ def test_without_the_plugin_or_without_slurm_one_line_says_so(tmp_path):
 
 
 def test_what_slurm_refuses_is_one_line(sweep):
-    _, err = end_of(sweep("submitit_slurm", "hydra.launcher.partition=none", "name=quick", "seed=0,1"), code=1)
-    assert "InputError: Slurm refused the jobs" in err and "invalid partition specified: none" in err
+    program = ("-m", "cm_train.train")
+    _, err = end_of(sweep("submitit_slurm", "hydra.launcher.partition=none", "seed=0,1", program=program), code=2)
+    assert "Slurm refused the jobs; got 'sbatch: error: invalid partition specified: none'" in err
+    assert len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("launcher", ["submitit_slurm", "submitit_local"])
@@ -210,6 +214,18 @@ def test_stop_file_keeps_local_jobs_from_starting(sweep, tmp_path):
     wait_for(lambda: any((tmp_path / "sweep" / ".submitit").glob("*.out")))
     (tmp_path / "sweep" / "stop").touch()
     assert results(end_of(process)[0]) == "[5.0, nan]"
+
+
+def test_an_interrupt_of_the_whole_terminal_lets_local_jobs_save(sweep, tmp_path):
+    """By itself submitit's controller would end its job a second after Ctrl-C."""
+    process = sweep("submitit_local", "mode=ict", *TINY, "steps=100000", "save_every=100000", "name=run")
+    metrics = tmp_path / "runs" / "run" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0)
+    os.killpg(process.pid, signal.SIGINT)
+    process.wait(timeout=30)
+    (log,) = (tmp_path / "sweep" / ".submitit").glob("*.out")
+    wait_for(lambda: "Exiting after successful completion" in log.read_text(), patience_s=30)
+    assert "everything saved" in log.read_text()
 
 
 def timeless(run):
@@ -261,17 +277,36 @@ def test_a_job_out_of_requeues_or_stopped_by_another_signal_is_not_requeued(swee
     assert "scontrol" not in (tmp_path / "slurm" / "calls").read_text()
 
 
-@pytest.mark.long
-def test_submitit_itself_signals_and_starts_again_a_local_job_out_of_time(sweep, command, tmp_path):
-    """Signalled 20 s after each start, and so in the middle of a run that takes longer."""
-    options = ["mode=ict", *TINY, "steps=2500", "save_every=100000", "log_every=50"]
-    limits = ["hydra.launcher.timeout_min=1.333333", "hydra.launcher.signal_delay_s=59"]
-    out, _ = end_of(sweep("submitit_local", *limits, *options, "name=parts"))
-    assert results(out) == "[0.0]"
-    (log,) = (tmp_path / "sweep" / ".submitit").glob("*.out")
-    assert "remaining timeouts" in log.read_text() and "resuming at step" in log.read_text()
+def test_the_script_in_the_docs_goes_on_after_its_time_limit(sweep, command, tmp_path):
+    """The one for a single node, with a small run in its place; its shell is signalled as it asks Slurm to."""
+    options = ["mode=ict", *TINY, "steps=60", "save_every=1000", "log_every=5"]
+    docs = (Path(__file__).parent.parent / "docs" / "clusters.md").read_text()
+    script = docs.split("```bash\n")[1].split("```")[0]
+    small = " ".join([sys.executable, "-m", "cm_train.train", *options, "name=parts"])
+    assert "--signal=B:USR1" in script and "cm-train experiment=imagenet64-cd" in script
+    (tmp_path / "job.sh").write_text(script.replace("cm-train experiment=imagenet64-cd", small))
+    assert subprocess.run(["sbatch", "job.sh"], cwd=tmp_path, env=sweep.environment).returncode == 0
+    metrics = tmp_path / "runs" / "parts" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0)
+    os.kill(int((tmp_path / "slurm" / "100.shell").read_text()), signal.SIGUSR1)
+    wait_for(lambda: (tmp_path / "slurm" / "100.state").read_text() in ("COMPLETED", "FAILED"))
+    assert (tmp_path / "slurm" / "100.state").read_text() == "COMPLETED"
+    assert "scontrol requeue 100" in (tmp_path / "slurm" / "calls").read_text()
     assert command("train", *options, "name=whole").returncode == 0
     assert_same_bits(tmp_path / "runs" / "parts", tmp_path / "runs" / "whole")
+
+
+@pytest.mark.long
+def test_submitit_itself_signals_and_starts_again_a_local_job_out_of_time(sweep, command, tmp_path):
+    """Signalled 15 s after each start, which is in the middle of a run of more than 15 s."""
+    options = ["mode=ict", *TINY, "steps=150", "save_every=1000", "log_every=10"]
+    limits = ["hydra.launcher.timeout_min=1.25", "hydra.launcher.signal_delay_s=60"]
+    out, _ = end_of(sweep("submitit_local", *limits, *options, "name=slow"), patience_s=240)
+    assert results(out) == "[0.0]"
+    (log,) = (tmp_path / "sweep" / ".submitit").glob("*.out")
+    assert "Requeued job" in log.read_text() and "resuming at step" in log.read_text()
+    assert command("train", *options, "name=whole").returncode == 0
+    assert_same_bits(tmp_path / "runs" / "slow", tmp_path / "runs" / "whole")
 
 
 def test_two_nodes_train_the_run_of_one_process(sweep, command, tmp_path):
