@@ -9,15 +9,16 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
 from .distributed import RankLost, World, joined
 from .errors import InputError, TrainingFailed
-from .signals import StopFlag
+from .signals import EARLY, StopFlag
 from .tracking import complain
 
 # How a command reaches the ranks that it started.
@@ -39,12 +40,48 @@ def num_ranks(devices: int | str) -> int:
     return devices
 
 
+@dataclass(frozen=True)
+class Nodes:
+    """The machines that run one job together: how many, which this is, and where they meet."""
+
+    num: int
+    index: int
+    host: str  # the first one's name
+    port: int  # free on it, and the same on all
+    job: str  # a name that no other job has
+
+
 def launch(num: int, module: str, argument: str, stop: StopFlag) -> int:
     """Run `python -m module argument` as `num` ranks on this machine and return their exit code.
 
     Once `stop` says so, the ranks are asked to save and end by themselves. A rank that dies takes the others with it
     within seconds.
     """
+    meeting = {
+        "run_id": f"cm-train-{os.getpid()}",
+        "rdzv_backend": "c10d",
+        "rdzv_endpoint": "localhost:0",  # a free port each: two jobs on one machine don't meet
+        "local_addr": "localhost",
+    }
+    return _supervise(1, num, meeting, ("-m", module, argument), stop)
+
+
+def launch_across(nodes: Nodes, num: int, module: str, arguments: Sequence[str], stop: StopFlag) -> int:
+    """Run `python -m module arguments...` as `num` ranks on each of `nodes`, as torchrun does; called on every node.
+
+    Returns the exit code of this node's ranks, which are stopped as `launch` stops them; what one node is told, the
+    ranks of all agree on.
+    """
+    meeting = {
+        "run_id": nodes.job,
+        "rdzv_backend": "static",  # so that rank 0 is on node 0
+        "rdzv_endpoint": f"{nodes.host}:{nodes.port}",
+        "rdzv_configs": {"rank": nodes.index},
+    }
+    return _supervise(nodes.num, num, meeting, ("-m", module, *arguments), stop)
+
+
+def _supervise(num_nodes: int, num: int, meeting: dict[str, Any], command: Sequence[str], stop: StopFlag) -> int:
     codes: list[int] = []
     with tempfile.TemporaryDirectory(prefix="cm-train-", ignore_cleanup_errors=True) as folder, _environment(num):
         stop_file = Path(folder) / "stop"
@@ -52,10 +89,10 @@ def launch(num: int, module: str, argument: str, stop: StopFlag) -> int:
         if stop.deadline is not None:
             os.environ[_DEADLINE] = repr(stop.deadline)
         # The launcher in a thread, since in the main one it would take the signals for itself and kill on them.
-        thread = threading.Thread(target=lambda: codes.append(_launch(num, module, argument)), daemon=True)
-        thread.start()
-        while thread.is_alive():
-            thread.join(0.1)
+        work = threading.Thread(target=lambda: codes.append(_launch(num_nodes, num, meeting, command)), daemon=True)
+        work.start()
+        while work.is_alive():
+            work.join(0.1)
             if stop():
                 with contextlib.suppress(OSError):  # tried again in a moment; the system may have swept the folder away
                     stop_file.parent.mkdir(exist_ok=True)
@@ -63,27 +100,25 @@ def launch(num: int, module: str, argument: str, stop: StopFlag) -> int:
     return codes[0] if codes else 1
 
 
-def _launch(num: int, module: str, argument: str) -> int:
+def _launch(num_nodes: int, num: int, meeting: dict[str, Any], command: Sequence[str]) -> int:
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks speak for themselves
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=num,
-        run_id=f"cm-train-{os.getpid()}",
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",  # a free port each: two jobs on one machine don't meet
-        local_addr="localhost",
-        max_restarts=0,
-    )
+    signal.pthread_sigmask(signal.SIG_BLOCK, EARLY)  # in this thread only, and in the ranks that it starts
+    config = LaunchConfig(min_nodes=num_nodes, max_nodes=num_nodes, nproc_per_node=num, max_restarts=0, **meeting)
     try:
-        elastic_launch(config, sys.executable)("-m", module, argument)
+        elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
         # Ranks that the launcher ended after the first wrong input have said nothing of their own.
         return 2 if 2 in codes and all(code in (2, -signal.SIGTERM) for code in codes) else 1
+    except DistError as error:
+        if num_nodes == 1:
+            raise
+        complain(f"cm-train: the nodes did not meet at {meeting['rdzv_endpoint']}: {str(error).splitlines()[0]}")
+        return 1
     return 0
 
 
@@ -103,9 +138,21 @@ def _environment(num: int):
 
 def stop_of_parent() -> StopFlag:
     """What stops a rank that `launch` started: signals, and its parent's word and deadline."""
+    stop = StopFlag()
+    heed_parent(stop)
+    return stop
+
+
+def heed_parent(stop: StopFlag) -> None:
+    """Have `stop` heed the word and deadline of the parent too, where `launch` or `launch_across` is that."""
+    if _PARENT not in os.environ:
+        return
     _die_with_parent()
     deadline, file = os.environ.get(_DEADLINE), os.environ.get(_STOP_FILE)
-    return StopFlag(float(deadline) if deadline else None, Path(file) if file else None)
+    if deadline:
+        stop.deadline = float(deadline)
+    if file:
+        stop.file = Path(file)
 
 
 def as_rank(body: Callable[[World], int]) -> NoReturn:

@@ -20,10 +20,12 @@ def train(cfg: DictConfig, stop: StopFlag, started: float = _STARTED) -> int:
     """The command on one composed config; `started`, in seconds since the epoch, is what max_hours counts from."""
     from .config import parse  # torch is imported from here on
     from .distributed import is_launched
+    from .launching import heed_parent
 
     config = parse(cfg)
     stop.deadline = None if config.max_hours is None else started + config.max_hours * 3600
     if is_launched():
+        heed_parent(stop)
         _train_as_rank(config, cfg, stop)
     finished = _train(config, cfg, lambda run: _execute(run, stop), stop)
     return cli.DONE if finished else cli.STOPPED

@@ -6,7 +6,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-_CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+_CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+# What clusters send a moment before they end a job. Ranks start with these blocked and StopFlag lets them in: one that
+# comes while Python is still starting waits, where its default would end the rank.
+EARLY = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopFlag:
@@ -15,26 +18,30 @@ class StopFlag:
     Args:
         deadline: seconds since the epoch, as time.time() counts.
         file: stops as soon as this exists.
+
+    `caught` has the numbers of the signals that came.
     """
 
     def __init__(self, deadline: float | None = None, file: Path | None = None) -> None:
-        self.deadline, self._file = deadline, file
-        self._asked = False
+        self.deadline, self.file = deadline, file
+        self.caught: set[int] = set()
 
     def __call__(self, reserve_s: float = 0.0) -> bool:
         """Whether to stop now; `reserve_s` is what one more step and a save would take."""
         late = self.deadline is not None and time.time() + reserve_s >= self.deadline
-        return self._asked or late or (self._file is not None and self._file.exists())
+        return bool(self.caught) or late or (self.file is not None and self.file.exists())
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
-        if self._asked and number == signal.SIGINT:
+        if self.caught and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._asked = True
+        self.caught.add(number)
 
     def __enter__(self) -> "StopFlag":
         self._before: dict[int, Any] = {s: signal.signal(s, self._catch) for s in _CAUGHT}
+        self._mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, _CAUGHT)
         return self
 
     def __exit__(self, *_: object) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         for number, handler in self._before.items():
             signal.signal(number, handler)

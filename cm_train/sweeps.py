@@ -5,7 +5,6 @@ machine: `sweep.json` (what is swept, and since when), `jobs/` (what became of e
 """
 
 import hashlib
-import importlib
 import itertools
 import json
 import math
@@ -21,11 +20,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
@@ -52,7 +49,6 @@ def _jobs_at_once(launcher: str) -> int:
 
 OmegaConf.register_new_resolver("jobs_at_once", _jobs_at_once)
 
-_PLUGINS = {"optuna_search": "hydra/sweeper=optuna"}
 _here: list[Path] = []  # the folder of the sweep that this process leads, where it leads one
 
 
@@ -83,7 +79,6 @@ def lead(stop: StopFlag) -> NoReturn:
             values = {"argv": sys.argv, "keys": [o.key_or_group for o in swept], "started": started}
             write_whole(folder / "sweep.json", json.dumps(values, indent=1).encode())
             _here.append(folder.resolve())
-            _load_plugins(sys.argv[1:])
             try:
                 code = cli.under_hydra("train", job)
             except SystemExit as end:  # of a job that was stopped, or a launcher that has nothing to run
@@ -99,28 +94,6 @@ def lead(stop: StopFlag) -> NoReturn:
     stopped = (folder / "stop").exists()
     sweep_table.show(jobs, folder, time.time() - started)
     sys.exit(_exit_code(jobs, stopped, code))
-
-
-def _load_plugins(arguments: list[str]) -> None:
-    """Let Hydra know our own sweepers, those asked for, since their libraries are heavy; and prefer our presets.
-
-    Raises:
-        InputError: such a library is not installed.
-    """
-    Plugins.instance()  # they have stored their presets now; a file of the same name would be checked against these
-    stored = ConfigStore.instance().repo["hydra"]
-    for path in cli.conf_dir().glob("hydra/*/*.yaml"):
-        stored.get(path.parent.name, {}).pop(path.name, None)
-    for module, choice in _PLUGINS.items():
-        if any(a.startswith(choice) for a in arguments):
-            try:
-                plugin = importlib.import_module(f".{module}", __package__)
-                hydra_plugins = importlib.import_module("hydra_plugins")
-            except ImportError as error:
-                raise InputError(f"{choice} needs {error.name}", fix="pip install 'cm-train[sweeps]'") from None
-            # Hydra takes plugins from that package alone.
-            sys.modules[f"hydra_plugins.{module}"] = plugin
-            setattr(hydra_plugins, module, plugin)
 
 
 def _exit_code(jobs: list[Job], stopped: bool, code: int) -> int:
@@ -195,25 +168,35 @@ def job(cfg: DictConfig) -> float:
     Returns:
         The metric that `objective_metric` names, for sweepers that search; NaN where there is none.
     """
+    from . import slurm  # torch is imported from here on
+
     folder = Path(HydraConfig.get().sweep.dir).resolve()
     leading = folder in _here
     sweep = json.loads((folder / "sweep.json").read_text())
     if not leading:
         sys.argv[:] = sweep["argv"]  # what messages and locks call this command
     record = Job(int(HydraConfig.get().job.num), " ".join(_own(sweep)))
+    nodes = slurm.nodes()
+    writes = nodes is None or nodes.index == 0
     with StopFlag(file=folder / "stop") as stop:
         if stop():
             return math.nan
-        record.write(folder)
+        _settle(cfg, sweep, folder)
+        record.folder = str(cfg.run_dir)
+        if writes:
+            record.write(folder)
         began = time.time()
-        outcome = _attempt(cfg, stop, sweep, folder, record)
+        outcome = _attempt(cfg, stop, sweep["started"], nodes)
     record.state, record.complaint = _STATES[outcome.code], outcome.complaint
     record.seconds = time.time() - began
     value = _read_metric(cfg, record)
-    record.write(folder)
-    if outcome.complaint:
-        cli.complain(f"job {record.number} ({record.swept}): {outcome.complaint}")
-    if outcome.code == cli.STOPPED or (outcome.code != cli.DONE and cfg.fail_fast):
+    if writes:
+        record.write(folder)
+        if outcome.complaint:
+            cli.complain(f"job {record.number} ({record.swept}): {outcome.complaint}")
+    slurm.requeue_if_asked(stop)
+    # What stops one job of a cluster, its time limit or a scancel, is nothing to the others.
+    if (outcome.code == cli.STOPPED and not slurm.in_job()) or (outcome.code != cli.DONE and cfg.fail_fast):
         _stop_all(folder)
         if leading:
             sys.exit(outcome.code)  # past Hydra, which would start the next job
@@ -223,18 +206,36 @@ def job(cfg: DictConfig) -> float:
     return value
 
 
-def _attempt(cfg: DictConfig, stop: StopFlag, sweep: dict[str, Any], folder: Path, record: Job) -> cli.Outcome:
+def _settle(cfg: DictConfig, sweep: dict[str, Any], folder: Path) -> None:
+    """Name the job's run after what it sets, and its curves' group after the sweep."""
     parts = [part.replace("=", "-") for part in _own(sweep) if part.split("=")[0] not in _NOT_IN_NAMES]
     if parts and not {"name", "run_dir"} & set(sweep["keys"]):
         cfg.name = "-".join([cfg.name, *map(_clean, parts)])
     if cfg.tracking.group is None:
         cfg.tracking.group = folder.name
-    record.folder = str(cfg.run_dir)
+
+
+def _attempt(cfg: DictConfig, stop: StopFlag, started: float, nodes: Any) -> cli.Outcome:
     try:
-        return cli.attempt(lambda: train(cfg, stop, sweep["started"]))
+        if nodes is None:
+            return cli.attempt(lambda: train(cfg, stop, started))
+        return cli.attempt(lambda: _train_across(cfg, stop, nodes))
     except Exception as error:  # our own mistake, but the other jobs' runs are as good as ever
         traceback.print_exc()
         return cli.Outcome(cli.FAILED, f"{type(error).__name__}: {error}")
+
+
+def _train_across(cfg: DictConfig, stop: StopFlag, nodes: Any) -> int:
+    """This node's part of a run on several: the ranks compose the config themselves, as under torchrun."""
+    from . import checkpoint, launching
+    from .slurm_launcher import job_arguments
+
+    settled = job_arguments(**{"name": cfg.name, "tracking.group": cfg.tracking.group})
+    code = launching.launch_across(nodes, launching.num_ranks(cfg.devices), "cm_train.train", settled, stop)
+    if code != cli.DONE:
+        return code
+    newest = checkpoint.newest_manifest(Path(os.path.expanduser(cfg.run_dir)))
+    return cli.DONE if newest is not None and newest.finished else cli.STOPPED
 
 
 def _own(sweep: dict[str, Any]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import sys
 
-from . import cli, sweeps
+from . import cli, plugins, sweeps
 from .runs import train
 from .signals import StopFlag
 
@@ -13,6 +13,7 @@ def main() -> None:
 
         print(*lines(), sep="\n", end="\n\n")
     with StopFlag() as stop:  # before the heavy imports: a signal is heeded from the first moment
+        plugins.register()
         if sweeps.asked_for(sys.argv):
             sweeps.lead(stop)
         cli.run("train", lambda cfg: train(cfg, stop))

@@ -20,6 +20,7 @@ LAYERS = [
     {"files", "registry", "rng"},
     {"distributed", "images", "precision", "signals", "state_file", "tracking"},
     {"gpus", "image_files", "launching", "meters", "run_folder", "sweep_table"},
+    {"slurm"},
     {"noise", "distances", "lpips_distance", "ema", "optimizers", "backbones", "datasets"},
     {"denoiser"},
     {"sampling", "guidance"},
@@ -30,9 +31,10 @@ LAYERS = [
     {"config", "previews"},
     {"trainer"},
     {"announce", "worker"},
-    {"cli", "teachers"},
+    {"cli", "optuna_search", "slurm_launcher", "teachers"},
+    {"plugins"},
     {"info", "runs"},
-    {"optuna_search", "sweeps"},
+    {"sweeps"},
     {"train", "sample"},
 ]
 # Within a folder siblings import only its `base`, unless it has layers of its own.
@@ -46,7 +48,7 @@ INNER_LAYERS = {
     ],
 }
 TRACKERS = {"wandb", "tensorboard"}
-HYDRA_ALLOWED = {"cli", "config", "optuna_search", "runs", "sample", "sweeps", "teachers"}
+HYDRA_ALLOWED = {"cli", "config", "optuna_search", "plugins", "runs", "sample", "slurm_launcher", "sweeps", "teachers"}
 
 
 def modules() -> list[Path]:

@@ -4,16 +4,17 @@ import time
 
 import pytest
 
-from cm_train.signals import StopFlag
+from cm_train.signals import EARLY, StopFlag
 
 
 def test_stop_flag_is_set_by_each_signal_and_handlers_come_back():
     before = signal.getsignal(signal.SIGTERM)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
         with StopFlag() as stop:
             assert not stop()
             os.kill(os.getpid(), number)
             assert stop()
+            assert stop.caught == {number}
     assert signal.getsignal(signal.SIGTERM) == before
 
 
@@ -36,3 +37,15 @@ def test_stop_flag_heeds_its_file(tmp_path):
     assert not stop()
     (tmp_path / "stop").touch()
     assert stop()
+
+
+def test_a_signal_that_was_blocked_until_the_handler_stood_is_heeded():
+    """As a rank inherits it: what came while Python was starting is not lost, and did not end it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, EARLY)
+    try:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        with StopFlag() as stop:
+            assert stop()
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) >= set(EARLY)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

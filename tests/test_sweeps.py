@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,7 +15,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from cm_train import cli, gpus, sweeps
 from cm_train.config import parse
-from cm_train.errors import InputError
 from cm_train.sweep_table import Job, final_metric, read_jobs
 from conftest import TINY, children, wait_for
 
@@ -136,11 +136,20 @@ def test_unknown_objective_metric_fails(command, tmp_path):
     assert done.returncode == 1 and "objective_metric=fid is not in its metrics.jsonl" in done.stderr
 
 
-def test_missing_plugin_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    monkeypatch.delitem(sys.modules, "cm_train.optuna_search", raising=False)
-    with pytest.raises(InputError, match=r"hydra/sweeper=optuna needs optuna; fix: pip install 'cm-train\[sweeps\]'"):
-        sweeps._load_plugins(["hydra/sweeper=optuna"])
+@pytest.mark.parametrize(
+    ("choice", "package"),
+    [
+        ("hydra/launcher=joblib", "hydra_plugins.hydra_joblib_launcher"),
+        ("hydra/launcher=submitit_slurm", "hydra_plugins.hydra_submitit_launcher"),
+        ("hydra/sweeper=optuna", "hydra_plugins.hydra_optuna_sweeper"),
+    ],
+)
+def test_missing_plugin_is_named(choice, package, tmp_path):
+    script = f"import sys; sys.modules['{package}'] = None; from cm_train.train import main; main()"
+    argv = [sys.executable, "-c", script, "-m", choice, "seed=0,1"]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1 and "fix: pip install 'cm-train[sweeps]'" in done.stderr
 
 
 def test_sweep_has_one_folder_whatever_the_order_and_the_launcher():
