@@ -72,7 +72,7 @@ class _Job:
             self.ended_at = time.monotonic()
         elif self.ended_at is not None and time.monotonic() > self.ended_at + _RESULT_PATIENCE_S:
             if self.started:
-                self.fail(f"failed: Slurm says {self.first.state}, log {log}")
+                self.fail(f"failed without a result ({self.first.state}), log {log}")
             else:
                 self.fail("did not start")
 

@@ -191,7 +191,7 @@ def test_jobs_that_fail_are_nan_and_the_others_go_on(launcher, sweep, tmp_path):
     assert results(out) == "[5.0, nan, nan]"
     assert "job 0 (name=quick seed=5) runs as" in err and "job 0 (name=quick seed=5) ended" in err
     assert "job 1 (name=raise seed=5) failed: RuntimeError('a bug'), log" in err
-    assert "job 2 (name=die seed=5) failed: Slurm says F" in err  # FAILED there, FINISHED here
+    assert "job 2 (name=die seed=5) failed without a result (F" in err  # FAILED there, FINISHED here
     assert "Traceback" not in err
     logs = [Path(line.split(" log ")[1]) for line in err.splitlines() if " log " in line]
     assert all(log.is_file() for log in logs)
