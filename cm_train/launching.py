@@ -51,8 +51,8 @@ class Nodes:
     job: str  # a name that no other job has
 
 
-def launch(num: int, module: str, argument: str, stop: StopFlag) -> int:
-    """Run `python -m module argument` as `num` ranks on this machine and return their exit code.
+def launch(num: int, module: str, argument: str, stop: StopFlag) -> tuple[int, str]:
+    """Run `python -m module argument` as `num` ranks on this machine; their exit code, and what they told of its cause.
 
     Once `stop` says so, the ranks are asked to save and end by themselves. A rank that dies takes the others with it
     within seconds.
@@ -66,11 +66,11 @@ def launch(num: int, module: str, argument: str, stop: StopFlag) -> int:
     return _supervise(1, num, meeting, ("-m", module, argument), stop)
 
 
-def launch_across(nodes: Nodes, num: int, module: str, arguments: Sequence[str], stop: StopFlag) -> int:
+def launch_across(nodes: Nodes, num: int, module: str, arguments: Sequence[str], stop: StopFlag) -> tuple[int, str]:
     """Run `python -m module arguments...` as `num` ranks on each of `nodes`, as torchrun does; called on every node.
 
-    Returns the exit code of this node's ranks, which are stopped as `launch` stops them; what one node is told, the
-    ranks of all agree on.
+    Returns as `launch` does, for this node's ranks, which are stopped as there; what one node is told, the ranks of all
+    agree on.
     """
     meeting = {
         "run_id": nodes.job,
@@ -81,7 +81,9 @@ def launch_across(nodes: Nodes, num: int, module: str, arguments: Sequence[str],
     return _supervise(nodes.num, num, meeting, ("-m", module, *arguments), stop)
 
 
-def _supervise(num_nodes: int, num: int, meeting: dict[str, Any], command: Sequence[str], stop: StopFlag) -> int:
+def _supervise(
+    num_nodes: int, num: int, meeting: dict[str, Any], command: Sequence[str], stop: StopFlag
+) -> tuple[int, str]:
     codes: list[int] = []
     with tempfile.TemporaryDirectory(prefix="cm-train-", ignore_cleanup_errors=True) as folder, _environment(num):
         stop_file = Path(folder) / "stop"
@@ -97,7 +99,8 @@ def _supervise(num_nodes: int, num: int, meeting: dict[str, Any], command: Seque
                 with contextlib.suppress(OSError):  # tried again in a moment; the system may have swept the folder away
                     stop_file.parent.mkdir(exist_ok=True)
                     stop_file.touch()
-    return codes[0] if codes else 1
+        words = _heard(stop_file)
+    return codes[0] if codes else 1, words
 
 
 def _launch(num_nodes: int, num: int, meeting: dict[str, Any], command: Sequence[str]) -> int:
@@ -147,12 +150,35 @@ def heed_parent(stop: StopFlag) -> None:
     """Have `stop` heed the word and deadline of the parent too, where `launch` or `launch_across` is that."""
     if _PARENT not in os.environ:
         return
-    _die_with_parent()
+    die_with_parent()
+    if sys.platform == "linux" and str(os.getppid()) != os.environ[_PARENT]:  # it ended while this process was starting
+        _leave(1)
     deadline, file = os.environ.get(_DEADLINE), os.environ.get(_STOP_FILE)
     if deadline:
         stop.deadline = float(deadline)
     if file:
         stop.file = Path(file)
+
+
+def tell(text: str) -> None:
+    """Say in this rank's last moment why it ends: to the command that started it, or on the terminal where none did."""
+    file = os.environ.get(_STOP_FILE)
+    if file is not None:
+        with contextlib.suppress(OSError):
+            _words_file(Path(file)).write_text(text)
+            return
+    complain(f"cm-train: {text}")
+
+
+def _heard(stop_file: Path) -> str:
+    try:
+        return _words_file(stop_file).read_text()
+    except OSError:
+        return ""
+
+
+def _words_file(stop_file: Path) -> Path:
+    return stop_file.with_name("last_words")
 
 
 def as_rank(body: Callable[[World], int]) -> NoReturn:
@@ -165,19 +191,20 @@ def as_rank(body: Callable[[World], int]) -> NoReturn:
             except (InputError, TrainingFailed) as error:  # every rank meets it
                 code = 2 if isinstance(error, InputError) else 1
                 if world.is_main:
-                    complain(f"cm-train: {error}")
+                    tell(str(error))
             except Exception as error:  # this rank's own, and so no way to part from the others in good order
                 world.check_peers(error)
                 if world.is_first_to_fail():
                     traceback.print_exc()
+                    tell(f"{type(error).__name__}: {error}")
                 _leave(1)
     except RankLost as error:
         if error.is_speaker:
-            complain(f"cm-train: {error}")
+            tell(str(error))
     except InputError as error:  # there are no such ranks
         code = 2
         if os.environ.get("LOCAL_RANK", "0") == str(torch.cuda.device_count()):  # the first one too many
-            complain(f"cm-train: {error}")
+            tell(str(error))
     except KeyboardInterrupt:
         pass
     except BaseException:
@@ -192,10 +219,8 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Have the kernel end this process when its parent is gone, however that ended (Linux only)."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if str(os.getppid()) != os.environ.get(_PARENT):  # it ended while this process was starting
-            _leave(1)

@@ -17,7 +17,7 @@ from .errors import InputError
 
 # What the presets in conf/hydra call hydra_plugins.cm_train.<name>, and where it is.
 _CLASSES = {
-    "JoblibLauncher": "hydra_plugins.hydra_joblib_launcher.joblib_launcher",
+    "JoblibLauncher": "cm_train.joblib_launcher",
     "LocalLauncher": "cm_train.slurm_launcher",
     "SlurmLauncher": "cm_train.slurm_launcher",
     "OptunaSearch": "cm_train.optuna_search",
@@ -60,3 +60,8 @@ def register() -> None:
     stored = ConfigStore.instance().repo["hydra"]
     for path in cli.conf_dir().glob("hydra/*/*.yaml"):
         stored.get(path.parent.name, {}).pop(path.name, None)
+
+
+def works_side_by_side(launcher: str) -> bool:
+    """Whether a launcher's `_target_` is the one whose jobs share this machine."""
+    return launcher.endswith(".JoblibLauncher")

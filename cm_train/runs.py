@@ -16,8 +16,13 @@ from .signals import StopFlag
 _STARTED = time.time()
 
 
-def train(cfg: DictConfig, stop: StopFlag, started: float = _STARTED) -> int:
-    """The command on one composed config; `started`, in seconds since the epoch, is what max_hours counts from."""
+def train(cfg: DictConfig, stop: StopFlag, started: float = _STARTED, swept: frozenset[str] = frozenset()) -> int:
+    """The command on one composed config; its exit code.
+
+    Args:
+        started: what max_hours counts from, in seconds since the epoch.
+        swept: the keys that the jobs of a sweep set differently.
+    """
     from .config import parse  # torch is imported from here on
     from .distributed import is_launched
     from .launching import heed_parent
@@ -27,7 +32,7 @@ def train(cfg: DictConfig, stop: StopFlag, started: float = _STARTED) -> int:
     if is_launched():
         heed_parent(stop)
         _train_as_rank(config, cfg, stop)
-    finished = _train(config, cfg, lambda run: _execute(run, stop), stop)
+    finished = _train(config, cfg, lambda run: _execute(run, stop), stop, swept)
     return cli.DONE if finished else cli.STOPPED
 
 
@@ -36,8 +41,7 @@ def _train_as_rank(config: Any, cfg: DictConfig, stop: StopFlag) -> NoReturn:
     from . import registry, worker
     from .config import RunConfig, dump
     from .errors import InputError
-    from .launching import as_rank
-    from .tracking import complain
+    from .launching import as_rank, tell
 
     def lead(world: Any) -> int:
         def send_and_run(run: Any) -> bool:
@@ -49,7 +53,7 @@ def _train_as_rank(config: Any, cfg: DictConfig, stop: StopFlag) -> NoReturn:
             _check_launched(config)
             _train(config, cfg, send_and_run, stop)
         except InputError as error:
-            complain(f"cm-train: {error}")
+            tell(str(error))
             code = cli.WRONG_INPUT
         world.from_main(("end", code))
         # Stopped is done here: torchrun may start a job again that failed, and this one was asked to stop.
@@ -78,28 +82,35 @@ def _execute(config: Any, stop: StopFlag) -> bool:
     """Train a run whose config lies in its folder: here where one process does it, else in ranks of its own."""
     from . import checkpoint, gpus, launching, worker
     from .errors import InputError, TrainingFailed
+    from .plugins import works_side_by_side
 
     hydra = HydraConfig.get()
-    shared = hydra.mode == RunMode.MULTIRUN and "joblib" in hydra.launcher["_target_"]
-    num = launching.num_ranks(1 if shared and config.devices == "auto" else config.devices)
+    sweeping = hydra.mode == RunMode.MULTIRUN
+    alone = sweeping and works_side_by_side(hydra.launcher["_target_"]) and config.devices == "auto"
+    num = 1 if alone else launching.num_ranks(config.devices)
     worker.check_divides(config, num)
-    if hydra.mode != RunMode.MULTIRUN:
-        if num == 1:
-            return worker.run(config, stop)
-        code = launching.launch(num, "cm_train.worker", str(config.folder), stop)
-    else:  # in a process of its own even where it is one: a job that is killed must not take the others along
-        with gpus.reserved(num, stop) as free:
-            code = launching.launch(num, "cm_train.worker", str(config.folder), stop) if free else cli.DONE
+    if num == 1 and not sweeping:  # in a sweep a job that is killed must not take the others along
+        return worker.run(config, stop)
+    with gpus.reserved(num, stop) if sweeping else contextlib.nullcontext(True) as free:
+        if not free:
+            return False
+        code, words = launching.launch(num, "cm_train.worker", str(config.folder), stop)
     if code == cli.WRONG_INPUT:
-        raise InputError("")  # the ranks have said it
+        raise InputError(words)
     newest = checkpoint.newest_manifest(config.folder)
     if code != cli.DONE:
         kept = "nothing was saved yet" if newest is None else f"the same command goes on from step {newest.step}"
-        raise TrainingFailed(f"a rank failed; {kept}")
+        raise TrainingFailed(words if "; fix: " in words else f"{words or 'a rank failed'}; {kept}")
     return newest is not None and newest.step >= config.steps
 
 
-def _train(config: Any, cfg: DictConfig, execute: Callable[[Any], bool], stop: StopFlag) -> bool:
+def _train(
+    config: Any,
+    cfg: DictConfig,
+    execute: Callable[[Any], bool],
+    stop: StopFlag,
+    swept: frozenset[str] = frozenset(),
+) -> bool:
     """Train the run of `config`, new or resumed; False where it was stopped early."""
     from . import announce, checkpoint, run_folder
     from .config import dump, read_back
@@ -110,7 +121,7 @@ def _train(config: Any, cfg: DictConfig, execute: Callable[[Any], bool], stop: S
         if config.init not in ("random", "teacher"):
             checkpoint.resolve(config.init)
         config.check_machine()
-        config = inherit(config, cfg, lambda teacher: _train(teacher, cfg, execute, stop), stop)
+        config = inherit(config, cfg, lambda teacher: _train(teacher, cfg, execute, stop), stop, swept)
         if config is None:
             return False
         newest = checkpoint.newest_manifest(config.folder)

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-_CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # What clusters send a moment before they end a job. Ranks start with these blocked and StopFlag lets them in: one that
 # comes while Python is still starting waits, where its default would end the rank.
 EARLY = (signal.SIGUSR1, signal.SIGUSR2)
@@ -37,8 +37,8 @@ class StopFlag:
         self.caught.add(number)
 
     def __enter__(self) -> "StopFlag":
-        self._before: dict[int, Any] = {s: signal.signal(s, self._catch) for s in _CAUGHT}
-        self._mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, _CAUGHT)
+        self._before: dict[int, Any] = {s: signal.signal(s, self._catch) for s in CAUGHT}
+        self._mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)
         return self
 
     def __exit__(self, *_: object) -> None:

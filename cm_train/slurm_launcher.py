@@ -93,12 +93,12 @@ class _Job:
         say(f"{self.label} ended")
 
     def fail(self, how: str) -> None:
-        """Give it the result of a failed job: NaN, for which no sweeper ends the sweep."""
+        """Give it the result of a failed job: None, for which no sweeper ends the sweep."""
         from .tracking import say
 
         say(f"{self.label} {how}")
         self.result = JobReturn(self.overrides, status=JobStatus.COMPLETED)
-        self.result.return_value = math.nan
+        self.result.return_value = None
 
 
 class _SubmititLauncher(BaseSubmititLauncher):
@@ -113,7 +113,7 @@ class _SubmititLauncher(BaseSubmititLauncher):
         self._parameters = {k: v for k, v in self.params.items() if k not in self._NOT_PARAMETERS and v is not None}
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run every job to its end; NaN is the result of those that failed or were not started any more.
+        """Run every job to its end; None is the result of those that failed or were not started any more.
 
         Raises:
             InputError: there is no Slurm, or it refuses the jobs.

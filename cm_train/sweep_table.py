@@ -28,7 +28,7 @@ class Job:
     complaint: str = ""
 
     def write(self, folder: Path) -> None:
-        with suppress(OSError):  # a full disk; the table then says less
+        with suppress(OSError):  # a full disk
             write_whole(folder / "jobs" / f"{self.number:05d}.json", json.dumps(asdict(self), indent=1).encode())
 
 
@@ -53,7 +53,11 @@ def read_jobs(folder: Path, grid: list[str]) -> list[Job]:
     Args:
         grid: what each job sets, where that is known beforehand; empty for a search.
     """
-    jobs = {j.number: j for j in (Job(**json.loads(p.read_text())) for p in sorted((folder / "jobs").glob("*.json")))}
+    jobs = {}
+    for path in sorted((folder / "jobs").glob("*.json")):
+        with suppress(OSError, ValueError, TypeError):  # somebody else's file
+            job = Job(**json.loads(path.read_text()))
+            jobs[job.number] = job
     for j in jobs.values():
         if j.state == "running":  # and nobody is left who could be
             j.state = "killed"
@@ -62,12 +66,20 @@ def read_jobs(folder: Path, grid: list[str]) -> list[Job]:
     return list(jobs.values())
 
 
+def _shown(job: Job, heading: str) -> str:
+    if job.metric is None:
+        return ""
+    name, value = job.metric
+    return f"{value:.4g}" if name == heading else f"{name} {value:.4g}"
+
+
 def show(jobs: list[Job], folder: Path, seconds: float) -> None:
     """Print the table, the counts, and why jobs failed."""
-    metric = next((j.metric[0] for j in jobs if j.metric), "metric")
+    metrics = {j.metric[0] for j in jobs if j.metric}
+    metric = metrics.pop() if len(metrics) == 1 else "metric"
     table = Table("job", "sets", "state", "step", metric, "minutes", "folder")
     for j in jobs:
-        step, value = "" if j.step is None else j.step, f"{j.metric[1]:.4g}" if j.metric else ""
+        step, value = "" if j.step is None else j.step, _shown(j, metric)
         cells = [j.number, j.swept, j.state, step, value, f"{j.seconds / 60:.1f}", j.folder]
         table.add_row(*(Text(str(cell)) for cell in cells))
     console = Console(stderr=True)

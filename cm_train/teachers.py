@@ -12,11 +12,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from .signals import StopFlag
 
 
-def inherit(config: Any, cfg: DictConfig, train: Callable[[Any], bool], stop: StopFlag) -> Any:
+def inherit(config: Any, cfg: DictConfig, train: Callable[[Any], bool], stop: StopFlag, swept: frozenset[str]) -> Any:
     """The config with its teacher found (trained first where it is missing), and the teacher's backbone taken.
 
     Args:
         train: trains a run of the given config; False where it was stopped early.
+        swept: keys in which the jobs of a sweep differ, so that they can't decide anything about their teacher.
 
     Returns:
         None where the teacher's training was stopped.
@@ -30,7 +31,7 @@ def inherit(config: Any, cfg: DictConfig, train: Callable[[Any], bool], stop: St
         home = config.folder.parent / f"{config.dataset['name']}-edm"
         if home.resolve() == config.folder.resolve():
             raise InputError(f"{home} can't be its own teacher", fix="set teacher=..., or init=random")
-        if not _teacher_ready(config, cfg, home, train, stop):
+        if not _teacher_ready(config, cfg, home, train, stop, swept):
             return None
         config = config.model_copy(update={"teacher": str(home)})
     backbone = checkpoint.resolve(config.teacher)[1].backbone
@@ -45,18 +46,21 @@ def inherit(config: Any, cfg: DictConfig, train: Callable[[Any], bool], stop: St
     return config.model_copy(update={"backbone": backbone})
 
 
-def _teacher_ready(config: Any, cfg: DictConfig, home: Path, train: Callable[[Any], bool], stop: StopFlag) -> bool:
+def _teacher_ready(
+    config: Any, cfg: DictConfig, home: Path, train: Callable[[Any], bool], stop: StopFlag, swept: frozenset[str]
+) -> bool:
     """Make sure of a finished teacher in `home`, of this run's data; False where its training was stopped."""
     from . import checkpoint
     from .config import read_back
-    from .errors import InputError
+    from .errors import TrainingFailed
     from .run_folder import FolderInUse
     from .tracking import say
 
     said = False
     while (newest := checkpoint.newest_manifest(home)) is None or not newest.finished:
         # One that was begun goes on with its own settings, whatever they were.
-        teacher = _teacher_config(config, cfg, home) if newest is None else read_back(home)
+        teacher = _teacher_config(config, cfg, home, swept) if newest is None else read_back(home)
+        _check_data(config, teacher.dataset, home)
         teacher = teacher.model_copy(update={"name": home.name, "run_dir": str(home)})
         try:
             if not said:
@@ -69,17 +73,24 @@ def _teacher_ready(config: Any, cfg: DictConfig, home: Path, train: Callable[[An
             if stop():
                 return False
             time.sleep(1)
+        except TrainingFailed as error:
+            raise TrainingFailed(f"the teacher in {home}: {error}") from None
         said = True
-    data = read_back(home).dataset
+    _check_data(config, read_back(home).dataset, home)
+    return True
+
+
+def _check_data(config: Any, data: dict[str, Any], home: Path) -> None:
+    from .errors import InputError
+
     if data != config.dataset:
         raise InputError(
             f"the teacher in {home} was trained on other data: {data}",
             fix="set teacher=..., or run_dir=... in a folder of its own",
         )
-    return True
 
 
-def _teacher_config(config: Any, cfg: DictConfig, home: Path) -> Any:
+def _teacher_config(config: Any, cfg: DictConfig, home: Path, swept: frozenset[str]) -> Any:
     """mode=edm with its own recipe for the same data, backbone, precision, seed and tracking."""
     from .config import parse
 
@@ -92,8 +103,9 @@ def _teacher_config(config: Any, cfg: DictConfig, home: Path) -> Any:
     with open_dict(teacher):
         teacher.backbone = backbone
         for key in ("dataset", "devices", "precision", "compile", "seed", "tracking"):
-            teacher[key] = cfg[key]
-        if cfg.guidance != 1:
+            if key == "dataset" or key not in swept:  # else whichever job came first would have a say
+                teacher[key] = cfg[key]
+        if cfg.guidance != 1 or ("guidance" in swept and cfg.dataset.conditional):
             teacher.label_dropout = 0.1  # or it could not be guided
         teacher.name, teacher.run_dir = home.name, str(home)
     return parse(teacher)

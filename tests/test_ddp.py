@@ -295,7 +295,7 @@ def test_a_rank_that_fails_shows_its_traceback_once(tmp_path, command):
     stored = tmp_path / "runs" / "digits-ict" / "config.yaml"
     stored.write_text(stored.read_text().replace("steps: 1\n", "steps: 6\n", 1))
     code = "from cm_train import launching, signals; import sys; "
-    code += "sys.exit(launching.launch(2, 'failing', 'runs/digits-ict', signals.StopFlag()))"
+    code += "sys.exit(launching.launch(2, 'failing', 'runs/digits-ict', signals.StopFlag())[0])"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1, done.stderr
@@ -340,7 +340,7 @@ def test_learned_weights_and_buffers_of_an_objective_train_and_resume_on_ranks(t
         config = yaml.safe_load((folder / "config.yaml").read_text()) | {"steps": steps}
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         code = "from cm_train import launching, signals; import sys; "
-        code += f"sys.exit(launching.launch({ranks}, 'learned', 'runs/{name}', signals.StopFlag()))"
+        code += f"sys.exit(launching.launch({ranks}, 'learned', 'runs/{name}', signals.StopFlag())[0])"
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
         )

@@ -31,9 +31,10 @@ LAYERS = [
     {"config", "previews"},
     {"trainer"},
     {"announce", "worker"},
-    {"cli", "optuna_search", "slurm_launcher", "teachers"},
+    {"cli", "joblib_launcher", "optuna_search", "slurm_launcher", "teachers"},
     {"plugins"},
     {"info", "runs"},
+    {"sweep_job"},
     {"sweeps"},
     {"train", "sample"},
 ]
@@ -48,7 +49,8 @@ INNER_LAYERS = {
     ],
 }
 TRACKERS = {"wandb", "tensorboard"}
-HYDRA_ALLOWED = {"cli", "config", "optuna_search", "plugins", "runs", "sample", "slurm_launcher", "sweeps", "teachers"}
+PLUGINS = {"joblib_launcher", "optuna_search", "plugins", "slurm_launcher"}
+HYDRA_ALLOWED = {"cli", "config", "runs", "sample", "sweep_job", "sweeps", "teachers"} | PLUGINS
 
 
 def modules() -> list[Path]:

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
-from cm_train import cli, gpus, sweeps
+from cm_train import cli, gpus, sweep_job, sweeps
 from cm_train.config import parse
+from cm_train.errors import InputError
 from cm_train.sweep_table import Job, final_metric, read_jobs
 from conftest import TINY, children, wait_for
 
@@ -22,7 +24,7 @@ SMALL = [*TINY, "steps=4", "save_every=2"]
 
 
 def jobs_of(folder):
-    (sweep,) = (folder / "runs" / "sweeps").iterdir()
+    sweep = max((folder / "runs" / "sweeps").iterdir(), key=lambda path: (path / "sweep.json").stat().st_mtime)
     return [json.loads(p.read_text()) for p in sorted((sweep / "jobs").iterdir())]
 
 
@@ -72,6 +74,8 @@ def test_fail_fast_stops_the_rest(command, tmp_path):
     done = command("train", "-m", "mode=edm", "optimizer.lr=-1,1e-3", *SMALL, "fail_fast=true")
     assert done.returncode == 2
     assert states(tmp_path) == ["refused"] and "1 not started" in done.stderr
+    done = command("train", "-m", "mode=edm", "seed=0,1", *SMALL, "fail_fast=true", "objective_metric=fid")
+    assert done.returncode == 1 and "1 not started" in done.stderr
 
 
 @pytest.mark.parametrize(("launcher", "whom"), [([], "one"), (["hydra/launcher=joblib"], "group")])
@@ -152,15 +156,138 @@ def test_missing_plugin_is_named(choice, package, tmp_path):
     assert done.stderr.count("\n") == 1 and "fix: pip install 'cm-train[sweeps]'" in done.stderr
 
 
-def test_sweep_has_one_folder_whatever_the_order_and_the_launcher():
-    def folder(*arguments):
-        swept = [o for o in OverridesParser.create().parse_overrides(list(arguments)) if o.is_sweep_override()]
-        return sweeps._folder(swept, list(arguments))
+def folder_of(*arguments):
+    return sweeps._folder(OverridesParser.create().parse_overrides(list(arguments)))
 
-    same = folder("seed=0,1", "mode=ct")
-    assert same == folder("mode=ct", "hydra/launcher=joblib", "seed=0,1", "hydra.launcher.n_jobs=4")
-    assert same != folder("seed=0,1,2", "mode=ct")
+
+def test_sweep_has_one_folder_whatever_does_not_matter():
+    same = folder_of("seed=0,1", "mode=ct")
+    assert same == folder_of("mode=ct", "hydra/launcher=joblib", "seed=0,1", "+hydra.launcher.x=4", "devices=2")
+    assert same == folder_of("mode=ct", "seed=0,1", "fail_fast=true", "tracking=none", "tracking.tags=[a]")
+    assert same != folder_of("seed=0,1,2", "mode=ct")
+    assert same != folder_of("seed=0,1", "mode=ct", "steps=10"), "a search would compare what can't be compared"
     assert same.name.startswith("seed-") and "=" not in str(same)
+    assert folder_of("hydra.sweep.dir='a b'", "seed=0,1") == Path("a b")
+    many = folder_of(*(f"objective.key_{i}=1,2" for i in range(40)))
+    assert len(many.name) < 200
+    with pytest.raises(InputError, match="plain path"):
+        folder_of("hydra.sweep.dir='x/${now:%Y}'")
+
+
+def test_grid_is_known_beforehand_only_where_it_is_one():
+    def grid(*arguments):
+        return sweeps._grid(OverridesParser.create().parse_overrides(list(arguments)))
+
+    assert grid("seed=0,1", "mode=ct", "ema.decay=0.9") == ["seed=0", "seed=1"]
+    assert grid("seed=range(0,2)", "mode=ct,cd")[1] == "seed=0 mode=cd"
+    assert grid("seed=shuffle(range(0,2))") == []
+    assert grid("hydra/sweeper=optuna", "seed=choice(0,1)") == []
+
+
+@pytest.mark.parametrize("flag", ["-m", "--multirun", "--multi", "hydra.mode=MULTIRUN"])
+def test_every_way_to_ask_for_a_multirun_is_seen(flag):
+    assert sweeps.asked_for(["cm-train", flag, "seed=0,1"])
+    assert not sweeps.asked_for(["cm-train", "mode=ct"])
+
+
+def test_foreign_folder_is_not_cleared(command, tmp_path):
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "0.json").write_text("mine")
+    done = command("train", "-m", "hydra.sweep.dir=.", "mode=edm", "seed=0,1", *SMALL)
+    assert done.returncode == 2 and "is a folder of other things" in done.stderr
+    assert (tmp_path / "jobs" / "0.json").read_text() == "mine"
+
+
+def test_jobs_that_would_share_a_run_folder_are_refused_but_the_first(command, tmp_path):
+    done = command("train", "-m", "mode=edm", "seed=0,1", "run_dir=runs/one", *SMALL)
+    assert done.returncode == 2, done.stderr
+    assert "job 0 of this sweep has the run folder runs/one too" in done.stderr
+    first, second = jobs_of(tmp_path)
+    assert (first["state"], second["state"], second["metric"]) == ("finished", "refused", None)
+
+
+def test_name_that_was_set_is_told_apart_by_mode(composed, monkeypatch):
+    def name_of(*overrides):
+        cfg = composed(*overrides)
+        hydra = OmegaConf.create(
+            {"sweeper": {}, "overrides": {"task": list(overrides)}, "sweep": {"dir": "runs/sweeps/x"}}
+        )
+        monkeypatch.setattr(sweep_job.HydraConfig, "get", lambda: hydra)
+        sweep_job._settle(cfg, {"keys": ["mode", "seed"]})
+        assert cfg.tracking.group == "x"
+        return cfg.name
+
+    assert name_of("mode=ct", "seed=3") == "digits-ct-seed-3"
+    assert name_of("mode=ct", "seed=3", "name=5") == "5-mode-ct-seed-3"
+    long = name_of("mode=ct", f"name={'x' * 200}", "seed=1")
+    assert len(long) == 120 and long != name_of("mode=ct", f"name={'x' * 200}", "seed=2")
+
+
+def test_signal_before_the_first_job_is_no_success(start):
+    process = start("train", "-m", "mode=edm", "seed=0,1", *SMALL, "steps=100000")
+    time.sleep(0.5)
+    process.terminate()
+    _, told = process.communicate(timeout=60)
+    assert process.returncode in (3, -signal.SIGTERM), told  # the second: before Python could hear of it
+
+
+def test_search_lives_with_trials_that_fail(command, tmp_path):
+    pytest.importorskip("optuna")
+    search = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "mode=edm", *SMALL, "objective_metric=loss"]
+    done = command("train", *search, "hydra.sweeper.sampler.seed=1", "optimizer.lr=choice(-1,1e-3)")
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 2 and set(states(tmp_path)) == {"finished", "refused"}
+    assert "best of" in done.stderr and "optimizer.lr=0.001" in done.stderr
+    done = command("train", *search, "hydra.sweeper.n_trials=1", "optimizer.lr=choice(-1,-2)")
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 2 and "no trial has finished" in done.stderr
+    done = command("train", *search[:-1], "seed=choice(0,1)")
+    assert done.returncode == 2 and "set objective_metric=" in done.stderr
+    done = command("train", *search, "optimizer.lr=choice(-1,-2)", "hydra.sweeper.direction=maximize")
+    assert done.returncode == 2 and "is another" in done.stderr
+
+
+def test_search_runs_equal_trials_once(command, tmp_path):
+    pytest.importorskip("optuna")
+    search = ["hydra/sweeper=optuna", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweeper.n_jobs=2"]
+    done = command(
+        "train",
+        "-m",
+        *search,
+        "hydra.sweeper.n_trials=2",
+        "mode=edm",
+        "seed=choice(0)",
+        *SMALL,
+        "objective_metric=loss",
+    )
+    assert done.returncode == 0, done.stderr
+    assert states(tmp_path) == ["finished"] and "best of 2 trials" in done.stderr
+
+
+def test_killed_worker_of_joblib_leaves_a_table_and_nothing_behind(start, tmp_path):
+    process = start(
+        "train",
+        "-m",
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2",
+        "mode=edm",
+        "seed=0,1,2",
+        *TINY,
+        "steps=100000",
+    )
+    config = tmp_path / "runs" / "digits-edm-seed-1" / "config.yaml"
+    wait_for(config.exists)
+    workers = [pid for pid in children(process.pid) if "LokyProcess" in cmdline(pid)]
+    os.kill(workers[0], signal.SIGKILL)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in told and "the sweep ended early: TerminatedWorkerError" in told
+    assert "killed" in told and "1 not started" in told
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+
+
+def cmdline(pid):
+    return Path(f"/proc/{pid}/cmdline").read_text()
 
 
 def test_table_reads_what_died_as_killed_and_fills_up_the_grid(tmp_path):
@@ -169,6 +296,7 @@ def test_table_reads_what_died_as_killed_and_fills_up_the_grid(tmp_path):
     Job(0, "seed=0", "finished", step=4, metric=("loss", 0.5)).write(tmp_path)
     found = read_jobs(tmp_path, ["seed=0", "seed=1", "seed=2"])
     assert [(j.number, j.state) for j in found] == [(0, "finished"), (1, "killed"), (2, "not started")]
+    (tmp_path / "jobs" / "torn.json").write_text("[")
     assert len(read_jobs(tmp_path, [])) == 2
     assert sweeps._exit_code(found, stopped=True, code=0) == 1
     assert sweeps._exit_code([Job(0, "", "stopped")], stopped=True, code=0) == 3
@@ -184,6 +312,7 @@ def test_final_metric_prefers_agreement(tmp_path):
 
 
 def hold(num, log, seconds):
+    gpus.torch.cuda.is_available = lambda: True
     with gpus.reserved(num, lambda: False) as free:
         assert free
         names = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
@@ -215,7 +344,15 @@ def test_no_gpu_is_reserved_twice(tmp_path, monkeypatch):
             held -= set(names)
 
 
+def test_machine_without_a_usable_gpu_has_none_to_wait_for(monkeypatch):
+    monkeypatch.setattr(gpus.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    with gpus.reserved(2, lambda: True) as free:
+        assert free
+
+
 def test_waiting_for_a_gpu_can_be_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpus.torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.setattr(gpus, "_folder", lambda: tmp_path)
     with gpus.reserved(1, lambda: False) as first:

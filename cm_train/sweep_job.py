@@ -1,0 +1,152 @@
+"""One job of a sweep, in whatever process Hydra's launcher runs it: its run, and the record of what became of it."""
+
+import hashlib
+import json
+import os
+import sys
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
+
+from . import cli
+from .errors import InputError, TrainingFailed
+from .runs import train
+from .signals import StopFlag
+from .sweep_table import Job, final_metric, read_jobs
+
+_STATES = {cli.DONE: "finished", cli.FAILED: "failed", cli.WRONG_INPUT: "refused", cli.STOPPED: "stopped"}
+_LONGEST_NAME = 120  # of a run; what is longer is cut and told apart by a hash
+
+
+def run(cfg: DictConfig) -> float | None:
+    """The job; never raises what went wrong with its run.
+
+    Returns:
+        The metric that `objective_metric` names, for sweepers that search; None where there is none.
+    """
+    from . import launching, slurm  # torch is imported from here on
+
+    folder = Path(HydraConfig.get().sweep.dir).resolve()
+    sweep = json.loads((folder / "sweep.json").read_text())
+    leading = os.getpid() == sweep["pid"] and not slurm.in_job()
+    if not leading:
+        sys.argv[:] = sweep["argv"]  # what messages and locks call this command
+        if os.getppid() == sweep["pid"]:
+            launching.die_with_parent()
+    record = Job(int(HydraConfig.get().job.num), " ".join(_own(sweep)))
+    nodes = slurm.nodes()
+    home = folder if nodes is None or nodes.index == 0 else None  # one of several nodes speaks for all
+    with StopFlag(file=folder / "stop") as stop:
+        if stop():
+            return None
+        began = time.time()
+        outcome = _attempt(cfg, stop, sweep, record, home, nodes)
+    record.seconds = time.time() - began
+    record.state, record.complaint = _STATES[outcome.code], outcome.complaint
+    value = _read_metric(cfg, record)
+    if home is not None:
+        record.write(home)
+        if record.complaint:
+            cli.complain(f"job {record.number} ({record.swept}): {record.complaint}")
+    slurm.requeue_if_asked(stop)
+    bad = record.state in ("failed", "refused")
+    # What stops one job of a cluster, its time limit or a scancel, is nothing to the others.
+    if (record.state == "stopped" and not slurm.in_job()) or (bad and cfg.fail_fast):
+        with suppress(OSError):
+            (folder / "stop").touch()
+        if leading:
+            sys.exit(outcome.code)  # past Hydra, which would start the next job
+    return value
+
+
+def _attempt(
+    cfg: DictConfig, stop: StopFlag, sweep: dict[str, Any], record: Job, home: Path | None, nodes: Any
+) -> cli.Outcome:
+    def body() -> int:
+        _settle(cfg, sweep)
+        record.folder = str(cfg.run_dir)
+        if home is not None:
+            record.write(home)
+            _check_folder(record, home)
+        if nodes is None:
+            return train(cfg, stop, sweep["started"], frozenset(sweep["keys"]))
+        return _train_across(cfg, stop, nodes)
+
+    try:
+        return cli.attempt(body)
+    except Exception as error:  # our own mistake, but the other jobs' runs are as good as ever
+        traceback.print_exc()
+        return cli.Outcome(cli.FAILED, f"{type(error).__name__}: {error}")
+
+
+def _settle(cfg: DictConfig, sweep: dict[str, Any]) -> None:
+    """Name the job's run after what it sets, and its curves' group after the sweep."""
+    named = {"dataset", "mode"} if str(cfg.name) == f"{cfg.dataset.name}-{cfg.mode}" else set()
+    parts = [part for part in _own(sweep) if part.split("=")[0] not in named]
+    if parts and not {"name", "run_dir"} & set(sweep["keys"]):
+        cfg.name = _shortened("-".join([str(cfg.name), *(clean(part) for part in parts)]))
+    if cfg.tracking.group is None:
+        cfg.tracking.group = Path(HydraConfig.get().sweep.dir).name
+
+
+def clean(text: str) -> str:
+    """`text` as part of a folder's name, which must not hold an = since ckpt=... could not be parsed."""
+    return "".join(c if c.isalnum() or c in "-._" else "-" for c in text)
+
+
+def _shortened(name: str) -> str:
+    if len(name) <= _LONGEST_NAME:
+        return name
+    return f"{name[: _LONGEST_NAME - 7]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+def _check_folder(record: Job, home: Path) -> None:
+    """Refuse to share a run folder with an earlier job of this sweep. Raises InputError."""
+    for other in read_jobs(home, []):
+        if other.number < record.number and other.folder == record.folder:
+            raise InputError(
+                f"job {other.number} of this sweep has the run folder {record.folder} too",
+                fix="leave name and run_dir alone, or put what is swept into them, as in 'name=x-${seed}'",
+            )
+
+
+def _train_across(cfg: DictConfig, stop: StopFlag, nodes: Any) -> int:
+    """This node's part of a run on several: the ranks compose the config themselves, as under torchrun."""
+    from . import checkpoint, launching
+    from .slurm_launcher import job_arguments
+
+    settled = job_arguments(**{"name": cfg.name, "tracking.group": cfg.tracking.group})
+    code, words = launching.launch_across(nodes, launching.num_ranks(cfg.devices), "cm_train.train", settled, stop)
+    if code == cli.WRONG_INPUT:
+        raise InputError(words or "the log of its first node says what is wrong")
+    if code != cli.DONE:
+        raise TrainingFailed(words or "a rank failed; the job's log says more")
+    newest = checkpoint.newest_manifest(Path(os.path.expanduser(cfg.run_dir)))
+    return cli.DONE if newest is not None and newest.finished else cli.STOPPED
+
+
+def _own(sweep: dict[str, Any]) -> list[str]:
+    """What this job sets of what is swept, as "seed=0"."""
+    hydra = HydraConfig.get()
+    swept = set(sweep["keys"]) | set(dict(hydra.sweeper.get("params") or {}))
+    overrides = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
+    return [f"{o.key_or_group}={o.get_value_string()}" for o in overrides if o.key_or_group in swept]
+
+
+def _read_metric(cfg: DictConfig, record: Job) -> float | None:
+    """The run's last `objective_metric`, put into its record; a finished run without one has failed."""
+    if record.state == "refused":
+        return None  # whatever is in the folder is not this job's
+    name, record.step, value = final_metric(Path(os.path.expanduser(record.folder)), cfg.objective_metric)
+    if value is not None:
+        record.metric = name, value
+    elif record.state == "finished" and cfg.objective_metric is not None:
+        record.state = "failed"
+        record.complaint = f"objective_metric={name} is not in its metrics.jsonl"
+    return value if record.state == "finished" else None
