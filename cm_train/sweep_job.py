@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import traceback
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from omegaconf import DictConfig
 
 from . import cli
 from .errors import InputError, TrainingFailed
+from .plugins import works_side_by_side
 from .runs import train
 from .signals import StopFlag
 from .sweep_table import Job, final_metric, read_jobs
+from .tracking.terminal import labelled
 
 _STATES = {cli.DONE: "finished", cli.FAILED: "failed", cli.WRONG_INPUT: "refused", cli.STOPPED: "stopped"}
 _LONGEST_NAME = 120  # of a run; what is longer is cut and told apart by a hash
@@ -46,7 +48,9 @@ def run(cfg: DictConfig) -> float | None:
         if stop():
             return None
         began = time.time()
-        outcome = _attempt(cfg, stop, sweep, record, home, nodes)
+        beside_others = works_side_by_side(HydraConfig.get().launcher["_target_"])
+        with labelled(f"job {record.number}") if beside_others else nullcontext():
+            outcome = _attempt(cfg, stop, sweep, record, home, nodes)
     record.seconds = time.time() - began
     record.state, record.complaint = _STATES[outcome.code], outcome.complaint
     value = _read_metric(cfg, record)

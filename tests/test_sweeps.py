@@ -64,7 +64,7 @@ def test_killed_job_leaves_the_others_alone_and_resumes(command, start, tmp_path
     assert process.returncode == 1, told
     first, second = jobs_of(tmp_path)
     assert (first["state"], second["state"]) == ("failed", "finished")
-    assert 5 <= first["step"] < 60, "killed too late to show anything"
+    assert 2 <= first["step"] < 60, "killed too late to show anything"
     again = command("train", "-m", "mode=ct", "seed=0,1", *TINY, "steps=60", "save_every=5", "devices=2")
     assert again.returncode == 0, again.stderr
     assert "resuming at step" in again.stderr and states(tmp_path) == ["finished"] * 2
@@ -107,6 +107,7 @@ def test_jobs_side_by_side_train_their_teacher_once(command, start, tmp_path):
     done = command("train", "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "mode=cd", "seed=0,1", *SMALL)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("edm on digits: 300 steps") == 1
+    assert "[job 0] " in done.stderr and "[job 1] " in done.stderr
     assert "waiting for the teacher: run folder runs/digits-edm is in use" in done.stderr
     assert states(tmp_path) == ["finished"] * 2
 

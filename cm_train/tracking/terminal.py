@@ -3,6 +3,7 @@
 import contextlib
 import os
 import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 _QUIET = "CM_TRAIN_QUIET"  # in the environment, since a run's ranks are processes of their own
+_LABEL = "CM_TRAIN_LABEL"
 live_bars: list["Progress"] = []  # what is on the terminal now, the newest last
 
 
@@ -23,6 +25,21 @@ def silence() -> None:
 def is_quiet() -> bool:
     """Whether only errors may be shown."""
     return os.environ.get(_QUIET, "0") not in ("", "0")
+
+
+@contextlib.contextmanager
+def labelled(label: str) -> Iterator[None]:
+    """For a job beside others on one terminal: its lines, its ranks' too, begin with `label`, and it draws no bar."""
+    os.environ[_LABEL] = label
+    try:
+        yield
+    finally:
+        del os.environ[_LABEL]
+
+
+def is_shared() -> bool:
+    """Whether others write on this terminal at the same time."""
+    return _LABEL in os.environ
 
 
 def say(text: str) -> None:
@@ -41,7 +58,8 @@ def complain(text: str) -> None:
 def put(text: str, console: "Console") -> None:
     """One line of plain text on `console`."""
     with contextlib.suppress(OSError, SystemExit):  # a full disk or a closed pipe behind stderr must not end a run
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        label = f"[{os.environ[_LABEL]}] " if is_shared() else ""
+        console.print(label + text, highlight=False, markup=False, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:
