@@ -56,8 +56,7 @@ def lead(stop: StopFlag) -> NoReturn:
         new = not folder.exists()
         with lock(folder), _stoppable(folder, stop):
             _clear(folder)
-            sys.argv = [a for a in sys.argv if not a.lstrip("+").startswith("hydra.sweep.dir=")]
-            sys.argv.append(f"hydra.sweep.dir='{folder}'")
+            _set_folder(folder)
             keys = [o.key_or_group for o in swept]
             values = {"argv": sys.argv, "keys": keys, "started": started, "pid": os.getpid()}
             write_whole(folder / "sweep.json", json.dumps(values, indent=1).encode())
@@ -113,6 +112,15 @@ def _folder(overrides: list[Override]) -> Path:
     own = sorted(o.input_line or "" for o in overrides if not _is_no_matter(o.key_or_group))
     digest = hashlib.sha256(" ".join(own).encode()).hexdigest()[:6]
     return Path("runs/sweeps") / f"{sweep_job.clean(name)[:_LONGEST_NAME]}-{digest}"
+
+
+def _set_folder(folder: Path) -> None:
+    """Tell Hydra, in place of what the command line says."""
+    arguments = [a for a in sys.argv if not a.lstrip("+").startswith("hydra.sweep.dir=")]
+    # Beside the other overrides: argparse takes them from one place only.
+    places = [i for i, a in enumerate(arguments) if "=" in a and not a.startswith("-")]
+    arguments.insert(places[-1] + 1 if places else len(arguments), f"hydra.sweep.dir='{folder}'")
+    sys.argv[:] = arguments
 
 
 def _is_no_matter(key: str) -> bool:
