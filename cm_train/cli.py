@@ -18,6 +18,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from .errors import InputError, TrainingFailed
 
+# What the user says; for Hydra it is then set in any case, so that it raises its errors to us.
+FULL_ERRORS = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("0", "")
+
 DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 3
 
 
@@ -56,11 +59,10 @@ def attempt(body: Callable[[], int], full: bool = False) -> Outcome:
 def run(config_name: str, body: Callable[[DictConfig], int]) -> NoReturn:
     """Run `body` on the composed config and exit with its code, or with 2 after one line on wrong input."""
     heed_quiet()
-    full = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("0", "")
     codes: list[int] = []  # one a job
 
     def task(cfg: DictConfig) -> None:
-        outcome = attempt(lambda: body(cfg), full)
+        outcome = attempt(lambda: body(cfg), FULL_ERRORS)
         if outcome.complaint:
             complain(outcome.complaint)
         codes.append(outcome.code)
@@ -71,13 +73,12 @@ def run(config_name: str, body: Callable[[DictConfig], int]) -> NoReturn:
 
 def under_hydra(config_name: str, task: Callable[[DictConfig], Any]) -> int:
     """Have Hydra compose the config and run `task` on it; 0, or the exit code of what Hydra found wrong."""
-    full = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("0", "")
     logging.raiseExceptions = False  # what Hydra can't print, since nobody listens, is no reason to print more
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors to us instead of printing them itself
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         hydra.main(version_base=None, config_path=str(conf_dir()), config_name=config_name)(task)()
     except (HydraException, OmegaConfBaseException, InputError) as error:
-        if full:
+        if FULL_ERRORS:
             raise
         complain(_one_line(error, config_name))
         return WRONG_INPUT

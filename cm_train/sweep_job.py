@@ -23,6 +23,7 @@ from .sweep_table import Job, final_metric, read_jobs
 from .tracking.terminal import labelled
 
 _STATES = {cli.DONE: "finished", cli.FAILED: "failed", cli.WRONG_INPUT: "refused", cli.STOPPED: "stopped"}
+_LONGEST_TAG = 64  # wandb's limit
 _LONGEST_NAME = 120  # of a run; what is longer is cut and told apart by a hash
 
 
@@ -90,11 +91,13 @@ def _attempt(
 
 
 def _settle(cfg: DictConfig, sweep: dict[str, Any]) -> None:
-    """Name the job's run after what it sets, and its curves' group after the sweep."""
+    """Name the job's run after what it sets, tag its curves with that, and group them by the sweep."""
+    own = _own(sweep)
     named = {"dataset", "mode"} if str(cfg.name) == f"{cfg.dataset.name}-{cfg.mode}" else set()
-    parts = [part for part in _own(sweep) if part.split("=")[0] not in named]
+    parts = [part for part in own if part.split("=")[0] not in named]
     if parts and not {"name", "run_dir"} & set(sweep["keys"]):
         cfg.name = _shortened("-".join([str(cfg.name), *(clean(part) for part in parts)]))
+    cfg.tracking.tags = [*cfg.tracking.tags, *(part[:_LONGEST_TAG] for part in own)]
     if cfg.tracking.group is None:
         cfg.tracking.group = Path(HydraConfig.get().sweep.dir).name
 

@@ -81,7 +81,7 @@ def _sweep(folder: Path) -> int:
     except InputError:
         raise
     except Exception as error:  # of the launcher or sweeper itself, as when a worker of joblib's is killed
-        if os.environ.get("CM_TRAIN_DEBUG"):
+        if cli.FULL_ERRORS:
             raise
         _stop_all(folder)
         cli.complain(f"the sweep ended early: {type(error).__name__}: {' '.join(str(error).split())[:300]}")

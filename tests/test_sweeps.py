@@ -215,7 +215,7 @@ def test_name_that_was_set_is_told_apart_by_mode(composed, monkeypatch):
         )
         monkeypatch.setattr(sweep_job.HydraConfig, "get", lambda: hydra)
         sweep_job._settle(cfg, {"keys": ["mode", "seed"]})
-        assert cfg.tracking.group == "x"
+        assert cfg.tracking.group == "x" and "seed=" in cfg.tracking.tags[-1]
         return cfg.name
 
     assert name_of("mode=ct", "seed=3") == "digits-ct-seed-3"
