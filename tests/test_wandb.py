@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cm_train import checkpoint, load_denoiser
-from cm_train.tracking import TrackingConfig, base
+from cm_train.tracking import TrackingConfig, base, wandb_run
 from cm_train.tracking.wandb_run import Wandb
 from conftest import ENVIRONMENT, TINY, wait_for
 from wandb_tools import FakeWandb, history, of_kind, run_config
@@ -280,3 +280,12 @@ def test_upload_has_more_patience_until_there_is_a_hurry(tmp_path, monkeypatch):
     tracker.close(give_up=lambda: time.monotonic() - start > 0.6)  # as when a signal comes
     assert 0.5 < time.monotonic() - start < 10
     release.set()
+
+
+def test_identity_is_the_agents_or_its_own_and_stays(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_RUN_ID", "chosen")
+    own = wandb_run._identity(tmp_path / "own")
+    assert own != "chosen", "left over in a shell, it would join runs that are different"
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    assert wandb_run._identity(tmp_path / "agents") == "chosen"
+    assert wandb_run._identity(tmp_path / "own") == own

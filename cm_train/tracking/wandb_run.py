@@ -98,6 +98,8 @@ class Wandb(Backend):
 def _identity(file: Path) -> str:
     """The same at every start of this run folder, so that a resumed run's curves go on."""
     if not file.exists():
+        # An agent of wandb's has chosen one already.
+        chosen = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
         with open(file, "w", opener=not_through_a_link) as new:
-            new.write(secrets.token_hex(4))
+            new.write(chosen or secrets.token_hex(4))
     return file.read_text().strip()
