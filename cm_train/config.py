@@ -40,7 +40,7 @@ class RunConfig(Settings):
     log_every: Count
     keep: Count
     max_hours: Annotated[float, Field(gt=0)] | None = None  # of the command, its teacher included
-    objective_metric: str | None = None  # what a sweep's table shows and a search minimises
+    objective_metric: str | None = None  # what a sweep's table shows and a search looks at
     fail_fast: bool = False  # of a sweep: whether the first job that fails stops the others
     max_skipped: Count = 100  # steps in a row that may be skipped before training counts as broken
     dataset: dict[str, Any]

@@ -80,7 +80,7 @@ def _check_launched(config: Any) -> None:
 
 def _execute(config: Any, stop: StopFlag) -> bool:
     """Train a run whose config lies in its folder: here where one process does it, else in ranks of its own."""
-    from . import checkpoint, gpus, launching, worker
+    from . import checkpoint, gpus, launching, slurm, worker
     from .errors import InputError, TrainingFailed
     from .plugins import works_side_by_side
 
@@ -91,7 +91,8 @@ def _execute(config: Any, stop: StopFlag) -> bool:
     worker.check_divides(config, num)
     if num == 1 and not sweeping:  # in a sweep a job that is killed must not take the others along
         return worker.run(config, stop)
-    with gpus.reserved(num, stop) if sweeping else contextlib.nullcontext(True) as free:
+    # Slurm sees to its jobs' GPUs itself, and calls the first one of each job 0.
+    with gpus.reserved(num, stop) if sweeping and not slurm.in_job() else contextlib.nullcontext(True) as free:
         if not free:
             return False
         code, words = launching.launch(num, "cm_train.worker", str(config.folder), stop)

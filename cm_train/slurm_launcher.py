@@ -39,7 +39,7 @@ def job_arguments(**settled: str) -> list[str]:
 
 
 @dataclass
-class _Job:
+class _Submitted:
     """One job of the sweep, from its overrides to what it returned."""
 
     number: int
@@ -119,7 +119,7 @@ class _SubmititLauncher(BaseSubmititLauncher):
             InputError: there is no Slurm, or it refuses the jobs.
             SystemExit: with dry=true, after printing what would be submitted.
         """
-        jobs = [_Job(initial_job_idx + i, list(overrides)) for i, overrides in enumerate(job_overrides)]
+        jobs = [_Submitted(initial_job_idx + i, list(overrides)) for i, overrides in enumerate(job_overrides)]
         executor = self._executor()
         if self._dry:
             print(self._preview(executor, len(jobs)), *(f"# {job.label}" for job in jobs), sep="\n", flush=True)
@@ -141,7 +141,7 @@ class _SubmititLauncher(BaseSubmititLauncher):
             time.sleep(self._POLL_S)
         return [job.result for job in jobs if job.result is not None]
 
-    def _arguments(self, job: _Job) -> tuple[Any, ...]:
+    def _arguments(self, job: _Submitted) -> tuple[Any, ...]:
         """What the plugin's __call__ takes."""
         return job.overrides, "hydra.sweep.dir", job.number, f"job_id_for_{job.number}", Singleton.get_state()
 
@@ -177,7 +177,7 @@ class SlurmLauncher(_SubmititLauncher):
             executor.parameters["map_count"] = num
         return executor._make_submission_file_text(executor._submitit_command_str, "")
 
-    def _submit_some(self, executor: Any, left: list[_Job]) -> None:
+    def _submit_some(self, executor: Any, left: list[_Submitted]) -> None:
         from submitit.core.utils import FailedJobError
 
         from .tracking import say
@@ -195,7 +195,7 @@ class SlurmLauncher(_SubmititLauncher):
             job.handle = handle
         say(f"{len(left)} jobs submitted, from {handles[0].job_id} to {handles[-1].job_id}")
 
-    def _cancel_waiting(self, left: list[_Job]) -> None:
+    def _cancel_waiting(self, left: list[_Submitted]) -> None:
         """Take out of the queue what waits there, those that were put back into it included."""
         from .tracking import say
 
@@ -210,7 +210,7 @@ class SlurmLauncher(_SubmititLauncher):
             else:
                 job.ended_at = time.monotonic()  # unless it turns out to have started in this moment
 
-    def _refresh(self, left: list[_Job], is_stopping: bool) -> None:
+    def _refresh(self, left: list[_Submitted], is_stopping: bool) -> None:
         """Ask Slurm about all jobs at once, now and then; by itself submitit waits up to ten minutes."""
         if time.monotonic() > self._refreshed + (5.0 if is_stopping else 60.0):
             handle = next((job.handle for job in left if job.handle is not None), None)
@@ -238,7 +238,7 @@ class LocalLauncher(_SubmititLauncher):
     def _preview(self, executor: Any, num: int) -> str:
         return f"# processes of this machine, {self.params['array_parallelism']} at a time"
 
-    def _submit_some(self, executor: Any, left: list[_Job]) -> None:
+    def _submit_some(self, executor: Any, left: list[_Submitted]) -> None:
         waiting = [job for job in left if job.handle is None]
         for job in waiting[: max(0, self.params["array_parallelism"] - (len(left) - len(waiting)))]:
             # Ctrl-C reaches the whole terminal, and submitit's controller would kill its job a second later.
@@ -248,10 +248,10 @@ class LocalLauncher(_SubmititLauncher):
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def _cancel_waiting(self, left: list[_Job]) -> None:
+    def _cancel_waiting(self, left: list[_Submitted]) -> None:
         for job in left:
             if job.handle is None:
                 job.fail("did not start")
 
-    def _refresh(self, left: list[_Job], is_stopping: bool) -> None:
+    def _refresh(self, left: list[_Submitted], is_stopping: bool) -> None:
         pass

@@ -24,7 +24,7 @@ from .tracking.terminal import labelled
 
 _STATES = {cli.DONE: "finished", cli.FAILED: "failed", cli.WRONG_INPUT: "refused", cli.STOPPED: "stopped"}
 _LONGEST_TAG = 64  # wandb's limit
-_LONGEST_NAME = 120  # of a run; what is longer is cut and told apart by a hash
+_LONGEST_RUN = 120  # of a run; what is longer is cut and told apart by a hash
 
 
 def run(cfg: DictConfig) -> float | None:
@@ -52,7 +52,7 @@ def run(cfg: DictConfig) -> float | None:
         beside_others = works_side_by_side(HydraConfig.get().launcher["_target_"])
         with labelled(f"job {record.number}") if beside_others else nullcontext():
             outcome = _attempt(cfg, stop, sweep, record, home, nodes)
-    record.seconds = time.time() - began
+    record.took_s = time.time() - began
     record.state, record.complaint = _STATES[outcome.code], outcome.complaint
     value = _read_metric(cfg, record)
     if home is not None:
@@ -94,7 +94,8 @@ def _settle(cfg: DictConfig, sweep: dict[str, Any]) -> None:
     """Name the job's run after what it sets, tag its curves with that, and group them by the sweep."""
     own = _own(sweep)
     named = {"dataset", "mode"} if str(cfg.name) == f"{cfg.dataset.name}-{cfg.mode}" else set()
-    parts = [part for part in own if part.split("=")[0] not in named]
+    # In one order, whatever the command line's.
+    parts = sorted(p for p in own if p.split("=")[0] not in named and p != f"experiment={cfg.name}")
     if parts and not {"name", "run_dir"} & set(sweep["keys"]):
         cfg.name = _shortened("-".join([str(cfg.name), *(clean(part) for part in parts)]))
     cfg.tracking.tags = [*cfg.tracking.tags, *(part[:_LONGEST_TAG] for part in own)]
@@ -108,9 +109,9 @@ def clean(text: str) -> str:
 
 
 def _shortened(name: str) -> str:
-    if len(name) <= _LONGEST_NAME:
+    if len(name) <= _LONGEST_RUN:
         return name
-    return f"{name[: _LONGEST_NAME - 7]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+    return f"{name[: _LONGEST_RUN - 7]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 def _check_folder(record: Job, home: Path) -> None:
@@ -119,7 +120,7 @@ def _check_folder(record: Job, home: Path) -> None:
         if other.number < record.number and other.folder == record.folder:
             raise InputError(
                 f"job {other.number} of this sweep has the run folder {record.folder} too",
-                fix="leave name and run_dir alone, or put what is swept into them, as in 'name=x-${seed}'",
+                fix="leave run_dir alone, or put what is swept into it, as in 'run_dir=runs/x-${seed}'",
             )
 
 

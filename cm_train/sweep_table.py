@@ -24,7 +24,7 @@ class Job:
     folder: str = ""
     step: int | None = None
     metric: tuple[str, float] | None = None
-    seconds: float = 0.0
+    took_s: float = 0.0
     complaint: str = ""
 
     def write(self, folder: Path) -> None:
@@ -73,14 +73,14 @@ def _shown(job: Job, heading: str) -> str:
     return f"{value:.4g}" if name == heading else f"{name} {value:.4g}"
 
 
-def show(jobs: list[Job], folder: Path, seconds: float) -> None:
+def show(jobs: list[Job], folder: Path, took_s: float) -> None:
     """Print the table, the counts, and why jobs failed."""
     metrics = {j.metric[0] for j in jobs if j.metric}
     metric = metrics.pop() if len(metrics) == 1 else "metric"
     table = Table("job", "sets", "state", "step", metric, "minutes", "folder")
     for j in jobs:
         step, value = "" if j.step is None else j.step, _shown(j, metric)
-        cells = [j.number, j.swept, j.state, step, value, f"{j.seconds / 60:.1f}", j.folder]
+        cells = [j.number, j.swept, j.state, step, value, f"{j.took_s / 60:.1f}", j.folder]
         table.add_row(*(Text(str(cell)) for cell in cells))
     console = Console(stderr=True)
     if is_quiet():
@@ -88,7 +88,7 @@ def show(jobs: list[Job], folder: Path, seconds: float) -> None:
     with suppress(OSError):
         Console(stderr=True, width=console.width if console.is_terminal else 200).print(table)
     counts = [f"{sum(j.state == s for j in jobs)} {s}" for s in dict.fromkeys(j.state for j in jobs)]
-    what = f"{len(jobs)} job{'s' * (len(jobs) > 1)} in {seconds / 60:.1f} minutes"
+    what = f"{len(jobs)} job{'s' * (len(jobs) > 1)} in {took_s / 60:.1f} minutes"
     say(f"{what}: {', '.join(counts)}; records in {folder}")
     for j in jobs:
         if j.complaint:

@@ -32,7 +32,7 @@ from .sweep_table import Job
 
 # A sweep that differs in these alone is the same one.
 _NO_MATTER = MAY_CHANGE - {"name", "objective_metric", "run_dir", "steps", "teacher"}
-_LONGEST_NAME = 100
+_LONGEST_FOLDER = 100
 
 
 def asked_for(arguments: list[str]) -> bool:
@@ -108,10 +108,10 @@ def _folder(overrides: list[Override]) -> Path:
             if "${" in given or "'" in given:
                 raise InputError("hydra.sweep.dir must be a plain path", given)
             return Path(given)
-    name = "-".join(o.key_or_group for o in overrides if o.is_sweep_override()) or "sweep"
+    name = "-".join(sorted(o.key_or_group for o in overrides if o.is_sweep_override())) or "sweep"
     own = sorted(o.input_line or "" for o in overrides if not _is_no_matter(o.key_or_group))
     digest = hashlib.sha256(" ".join(own).encode()).hexdigest()[:6]
-    return Path("runs/sweeps") / f"{sweep_job.clean(name)[:_LONGEST_NAME]}-{digest}"
+    return Path("runs/sweeps") / f"{sweep_job.clean(name)[:_LONGEST_FOLDER]}-{digest}"
 
 
 def _set_folder(folder: Path) -> None:
@@ -124,7 +124,7 @@ def _set_folder(folder: Path) -> None:
 
 
 def _is_no_matter(key: str) -> bool:
-    return key.startswith("hydra") or bool({key, key.split(".")[0]} & _NO_MATTER)
+    return (key.startswith("hydra") and key != "hydra/sweeper") or bool({key, key.split(".")[0]} & _NO_MATTER)
 
 
 def _grid(overrides: list[Override]) -> list[str]:

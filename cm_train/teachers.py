@@ -11,6 +11,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from .signals import StopFlag
 
+_NOT_DATA = {"download", "hflip", "memory_gb", "skip_broken"}  # how a set is used, not what is in it
+
 
 def inherit(config: Any, cfg: DictConfig, train: Callable[[Any], bool], stop: StopFlag, swept: frozenset[str]) -> Any:
     """The config with its teacher found (trained first where it is missing), and the teacher's backbone taken.
@@ -83,7 +85,8 @@ def _teacher_ready(
 def _check_data(config: Any, data: dict[str, Any], home: Path) -> None:
     from .errors import InputError
 
-    if data != config.dataset:
+    mine, theirs = ({k: v for k, v in d.items() if k not in _NOT_DATA} for d in (config.dataset, data))
+    if mine != theirs:
         raise InputError(
             f"the teacher in {home} was trained on other data: {data}",
             fix="set teacher=..., or run_dir=... in a folder of its own",
@@ -91,7 +94,7 @@ def _check_data(config: Any, data: dict[str, Any], home: Path) -> None:
 
 
 def _teacher_config(config: Any, cfg: DictConfig, home: Path, swept: frozenset[str]) -> Any:
-    """mode=edm with its own recipe for the same data, backbone, precision, seed and tracking."""
+    """mode=edm with its own recipe for the same data, backbone, devices, precision, seed and tracking."""
     from .config import parse
 
     choice = HydraConfig.get().runtime.choices["dataset"]
@@ -105,6 +108,7 @@ def _teacher_config(config: Any, cfg: DictConfig, home: Path, swept: frozenset[s
         for key in ("dataset", "devices", "precision", "compile", "seed", "tracking"):
             if key == "dataset" or key not in swept:  # else whichever job came first would have a say
                 teacher[key] = cfg[key]
+        teacher.tracking.tags = [tag for tag in cfg.tracking.tags if tag.split("=")[0] not in swept]
         if cfg.guidance != 1 or ("guidance" in swept and cfg.dataset.conditional):
             teacher.label_dropout = 0.1  # or it could not be guided
         teacher.name, teacher.run_dir = home.name, str(home)

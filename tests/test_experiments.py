@@ -16,16 +16,20 @@ CLASSES = {"imagenet64": 1000, "lsun256": 0, "cifar10": 0}
 SIZES = {"imagenet64": 64, "lsun256": 256, "cifar10": 32}
 
 
+def header_of(name):
+    return "".join(line for line in (FOLDER / f"{name}.yaml").read_text().splitlines(True) if line.startswith("#"))
+
+
 def config_of(name, composed):
-    root = [] if name.startswith("cifar10") else ["dataset.root=somewhere"]
-    return parse(composed(f"experiment={name}", *root))
+    missing = [] if name.startswith("cifar10") else ["dataset.root=somewhere"]
+    return parse(composed(f"experiment={name}", *missing))
 
 
 def test_there_is_one_for_every_published_pair():
     assert (
         sorted(
             [f"{d}-{m}" for d in ("cifar10", "imagenet64") for m in ("cd", "ct", "ect", "ict", "scd", "sct")]
-            + ["lsun256-cd", "lsun256-ct"]
+            + ["imagenet64-edm", "lsun256-cd", "lsun256-ct", "lsun256-edm"]
         )
         == NAMES
     )
@@ -36,8 +40,14 @@ def test_experiment_composes_as_its_mode_and_opens_with_what_it_is(name, compose
     config = config_of(name, composed)
     assert config.mode == name.split("-")[1]
     assert config.folder.name == name
+    if config.teacher is not None:
+        assert Path(config.teacher).name in NAMES and f"cm-train experiment={Path(config.teacher).name}" in header_of(
+            name
+        )
+    else:
+        assert name.startswith("cifar10") or not config.needs_teacher()
     NoiseSchedule(config.noise, config.num_schedule_steps)
-    header = "".join(line for line in (FOLDER / f"{name}.yaml").read_text().splitlines(True) if line.startswith("#"))
+    header = header_of(name)
     for word in (f"cm-train experiment={name}", "Hardware:", "Hours:", "Score:", "FID", "Network:"):
         assert word in header
 
@@ -74,6 +84,9 @@ def test_table_3_of_the_consistency_models_paper(composed):
         found = (c.optimizer["lr"], c.batch_size, c.objective["target_decay"], scales, c.ema["decay"], c.steps)
         assert found == row, name
         assert c.objective["distance"] == "lpips"
+        assert c.precision == ("fp32" if name.startswith("cifar10") else "fp16"), name
+        assert c.backbone["noise_multiplier"] == (1.0 if name.startswith("cifar10") else 1000.0)
+        assert c.ema["name"] == "constant"
 
 
 def test_imagenet_recipes_of_the_successors(composed):

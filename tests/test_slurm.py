@@ -278,8 +278,10 @@ def test_the_script_in_the_docs_goes_on_after_its_time_limit(sweep, command, tmp
     docs = (Path(__file__).parent.parent / "docs" / "clusters.md").read_text()
     script = docs.split("```bash\n")[1].split("```")[0]
     small = " ".join([sys.executable, "-m", "cm_train.train", *options, "name=parts"])
-    assert "--signal=B:USR1" in script and "cm-train experiment=imagenet64-cd" in script
-    (tmp_path / "job.sh").write_text(script.replace("cm-train experiment=imagenet64-cd", small))
+    assert "--signal=B:USR1" in script and "cm-train experiment=imagenet64-ct dataset.root=imagenet/train" in script
+    (tmp_path / "job.sh").write_text(
+        script.replace("cm-train experiment=imagenet64-ct dataset.root=imagenet/train", small)
+    )
     assert subprocess.run(["sbatch", "job.sh"], cwd=tmp_path, env=sweep.environment).returncode == 0
     metrics = tmp_path / "runs" / "parts" / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0)
@@ -319,7 +321,7 @@ def test_two_nodes_train_the_run_of_one_process(sweep, command, tmp_path):
 def test_a_sweep_on_slurm_ends_with_the_table_of_its_jobs(sweep, tmp_path):
     _, err = end_of(sweep("submitit_slurm", "mode=edm", "seed=0,1", "optimizer.lr=1e-3,-1", *TINY), code=2)
     assert states(tmp_path) == ["finished", "refused"] * 2
-    assert "2 finished, 2 refused" in err and "runs/digits-edm-seed-1-optimizer.lr-0.001" in err
+    assert "2 finished, 2 refused" in err and "runs/digits-edm-optimizer.lr-0.001-seed-1" in err
 
 
 def test_ranks_signalled_while_they_start_stop_in_good_order(start, tmp_path):
