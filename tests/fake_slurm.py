@@ -90,7 +90,9 @@ def start(number: str, job: str, limit: int) -> bool:
     with open(HOME / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         running = [p for p in HOME.glob(f"{number}*.state") if p.read_text() == "RUNNING"]
-        if len(running) >= limit or state(job) != "PENDING":
+        index = int(job.partition("_")[2] or 0)
+        earlier = [HOME / f"{number}_{i}.state" for i in range(index)]  # those of an array start in their order
+        if len(running) >= limit or state(job) != "PENDING" or any(p.read_text() == "PENDING" for p in earlier):
             return False
         state(job, "RUNNING")
         return True
