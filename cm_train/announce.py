@@ -6,9 +6,9 @@ import time
 import torch
 
 from . import checkpoint, launching
-from .checkpoint import Manifest
 from .config import RunConfig
 from .distributed import is_launched
+from .manifest import Manifest
 from .precision import autocast_type
 from .tracking import last_values, say
 from .tracking.terminal import duration

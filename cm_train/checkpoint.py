@@ -5,52 +5,22 @@ step_00001000/  denoiser.safetensors  ema_<decay>.safetensors  state.pt  manifes
 
 import contextlib
 import hashlib
-import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from . import registry, state_file
-from .denoiser import DenoiserConfig
+from . import state_file
 from .errors import InputError
-from .registry import MOST, Settings, shown
+from .manifest import MANIFEST, DamagedCheckpoint, Manifest, damaged, read_manifest, signed
+from .registry import shown
 from .tracking import complain
 
-FORMAT = 1
-MANIFEST = "manifest.json"
-_MAX_MANIFEST_BYTES = 1 << 20
 _DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}  # safetensors' names
-
-
-class FileEntry(Settings):
-    """One file of a checkpoint: its sha256 in hex and its size in bytes."""
-
-    sha256: str
-    size: int
-
-
-class Manifest(Settings):
-    """What `manifest.json` holds."""
-
-    format: int
-    step: Annotated[int, Field(ge=0, le=MOST)]
-    finished: bool  # whether this was the run's last step
-    ema: str  # the weights that `weights=ema` means, "ema_<decay>"
-    denoiser: DenoiserConfig
-    backbone: dict[str, Any]
-    provenance: dict[str, str]  # sha256 of the teacher, fingerprint of the data set
-    files: dict[str, FileEntry]
-
-
-class DamagedCheckpoint(InputError):
-    """A checkpoint whose files are not what its manifest says."""
 
 
 def step_folder(run: Path, step: int) -> Path:
@@ -63,47 +33,6 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def signed(manifest: Mapping[str, Any]) -> str:
-    """The text of a manifest with the sha256 of all the rest of it: a flipped bit must not change a step."""
-    values = {key: value for key, value in manifest.items() if key != "sha256"}
-    return json.dumps(values | {"sha256": _digest(values)}, indent=2)
-
-
-def _digest(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _damaged(folder: Path, what: str) -> DamagedCheckpoint:
-    return DamagedCheckpoint(f"checkpoint {folder} is damaged: {what}")
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a checkpoint, typed; the files that it names are not looked at.
-
-    Raises:
-        DamagedCheckpoint: it is missing or not a manifest.
-    """
-    path = folder / MANIFEST
-    if not os.path.isfile(path):  # nor a pipe, which would block for ever
-        raise _damaged(folder, f"{MANIFEST} is missing")
-    try:
-        small = path.stat().st_size <= _MAX_MANIFEST_BYTES
-        values = json.loads(path.read_text(encoding="utf-8")) if small else None
-        whole = isinstance(values, dict) and values.pop("sha256", None) == _digest(values)
-    except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(folder, f"{MANIFEST} can't be read ({type(error).__name__})") from None
-    if not isinstance(values, dict):
-        raise _damaged(folder, f"{MANIFEST} is not an object of at most {_MAX_MANIFEST_BYTES} bytes")
-    if not whole:
-        raise _damaged(folder, f"{MANIFEST} does not match its own sha256")
-    if values.get("format") != FORMAT:
-        raise InputError(f"checkpoint {folder} has another format", shown(values.get("format")), str(FORMAT))
-    try:
-        return registry.typed(Manifest, _with_int_keys(values), MANIFEST)
-    except InputError as error:
-        raise _damaged(folder, str(error)) from None
-
-
 def verify(folder: Path) -> Manifest:
     """The manifest of a checkpoint whose every file has been checked.
 
@@ -111,43 +40,33 @@ def verify(folder: Path) -> Manifest:
         DamagedCheckpoint: a file is missing, truncated, altered, oversized or has a hostile header.
     """
 
-    def damaged(what: str) -> DamagedCheckpoint:
-        return _damaged(folder, what)
+    def bad(what: str) -> DamagedCheckpoint:
+        return damaged(folder, what)
 
     manifest = read_manifest(folder)
     for name, entry in manifest.files.items():
         file = folder / name
         if Path(name).name != name or name in ("", ".", ".."):
-            raise damaged(f"{MANIFEST} names a file outside the folder: {shown(name)!r}")
+            raise bad(f"{MANIFEST} names a file outside the folder: {shown(name)!r}")
         if os.path.islink(file) or not os.path.isfile(file):
-            raise damaged(f"{shown(name)} is missing")
+            raise bad(f"{shown(name)} is missing")
         try:
             size, digest = file.stat().st_size, sha256_of(file)
         except OSError as error:
-            raise damaged(f"{name} can't be read ({error.strerror})") from None
+            raise bad(f"{name} can't be read ({error.strerror})") from None
         if size != entry.size:
-            raise damaged(f"{name} has {size} bytes instead of {shown(entry.size)}")
+            raise bad(f"{name} has {size} bytes instead of {shown(entry.size)}")
         if digest != entry.sha256:
-            raise damaged(f"{name} does not match its sha256")
+            raise bad(f"{name} does not match its sha256")
     for file in sorted(folder.glob("*.safetensors")):
         if not os.path.isfile(file):
-            raise damaged(f"{file.name} is not a file")
+            raise bad(f"{file.name} is not a file")
         try:
             with safe_open(file, "pt"):  # checks that the header is bounded, and its offsets inside the file
                 pass
         except (SafetensorError, OSError) as error:
-            raise damaged(f"{file.name}: {error}") from None
+            raise bad(f"{file.name}: {error}") from None
     return manifest
-
-
-def _with_int_keys(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no integer keys; `sampling.points` does."""
-    try:
-        sampling = values["denoiser"]["sampling"]
-        sampling["points"] = {int(k): v for k, v in sampling["points"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError):
-        pass  # the typed check names what is wrong
-    return values
 
 
 def folders(run: Path) -> list[Path]:
@@ -169,14 +88,14 @@ def latest(run: Path, set_aside: bool = False) -> tuple[Path, Manifest] | None:
         try:
             manifest = verify(folder)
             if folder.name != step_folder(run, manifest.step).name:
-                raise _damaged(folder, f"it is of step {manifest.step}")
+                raise damaged(folder, f"it is of step {manifest.step}")
         except DamagedCheckpoint as error:
             bad.append((folder, error))
             continue
-        for damaged, reason in bad:
+        for broken, reason in bad:
             complain(f"{reason}; using {folder.name}")
             if set_aside:
-                os.replace(damaged, _unused(damaged.with_name(f"damaged_{damaged.name}")))
+                os.replace(broken, _unused(broken.with_name(f"damaged_{broken.name}")))
         return folder, manifest
     if bad:
         raise bad[0][1]

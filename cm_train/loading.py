@@ -7,6 +7,7 @@ import torch
 
 from . import checkpoint, posthoc
 from .denoiser import Denoiser, build_denoiser
+from .manifest import Manifest
 
 
 def load_denoiser(path: str | os.PathLike[str], weights: str = "ema", device: torch.device | str = "cpu") -> Denoiser:
@@ -23,7 +24,7 @@ def load_denoiser(path: str | os.PathLike[str], weights: str = "ema", device: to
 
 
 def load_resolved(
-    folder: Path, manifest: checkpoint.Manifest, weights: str = "ema", device: torch.device | str = "cpu"
+    folder: Path, manifest: Manifest, weights: str = "ema", device: torch.device | str = "cpu"
 ) -> Denoiser:
     """`load_denoiser` for a checkpoint that `resolve` has verified."""
     backbone = manifest.backbone

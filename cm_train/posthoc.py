@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from . import checkpoint
 from .ema import MAX_WIDTH, power_exponent
 from .errors import InputError
+from .manifest import read_manifest
 
 PREFIX = "power_"
 
@@ -50,7 +51,7 @@ def reconstruct(run: Path, until: int, weights: str, module: nn.Module) -> None:
     width = _width(weights)
     files: list[Path] = []
     for folder in sorted((run / "snapshots").glob("step_[0-9]*")):
-        if checkpoint.read_manifest(folder).step <= until:
+        if read_manifest(folder).step <= until:
             files += [folder / name for name in checkpoint.verify(folder).files]
     if not files:
         raise InputError(f"{run} has no snapshots to make an average of", weights, "ema, raw", "train with ema=power")

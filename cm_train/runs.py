@@ -14,6 +14,7 @@ from . import cli
 from .signals import StopFlag
 
 _STARTED = time.time()
+SWEPT = "CM_TRAIN_SWEPT"  # how the ranks of a job on several nodes hear of the keys that its sweep sets differently
 
 
 def train(cfg: DictConfig, stop: StopFlag, started: float = _STARTED, swept: frozenset[str] = frozenset()) -> int:
@@ -31,12 +32,12 @@ def train(cfg: DictConfig, stop: StopFlag, started: float = _STARTED, swept: fro
     stop.deadline = None if config.max_hours is None else started + config.max_hours * 3600
     if is_launched():
         heed_parent(stop)
-        _train_as_rank(config, cfg, stop)
+        _train_as_rank(config, cfg, stop, frozenset(os.environ.get(SWEPT, "").split()))
     finished = _train(config, cfg, lambda run: _execute(run, stop), stop, swept)
     return cli.DONE if finished else cli.STOPPED
 
 
-def _train_as_rank(config: Any, cfg: DictConfig, stop: StopFlag) -> NoReturn:
+def _train_as_rank(config: Any, cfg: DictConfig, stop: StopFlag, swept: frozenset[str]) -> NoReturn:
     """Under torchrun: rank 0 plans as the command does alone, and the others run what it sends them."""
     from . import registry, worker
     from .config import RunConfig, dump
@@ -51,7 +52,7 @@ def _train_as_rank(config: Any, cfg: DictConfig, stop: StopFlag) -> NoReturn:
         code = cli.DONE
         try:
             _check_launched(config)
-            _train(config, cfg, send_and_run, stop)
+            _train(config, cfg, send_and_run, stop, swept)
         except InputError as error:
             tell(str(error))
             code = cli.WRONG_INPUT

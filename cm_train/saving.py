@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .checkpoint import FORMAT, MANIFEST, FileEntry, Manifest, folders, sha256_of, signed
+from .checkpoint import folders, sha256_of
+from .manifest import FORMAT, MANIFEST, FileEntry, Manifest, signed
 from .tracking import complain
 
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
@@ -24,18 +23,6 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmitit
 from .errors import InputError
 
 _RESULT_PATIENCE_S = 15.0  # a shared disk may show a job's result this long after the job has ended
-
-
-def job_arguments(**settled: str) -> list[str]:
-    """The arguments with which cm-train, in another process, composes the config of the Hydra job that runs here.
-
-    `settled` are keys that the job itself decided, above its own overrides: its name, its run_dir.
-    """
-    config = HydraConfig.get()
-    folders = [f"--config-dir={s.path}" for s in config.runtime.config_sources if s.provider == "command-line"]
-    places = [override for override in config.overrides.hydra if "searchpath" in override]
-    quoted = ["{}='{}'".format(key, value.replace("'", "\\'")) for key, value in settled.items()]
-    return [*folders, *places, *config.overrides.task, *quoted]
 
 
 @dataclass

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from . import cli
 from .errors import InputError, TrainingFailed
 from .plugins import works_side_by_side
-from .runs import train
+from .runs import SWEPT, train
 from .signals import StopFlag
 from .sweep_table import Job, final_metric, read_jobs
 from .tracking.terminal import labelled
@@ -81,7 +81,7 @@ def _attempt(
             _check_folder(record, home)
         if nodes is None:
             return train(cfg, stop, sweep["started"], frozenset(sweep["keys"]))
-        return _train_across(cfg, stop, nodes)
+        return _train_across(cfg, stop, sweep, nodes)
 
     try:
         return cli.attempt(body)
@@ -124,19 +124,34 @@ def _check_folder(record: Job, home: Path) -> None:
             )
 
 
-def _train_across(cfg: DictConfig, stop: StopFlag, nodes: Any) -> int:
+def _train_across(cfg: DictConfig, stop: StopFlag, sweep: dict[str, Any], nodes: Any) -> int:
     """This node's part of a run on several: the ranks compose the config themselves, as under torchrun."""
     from . import checkpoint, launching
-    from .slurm_launcher import job_arguments
 
-    settled = job_arguments(**{"name": cfg.name, "tracking.group": cfg.tracking.group})
-    code, words = launching.launch_across(nodes, launching.num_ranks(cfg.devices), "cm_train.train", settled, stop)
+    os.environ[SWEPT] = " ".join(sweep["keys"])
+    arguments, num = _as_arguments(cfg), launching.num_ranks(cfg.devices)
+    code, words = launching.launch_across(nodes, num, "cm_train.train", arguments, stop)
     if code == cli.WRONG_INPUT:
         raise InputError(words or "the log of its first node says what is wrong")
     if code != cli.DONE:
         raise TrainingFailed(words or "a rank failed; the job's log says more")
     newest = checkpoint.newest_manifest(Path(os.path.expanduser(cfg.run_dir)))
     return cli.DONE if newest is not None and newest.finished else cli.STOPPED
+
+
+def _as_arguments(cfg: DictConfig) -> list[str]:
+    """The arguments with which cm-train, in another process, composes this job's config as it was settled here."""
+    config = HydraConfig.get()
+    folders = [f"--config-dir={s.path}" for s in config.runtime.config_sources if s.provider == "command-line"]
+    places = [override for override in config.overrides.hydra if "searchpath" in override]
+    tags = ",".join(map(_quoted, cfg.tracking.tags))
+    settled = [f"name={_quoted(cfg.name)}", f"tracking.group={_quoted(cfg.tracking.group)}", f"tracking.tags=[{tags}]"]
+    return [*folders, *places, *config.overrides.task, *settled]
+
+
+def _quoted(text: str) -> str:
+    """`text` as one value of an override, whatever it holds."""
+    return "'{}'".format(text.replace("'", "\\'"))
 
 
 def _own(sweep: dict[str, Any]) -> list[str]:

@@ -28,7 +28,8 @@ from hydra import compose, initialize_config_dir
 from cm_train import checkpoint, cli, saving, worker
 from cm_train.config import parse
 from cm_train.denoiser import DenoiserConfig, build_denoiser
-from cm_train.saving import Saver, to_host
+from cm_train.run_saver import RunSaver
+from cm_train.saving import to_host
 from cm_train.tracking import Tracker
 from cm_train.trainer import Trainer
 
@@ -168,7 +169,7 @@ def train(size_name: str, blocks: int, precision: str) -> None:
         before = peak_memory()
         trainer = make_trainer(size, Path(home), precision)
         with Tracker(trainer.config.tracking, trainer.config.folder, "bench", {}, 0, trainer.config.steps) as tracker:
-            parameters = trainer.weights.numel()
+            parameters = trainer.state.weights.numel()
             passes = floor_step(trainer)
             views = [p.grad for p in trainer.objective.denoiser.parameters()]
 
@@ -206,18 +207,18 @@ def train(size_name: str, blocks: int, precision: str) -> None:
 def save(size_name: str, rounds: int, precision: str) -> None:
     with tempfile.TemporaryDirectory() as home:
         trainer = make_trainer(SIZES[size_name], Path(home), precision)
-        trainer.saver = Saver(trainer.config.folder, trainer.config.keep)
+        saver = RunSaver(trainer.config, trainer.state, {}, trainer.world)
         trainer.train_step(trainer.fetch())
-        networks = [trainer.objective.denoiser, *(a.denoiser for a in trainer.averages)]
-        tree = {"weights": {str(i): n.state_dict() for i, n in enumerate(networks)}, "state": trainer._state()}
+        networks = trainer.state.networks()
+        tree = {"weights": networks, "state": trainer.state.rest()}
         stalls, copies, writes = [], [], []
         for _ in range(rounds + 1):
-            trainer.step += 1
-            stalls.append(timed(lambda: trainer.save(must=False), 1))
-            writes.append(timed(trainer.saver.wait, 1))
+            trainer.state.step += 1
+            stalls.append(timed(lambda: saver.save(must=False), 1))
+            writes.append(timed(saver.wait, 1))
             copies.append(timed(lambda: to_host(tree), 1))
         pairs = list(zip(stalls, copies, writes, strict=True))[1:]  # the first one warms up
-        print(f"{trainer.weights.numel():,} parameters, {len(networks)} sets of weights, {rounds} saves")
+        print(f"{trainer.state.weights.numel():,} parameters, {len(networks)} sets of weights, {rounds} saves")
         print(
             f"stall / copy: median {statistics.median(s / c for s, c, _ in pairs):.2f}   "
             f"stall / (stall + write): median {statistics.median(s / (s + w) for s, _, w in pairs):.3f}"

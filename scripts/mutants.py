@@ -44,7 +44,7 @@ DENOISER, SAMPLING, ECT = "tests/test_denoiser.py", "tests/test_sampling.py", "t
 NOISE, EMA, DISTANCES = "tests/test_noise.py", "tests/test_ema.py", "tests/test_distances.py"
 OPTIMIZERS, IMAGES, RNG = "tests/test_optimizers.py", "tests/test_images.py", "tests/test_rng.py"
 EDM_CODE, CONSISTENCY = "cm_train/objectives/edm.py", "cm_train/objectives/consistency.py"
-ECT_CODE, TRAINER_CODE = "cm_train/objectives/ect.py", "cm_train/trainer.py"
+ECT_CODE, TRAINER_CODE, STATE_CODE = "cm_train/objectives/ect.py", "cm_train/trainer.py", "cm_train/train_state.py"
 SCM_CODE, SCM, GUIDANCE = "cm_train/objectives/scm.py", "tests/test_scm.py", "tests/test_guidance.py"
 DENOISER_CODE, SAMPLING_CODE, NOISE_CODE = "cm_train/denoiser.py", "cm_train/sampling.py", "cm_train/noise.py"
 EMA_CODE, DISTANCES_CODE, OPTIMIZERS_CODE = "cm_train/ema.py", "cm_train/distances.py", "cm_train/optimizers.py"
@@ -103,14 +103,14 @@ MUTANTS = [Mutant(*row) for row in (
     # --------------------------------------------------------------------------------------------------- target network
     ("target-never", CONSISTENCY, "if self.target_weights is not None:", "if False:", OBJECTIVES,
      "the target is never updated"),
-    ("target-before", TRAINER_CODE,
+    ("target-before", STATE_CODE,
      "grad_norm, applied = self.optimizer.step(step, 1 / self.loss_scale.factor)\n"
      "        self.objective.after_step(step, self.weights, applied)",
      "old = self.weights.clone()\n"
      "        grad_norm, applied = self.optimizer.step(step, 1 / self.loss_scale.factor)\n"
      "        self.objective.after_step(step, old, applied)",
      TRAINER + "::test_target_follows_the_weights_that_the_step_made", "the target is updated before the step"),
-    ("target-of-ema", TRAINER_CODE, "after_step(step, self.weights, applied)",
+    ("target-of-ema", STATE_CODE, "after_step(step, self.weights, applied)",
      "after_step(step, self.averages[0].weights, applied)",
      TRAINER + "::test_target_follows_the_weights_that_the_step_made", "the target follows the sampling average"),
     ("target-dropout", CONSISTENCY, "sigma_next, labels, keys)", "sigma_next, labels, ~keys)", OBJECTIVES,

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from cm_train import checkpoint, loading, saving
-from cm_train.checkpoint import DamagedCheckpoint
 from cm_train.denoiser import DenoiserConfig, build_denoiser
 from cm_train.errors import InputError
+from cm_train.manifest import DamagedCheckpoint, signed
 
 BACKBONE = {"name": "unet", "channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attention_resolutions": []}
 BACKBONE |= {"head_channels": 8, "group_channels": 4}
@@ -110,8 +110,8 @@ def test_verify_finds_every_harmed_file_used_or_not(name, harm, tmp_path):
         ("[1, 2]", "not an object"),
         ("{" * 100_000, "can't be read"),
         ('{"format": 1}', "does not match its own sha256"),
-        (checkpoint.signed({"format": 1}), "is missing"),
-        (checkpoint.signed({"format": 99}), "another format"),
+        (signed({"format": 1}), "is missing"),
+        (signed({"format": 99}), "another format"),
     ],
 )
 def test_verify_refuses_a_broken_manifest(text, message, tmp_path):
@@ -125,7 +125,7 @@ def edited(folder, edit):
     path = folder / "manifest.json"
     values = json.loads(path.read_text())
     edit(values)
-    path.write_text(checkpoint.signed(values))
+    path.write_text(signed(values))
 
 
 @pytest.mark.parametrize("seed", range(40))

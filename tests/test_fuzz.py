@@ -34,11 +34,11 @@ from PIL import Image, features
 from test_checkpoint import CONFIG, network, write
 
 from cm_train import checkpoint, config, generate, loading, registry, run_folder
-from cm_train.checkpoint import DamagedCheckpoint
 from cm_train.config import RunConfig
 from cm_train.datasets.image_folder import ImageFolder
 from cm_train.errors import InputError
 from cm_train.image_files import decode
+from cm_train.manifest import DamagedCheckpoint, signed
 
 _TIME_S, _MEMORY = 60, 2 << 30
 FEW, MANY = 1, 20
@@ -245,7 +245,7 @@ class Copy:
             file = self.folder / name
             file.write_bytes(changed[name])
             manifest["files"][name] = {"sha256": checkpoint.sha256_of(file), "size": len(changed[name])}
-            files["manifest.json"] = checkpoint.signed(manifest).encode()
+            files["manifest.json"] = signed(manifest).encode()
         for name, content in files.items():
             (self.folder / name).write_bytes(content)
 
@@ -330,7 +330,7 @@ def test_weights_of_a_signed_but_harmed_checkpoint_load_or_are_refused(depth, vi
 
 
 def _json(values: Any) -> bytes:
-    return (checkpoint.signed(values) if isinstance(values, dict) else json.dumps(values)).encode()
+    return (signed(values) if isinstance(values, dict) else json.dumps(values)).encode()
 
 
 @tiers

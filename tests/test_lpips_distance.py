@@ -160,12 +160,13 @@ def test_training_counts_and_saves_the_denoisers_weights_alone(weights, tmp_path
     config.folder.mkdir()
     trainer = worker.build_trainer(config)
     num = sum(p.numel() for p in trainer.objective.denoiser.parameters())
-    assert trainer.weights.numel() == trainer.gradient.numel() == trainer.objective.target_weights.numel() == num
-    assert all(v.numel() <= num for v in trainer.optimizer.state_dict().values())
+    state = trainer.state
+    assert state.weights.numel() == state.gradient.numel() == trainer.objective.target_weights.numel() == num
+    assert all(v.numel() <= num for v in state.optimizer.state_dict().values())
 
-    before, frozen = trainer.weights.clone(), [p.clone() for p in trainer.objective.distance.parameters()]
+    before, frozen = trainer.state.weights.clone(), [p.clone() for p in trainer.objective.distance.parameters()]
     assert trainer.run(SilentTracker())
-    assert trainer.skipped == 0 and not torch.equal(trainer.weights, before)
+    assert trainer.state.skipped == 0 and not torch.equal(trainer.state.weights, before)
     assert all(torch.equal(a, b) for a, b in zip(frozen, trainer.objective.distance.parameters(), strict=True))
     (folder,) = (config.folder / "checkpoints").iterdir()
     own = set(trainer.objective.denoiser.state_dict())

@@ -52,8 +52,9 @@ def lines(trainer):
 
 def everything(trainer):
     """Every tensor that defines the run's future."""
-    tensors = {"weights": trainer.weights, **trainer.optimizer.state_dict(), **trainer.objective.extra_state()}
-    return tensors | {a.name: a.weights for a in trainer.averages}
+    state = trainer.state
+    tensors = {"weights": state.weights, **state.optimizer.state_dict(), **trainer.objective.extra_state()}
+    return tensors | {a.name: a.weights for a in state.averages}
 
 
 def assert_same(a, b):
@@ -99,7 +100,7 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(mode, build, teach
 
 def test_other_seed_gives_another_run(build):
     a, b = build("mode=ict", "seed=0", name="a"), build("mode=ict", "seed=1", name="b")
-    assert not torch.equal(a.weights, b.weights)
+    assert not torch.equal(a.state.weights, b.state.weights)
 
 
 @pytest.mark.parametrize("mode", ["edm", "ict"])
@@ -114,8 +115,8 @@ def test_micro_batches_change_nothing_but_memory(mode, build):
     for trainer in (whole, parts):
         trainer.train_step(trainer.fetch())
         trainer.train_step(trainer.fetch())
-    torch.testing.assert_close(parts.optimizer.mean, whole.optimizer.mean, rtol=2e-4, atol=2e-6)
-    loss = [t.window.close(ALONE)["loss"] for t in (whole, parts)]
+    torch.testing.assert_close(parts.state.optimizer.mean, whole.state.optimizer.mean, rtol=2e-4, atol=2e-6)
+    loss = [t.state.window.close(ALONE)["loss"] for t in (whole, parts)]
     assert loss[0] == pytest.approx(loss[1], rel=1e-5)
 
 
@@ -147,9 +148,9 @@ def test_a_step_that_is_not_finite_moves_nothing_but_the_step_number(build):
     assert trainer.step == 3
     for name, value in everything(trainer).items():
         assert torch.equal(value, before[name]), name
-    assert trainer.skipped.item() == 1
+    assert trainer.state.skipped.item() == 1
     trainer.train_step(trainer.fetch())
-    assert not torch.equal(trainer.weights, before["weights"])
+    assert not torch.equal(trainer.state.weights, before["weights"])
     assert all(torch.isfinite(v).all() for v in everything(trainer).values())
 
 
@@ -187,8 +188,8 @@ def test_gradient_clipping_is_applied(build):
     for trainer in (free, clipped):
         trainer.train_step(trainer.fetch())
     # After one step the first moment is (1 - beta1) times the gradient.
-    assert free.optimizer.mean.norm() / 0.1 > 1e-2
-    assert clipped.optimizer.mean.norm().item() / 0.1 == pytest.approx(1e-3, rel=1e-3)
+    assert free.state.optimizer.mean.norm() / 0.1 > 1e-2
+    assert clipped.state.optimizer.mean.norm().item() / 0.1 == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_several_averages_are_kept_and_saved(build, tmp_path):
@@ -196,7 +197,7 @@ def test_several_averages_are_kept_and_saved(build, tmp_path):
     run(trainer)
     _folder, manifest = checkpoint.resolve(tmp_path / "run")
     assert manifest.ema == "ema_0.9"
-    for average in trainer.averages:
+    for average in trainer.state.averages:
         loaded = loading.load_denoiser(tmp_path / "run", average.name)
         for (name, ours), theirs in zip(average.denoiser.named_parameters(), loaded.parameters(), strict=True):
             assert torch.equal(ours, theirs), name
@@ -206,22 +207,22 @@ def test_several_averages_are_kept_and_saved(build, tmp_path):
 
 def test_ema_after_two_steps_by_hand(build):
     trainer = build("mode=edm", "ema=constant", "ema.decay=0.75")
-    w0 = trainer.weights.clone()
+    w0 = trainer.state.weights.clone()
     trainer.train_step(trainer.fetch())
-    w1 = trainer.weights.clone()
+    w1 = trainer.state.weights.clone()
     trainer.train_step(trainer.fetch())
-    expected = 0.75 * (0.75 * w0 + 0.25 * w1) + 0.25 * trainer.weights
-    torch.testing.assert_close(trainer.averages[0].weights, expected)
+    expected = 0.75 * (0.75 * w0 + 0.25 * w1) + 0.25 * trainer.state.weights
+    torch.testing.assert_close(trainer.state.averages[0].weights, expected)
 
 
 def test_target_follows_the_weights_that_the_step_made(build):
     """Not those from before it, nor the sampling average."""
     options = ["objective.target_decay=0.75", "objective.target_schedule=constant"]
     trainer = build("mode=ct", *options, "optimizer.lr=0.1", "optimizer.warmup_steps=0")
-    weights = trainer.weights.clone()
+    weights = trainer.state.weights.clone()
     assert torch.equal(trainer.objective.target_weights, weights)
     trainer.train_step(trainer.fetch())
-    moved = trainer.weights - weights
+    moved = trainer.state.weights - weights
     assert moved.norm() > 1e-3 * weights.norm()
     torch.testing.assert_close(trainer.objective.target_weights, weights + 0.25 * moved)
 
@@ -233,9 +234,9 @@ def test_schedules_count_to_schedule_steps_however_long_the_run(build):
     )
     for step in (0, 5, 39, 40, 79):
         assert longer.objective.schedule(step) == short.objective.schedule(step)
-        assert longer.optimizer.lr(step) == short.optimizer.lr(step)
+        assert longer.state.optimizer.lr(step) == short.state.optimizer.lr(step)
     assert short.objective.schedule(39)["num_scales"] == 1281
-    assert short.optimizer.lr(40) == 0
+    assert short.state.optimizer.lr(40) == 0
 
 
 def test_student_starts_as_its_teacher(build, teacher):
@@ -273,7 +274,7 @@ def test_class_conditional_training_uses_the_labels(build):
     run(trainer)
     table = trainer.objective.denoiser.backbone.embed_label.weight
     assert table.shape[0] == 10
-    assert trainer.optimizer.square.count_nonzero() > 0
+    assert trainer.state.optimizer.square.count_nonzero() > 0
     denoiser = loading.load_denoiser(trainer.config.folder)
     x, sigma = torch.randn(2, 1, 8, 8), torch.ones(2)
     one, two = (denoiser(x, sigma, torch.full((2,), c)) for c in (1, 2))
@@ -304,7 +305,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run_and_name_the_last_good_checkpoi
         poison(trainer, at_step=step)
     with pytest.raises(TrainingFailed, match=r"last 2 steps, to step 6.*last good checkpoint: .*step_00000005;"):
         run(trainer)
-    assert trainer.skipped == 3
+    assert trainer.state.skipped == 3
 
 
 def test_bad_steps_in_a_row_are_counted_across_a_resume(build):
@@ -327,17 +328,17 @@ def test_an_infinite_loss_with_a_finite_gradient_is_skipped_too(build):
         return loss + torch.inf, metrics
 
     trainer.objective.forward = infinite
-    before = trainer.weights.clone()
+    before = trainer.state.weights.clone()
     trainer.train_step(trainer.fetch())
-    assert trainer.skipped == 1
-    assert torch.equal(trainer.weights, before)
+    assert trainer.state.skipped == 1
+    assert torch.equal(trainer.state.weights, before)
 
 
 def test_the_trainer_asks_to_stop_early_enough_for_a_step_and_a_save(build):
     asked = []
     trainer = build("mode=ict", "save_every=1", should_stop=lambda reserve_s: asked.append(reserve_s))
     run(trainer)
-    guess = 2 * trainer.weights.nbytes * 5 / 100e6  # before a save was seen: weights, average, moments, target
+    guess = 2 * trainer.state.weights.nbytes * 5 / 100e6  # before a save was seen: weights, average, moments, target
     assert asked[0] == pytest.approx(guess)
     assert asked == sorted(asked)
     assert asked[-1] > guess, "steps and saves have been seen since"
@@ -369,9 +370,9 @@ def test_fp16_loss_scale_starts_high_when_precision_changes_on_resume(build):
     run(build("mode=ict", should_stop=after(1)))
     trainer = build("mode=ict")
     trainer.autocast = torch.float16  # as a GPU would have it
-    trainer.loss_scale = LossScale(torch.float16, trainer.device)
+    trainer.state.loss_scale = LossScale(torch.float16, trainer.device)
     trainer.resume(*checkpoint.latest(trainer.config.folder))
-    assert trainer.loss_scale.factor == 2.0**16
+    assert trainer.state.loss_scale.factor == 2.0**16
 
 
 def test_an_init_checkpoint_is_needed_at_the_start_only(build, tmp_path):
@@ -379,7 +380,7 @@ def test_an_init_checkpoint_is_needed_at_the_start_only(build, tmp_path):
     run(source)
     option = f"init={source.config.folder}"
     trainer = build("mode=ict", option, should_stop=after(1))
-    assert torch.equal(trainer.weights, source.averages[0].weights)
+    assert torch.equal(trainer.state.weights, source.state.averages[0].weights)
     run(trainer)
     shutil.rmtree(source.config.folder)
     assert build("mode=ict", option).step == 1
@@ -415,7 +416,7 @@ def test_objective_traces_whole(mode, build, teacher):
     plain = build(*overrides(mode, teacher), name="plain")
     for t in (trainer, plain):
         t.train_step(t.fetch())
-    torch.testing.assert_close(trainer.optimizer.mean, plain.optimizer.mean)
+    torch.testing.assert_close(trainer.state.optimizer.mean, plain.state.optimizer.mean)
 
 
 @pytest.mark.long
@@ -424,4 +425,4 @@ def test_compiled_objective_gives_the_same_step(build):
     for trainer in (eager, compiled):
         for _ in range(2):
             trainer.train_step(trainer.fetch())
-    torch.testing.assert_close(compiled.optimizer.mean, eager.optimizer.mean, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(compiled.state.optimizer.mean, eager.state.optimizer.mean, rtol=1e-3, atol=1e-5)

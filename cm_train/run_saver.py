@@ -1,0 +1,89 @@
+"""What is saved of a run as it trains, and when it must be: checkpoints, and snapshots of power-function averages."""
+
+from collections.abc import Callable
+from typing import Any
+
+from . import checkpoint
+from .config import RunConfig
+from .distributed import World
+from .errors import TrainingFailed
+from .registry import settings
+from .saving import Saver
+from .train_state import TrainState
+
+_SLOW_DISK = 100e6  # bytes a second: what a save is reckoned with until one was seen
+
+
+class RunSaver:
+    """Saves `state` into the run folder of `config`. Rank 0 writes; every rank calls `save` and `snapshot` alike.
+
+    Args:
+        provenance: what a resumed run must find unchanged.
+        before: called ahead of each checkpoint; what it syncs is on the disk before that appears.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        state: TrainState,
+        provenance: dict[str, str],
+        world: World,
+        before: Callable[[], None] = lambda: None,
+    ):
+        self._config, self._state, self._provenance, self._world = config, state, provenance, world
+        num_bytes = state.weights.nbytes * (1 + len(state.averages) + 3)  # the optimizer's two moments, and a target
+        expected_s = num_bytes / _SLOW_DISK
+        self._checkpoints = Saver(config.folder, config.keep, before, state.step, expected_s)
+        self._snapshots = Saver(config.folder, keep=None)
+        ema = settings("decay", config.ema)
+        self._snapshot_every = max(1, config.num_schedule_steps // ema.num_snapshots) if ema.power else None
+
+    @property
+    def longest_s(self) -> float:
+        """What writing a checkpoint takes at most, as far as is known; in seconds."""
+        return self._checkpoints.longest_s
+
+    def save(self, must: bool) -> None:
+        """Write a checkpoint: beside training, or, where it `must` be there, at once.
+
+        Raises:
+            TrainingFailed: it must be there, and can't be written.
+        """
+        window, trouble = self._state.window.state(self._world), ""
+        if self._world.is_main and self._state.step > 0:
+            write = self._checkpoints.now if must else self._checkpoints.start
+            folder = checkpoint.step_folder(self._config.folder, self._state.step)
+            try:
+                write(folder, self._state.networks(), self._state.rest() | {"window": window}, **self._manifest())
+            except OSError as error:
+                trouble = error.strerror or str(error)
+        if must and (trouble := self._world.from_main(trouble)):
+            raise TrainingFailed(
+                f"the checkpoint of step {self._state.step} could not be written: {trouble}; "
+                "fix: make room, and the same command goes on from the one before"
+            )
+
+    def snapshot(self) -> None:
+        """Keep the power-function averages where one is due, beside training; a missed one is no great loss."""
+        step = self._state.step
+        if self._snapshot_every is None or not self._world.is_main:
+            return
+        if step == self._config.steps or step % self._snapshot_every == 0:
+            powers = {a.name: a.denoiser.state_dict() for a in self._state.averages if a.name.startswith("power_")}
+            folder = self._config.folder / "snapshots" / f"step_{step:08d}"
+            self._snapshots.start(folder, powers, None, **self._manifest())
+
+    def wait(self) -> None:
+        """Return when nothing is being written."""
+        self._checkpoints.wait()
+        self._snapshots.wait()
+
+    def _manifest(self) -> dict[str, Any]:
+        return {
+            "step": self._state.step,
+            "finished": self._state.step >= self._config.steps,
+            "ema": self._state.averages[0].name,
+            "denoiser": self._state.objective.denoiser.config,
+            "backbone": self._config.backbone,
+            "provenance": self._provenance,
+        }
