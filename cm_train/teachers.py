@@ -1,7 +1,7 @@
 """The teacher that a student is given, or that is trained first, and what the student inherits from it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from .signals import StopFlag
 
+_OF_THE_RECIPE = {"dropout", "dropout_max_size"}  # of a backbone; all else is its size, which a student inherits
 _NOT_DATA = {"download", "hflip", "memory_gb", "skip_broken"}  # how a set is used, not what is in it
 
 
@@ -37,15 +38,21 @@ def inherit(config: Any, cfg: DictConfig, train: Callable[[Any], bool], stop: St
             return None
         config = config.model_copy(update={"teacher": str(home)})
     backbone = checkpoint.resolve(config.teacher)[1].backbone
-    if "dropout" in config.backbone and config.backbone["name"] == backbone["name"]:
-        backbone = {**backbone, "dropout": config.backbone["dropout"]}  # belongs to the recipe, not to the sizes
-    asked = {o.lstrip("+").split("=")[0] for o in HydraConfig.get().overrides.task} - {"backbone.dropout"}
+    if config.backbone["name"] == backbone["name"]:
+        backbone = {**backbone, **_own_recipe(config.backbone)}
+    asked = {o.lstrip("+").split("=")[0] for o in HydraConfig.get().overrides.task}
+    asked -= {f"backbone.{key}" for key in _OF_THE_RECIPE}
     if backbone != config.backbone and any(key.split(".")[0] == "backbone" for key in asked):
         raise InputError(
             f"a student has its teacher's backbone, and {config.teacher} has another than backbone=... asks for",
             fix="drop backbone=..., or give a teacher of that backbone with teacher=...",
         )
     return config.model_copy(update={"backbone": backbone})
+
+
+def _own_recipe(backbone: Mapping[Any, Any]) -> dict[str, Any]:
+    """What a backbone's settings say of training rather than of the network."""
+    return {key: backbone[key] for key in _OF_THE_RECIPE if key in backbone}
 
 
 def _teacher_ready(
@@ -101,8 +108,7 @@ def _teacher_config(config: Any, cfg: DictConfig, home: Path, swept: frozenset[s
     teacher = compose("train", overrides=["mode=edm", f"dataset={choice}"])
     backbone = OmegaConf.to_container(cfg.backbone)
     assert isinstance(backbone, dict)
-    if "dropout" in backbone and "dropout" in teacher.backbone:
-        backbone["dropout"] = teacher.backbone.dropout
+    backbone |= _own_recipe(teacher.backbone)
     with open_dict(teacher):
         teacher.backbone = backbone
         for key in ("dataset", "devices", "precision", "compile", "seed", "tracking"):

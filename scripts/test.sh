@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Sets everything up, then runs lint, types and tests, one a core. --all adds the proofs that take long.
-all=""
-if [ "${1:-}" = "--all" ]; then all=1; shift; fi
+# Sets everything up, then runs lint, types and tests, one a core. --all adds the proofs that take long; --unit leaves
+# out the tests that start whole commands, which are most of the time.
+chosen="not long"
+case "${1:-}" in
+  --all) chosen="long or not long"; shift ;;
+  --unit) chosen="not long and not command"; shift ;;
+esac
 . "$(dirname "$0")/setup_env.sh" "[dev]"
 
 ruff check .
 ruff format --check .
 mypy
-if [ -n "$all" ]; then
-  pytest -n auto "$@"
-else
-  pytest -n auto -m "not long" "$@"
-fi
+pytest -n auto -m "$chosen" "$@"

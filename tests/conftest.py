@@ -15,6 +15,16 @@ from omegaconf import DictConfig
 
 from cm_train import cli
 
+# Fixtures that start whole processes: seconds a test, where the others take a fraction of one.
+STARTERS = {"command", "start", "sweep", "train", "environment"}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if STARTERS & set(getattr(item, "fixturenames", ())):
+            item.add_marker("command")
+
+
 # The networks here are too small to share among threads, and other processes may want the cores.
 torch.set_num_threads(1)
 ENVIRONMENT = {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}

@@ -61,10 +61,10 @@ def tangents(monkeypatch):
     return seen
 
 
-def unet(c_noise, seed=0, **config):
+def unet(c_noise, seed=0, embedding_norm=False, **config):
     """A small attention U-Net in float64, no layer of it zero."""
     backbone = {"name": "unet", "channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attention_resolutions": [4]}
-    backbone |= {"head_channels": 8, "group_channels": 4, "dropout": 0.4}
+    backbone |= {"head_channels": 8, "group_channels": 4, "dropout": 0.4, "embedding_norm": embedding_norm}
     torch.manual_seed(seed)
     denoiser = build_denoiser(config_of(c_noise, image_size=8, **config), backbone)
     for p in denoiser.parameters():
@@ -146,13 +146,13 @@ def test_tangent_of_the_exact_consistency_function_is_zero_on_average_over_data(
         assert product.mean().abs() < 4 * product.std() / len(x) ** 0.5
 
 
-@pytest.mark.parametrize("c_noise", ["angle", "log_sigma"])
-def test_tangent_is_cos_t_times_the_change_of_the_denoised_image(c_noise, tangents):
+@pytest.mark.parametrize(("c_noise", "embedding_norm"), [("angle", False), ("log_sigma", False), ("angle", True)])
+def test_tangent_is_cos_t_times_the_change_of_the_denoised_image(c_noise, embedding_norm, tangents):
     """g = cos(t) df/dt for any network: against central differences of the denoiser along the path itself.
 
     Catches a further factor sigma_data in the tangent, a wrong sign, and a part of the network without derivative.
     """
-    denoiser = unet(c_noise, num_classes=3)
+    denoiser = unet(c_noise, embedding_norm=embedding_norm, num_classes=3)
     objective = scm(denoiser)
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
     batch = batch_of(objective, x0=images(), labels=labels)

@@ -215,6 +215,7 @@ def test_quiet_commands_print_nothing_but_errors(command, tmp_path):
     assert "Exit codes" in done.stdout, "what is asked for is answered"
 
 
+@pytest.mark.command
 @pytest.mark.skipif(torch.cuda.is_available(), reason="one GPU may not have two ranks")
 def test_quiet_under_torchrun(tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]

@@ -123,11 +123,12 @@ def test_attention_matches_plain_softmax_over_the_pixels():
 
 
 @pytest.mark.parametrize("resample", ["", "down", "up"])
-@pytest.mark.parametrize("scale_shift", [True, False])
+@pytest.mark.parametrize(("scale_shift", "embedding_norm"), [(True, False), (True, True), (False, False)])
 @pytest.mark.parametrize("cout", [8, 12])
-def test_res_block_matches_its_definition(cout, scale_shift, resample):
+def test_res_block_matches_its_definition(cout, scale_shift, embedding_norm, resample):
     cin = 8
-    block = randomise(ResBlock(cin, cout, 4, 10, config(scale_shift=scale_shift), 0, resample), 0.4)
+    settings = config(scale_shift=scale_shift, embedding_norm=embedding_norm)
+    block = randomise(ResBlock(cin, cout, 4, 10, settings, 0, resample), 0.4)
     x, embedding = normal(1, cin, 4, 4), normal(1, 10, seed=1)
     w = {name: p.detach().double() for name, p in block.named_parameters()}
 
@@ -146,7 +147,10 @@ def test_res_block_matches_its_definition(cout, scale_shift, resample):
     h = conv(resized(silu(group_norm(image, 2, w["norm_in.weight"], w["norm_in.bias"]))), "conv_in")
     e = (w["embed.weight"] @ embedding[0].double() + w["embed.bias"])[:, None, None]
     groups = cout // 4
-    if scale_shift:
+    if embedding_norm:
+        scale, shift = (v / (v**2).mean().sqrt() for v in (e[:cout], e[cout:]))
+        h = group_norm(h, groups, w["norm_out.weight"], w["norm_out.bias"]) * scale + shift
+    elif scale_shift:
         h = group_norm(h, groups, w["norm_out.weight"], w["norm_out.bias"]) * (1 + e[:cout]) + e[cout:]
     else:
         h = group_norm(h + e, groups, w["norm_out.weight"], w["norm_out.bias"])
@@ -311,7 +315,16 @@ def test_unet_refuses_sizes_that_do_not_divide(values, image_size, word):
     assert "fix" in str(caught.value)
 
 
-@pytest.mark.parametrize("values", [{"dropout": 1.0}, {"channels": 0}, {"channel_mult": [0]}, {"num_blocks": 0}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"dropout": 1.0},
+        {"channels": 0},
+        {"channel_mult": [0]},
+        {"num_blocks": 0},
+        {"embedding_norm": True, "scale_shift": False},
+    ],
+)
 def test_unet_config_refuses_values_out_of_range(values):
     with pytest.raises(ValueError, match=next(iter(values))):
         config(**values)
@@ -436,6 +449,16 @@ def test_dropout_layers_of_a_network_lose_different_units():
             if abs(r) > 5 / (64 * width) ** 0.5:  # five standard deviations, in 210 pairs
                 alike.append((j, i, round(r, 3)))
     assert alike == []
+
+
+def test_dropout_can_be_kept_to_coarse_features():
+    net = small_net(channel_mult=[1, 2, 2], dropout=0.5, dropout_max_size=4)
+    sizes = set()
+    for m in net.modules():
+        if isinstance(m, KeyedDropout):
+            m.register_forward_hook(lambda m, args, out: sizes.add((out.shape[-1], bool((out == 0).any()))))
+    net(normal(8, 1, 8, 8), torch.zeros(8), None, keys(8))
+    assert sizes == {(8, False), (4, True), (2, True)}
 
 
 def test_dropout_does_not_add_to_the_state_dict():

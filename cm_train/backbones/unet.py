@@ -1,6 +1,6 @@
 """The ADM U-Net of Dhariwal & Nichol 2021, as OpenAI's consistency models use it."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +25,17 @@ class UNetConfig(Settings):
     head_channels: Count = 64
     group_channels: Count | None = None  # channels per norm group; None: 32 groups, as published
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout_max_size: Count | None = None  # dropout only where features are at most this wide; None: everywhere
     scale_shift: bool = True  # the embedding scales and shifts after the norm, else it is added before
+    # Scale and shift are each divided by their root mean square over the channels: Lu & Song 2024 (sCM), section 4.1.
+    embedding_norm: bool = False
     resample_in_block: bool = True  # up/down inside residual blocks, else plain pooling and nearest
     # c_noise is multiplied by this before the embedding. 1 suits iCT, ECT and sCM; OpenAI's weights want 1000.
     noise_multiplier: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+
+    def model_post_init(self, _: Any) -> None:
+        if self.embedding_norm and not self.scale_shift:
+            raise ValueError("embedding_norm needs scale_shift=true")
 
 
 class _Norm(nn.GroupNorm):
@@ -55,6 +62,11 @@ class _Norm(nn.GroupNorm):
         return torch.addcmul(self.bias[:, None, None], normal, self.weight[:, None, None]).to(x.dtype)
 
 
+def _unit(x: Tensor) -> Tensor:
+    """x [B, C, 1, 1] divided by its root mean square over the channels."""
+    return (precise(x) * torch.rsqrt(precise(x).square().mean(1, keepdim=True) + 1e-8)).to(x.dtype)
+
+
 def _zero(module: nn.Module) -> None:
     """Zero weight and bias, so that the branch that ends here starts as nothing."""
     for parameter in module.parameters():
@@ -68,11 +80,12 @@ class ResBlock(nn.Module):
         self, cin: int, cout: int, resolution: int, embedding: int, config: UNetConfig, salt: int, resample: str = ""
     ):
         super().__init__()
-        self.resample, self.scale_shift = resample, config.scale_shift
+        self.resample, self.scale_shift, self.embedding_norm = resample, config.scale_shift, config.embedding_norm
         self.norm_in, self.conv_in = _Norm(cin, config), nn.Conv2d(cin, cout, 3, padding=1)
         self.embed = nn.Linear(embedding, cout * (2 if config.scale_shift else 1))
         self.norm_out, self.conv_out = _Norm(cout, config), nn.Conv2d(cout, cout, 3, padding=1)
-        self.dropout = KeyedDropout(config.dropout, (cout, resolution, resolution), salt)
+        drops = config.dropout_max_size is None or resolution <= config.dropout_max_size
+        self.dropout = KeyedDropout(config.dropout if drops else 0.0, (cout, resolution, resolution), salt)
         self.skip = nn.Identity() if cin == cout else nn.Conv2d(cin, cout, 1)
         _zero(self.conv_out)
 
@@ -84,7 +97,8 @@ class ResBlock(nn.Module):
         e = self.embed(embedding).to(h.dtype)[:, :, None, None]
         if self.scale_shift:
             scale, shift = e.chunk(2, dim=1)
-            h = torch.addcmul(shift, self.norm_out(h), 1 + scale)
+            scale, shift = (_unit(scale), _unit(shift)) if self.embedding_norm else (1 + scale, shift)
+            h = torch.addcmul(shift, self.norm_out(h), scale)
         else:
             h = self.norm_out(h + e)
         return self.skip(x) + self.conv_out(self.dropout(F.silu(h), keys))
