@@ -66,6 +66,11 @@ class RunConfig(Settings):
         """What every schedule counts to."""
         return self.steps if self.schedule_steps is None else self.schedule_steps
 
+    @property
+    def start(self) -> str | None:
+        """The run or checkpoint whose weights are the first ones, where `init` names one."""
+        return None if self.init in ("random", "teacher") else self.init
+
     def loss_needs_teacher(self) -> bool:
         cls = registry.find("objective", self.objective.get("name"))
         return cls.needs_teacher(registry.settings("objective", self.objective))

@@ -120,13 +120,13 @@ def _train(
     from .tracking import say
 
     with run_folder.lock(config.folder):
-        if config.init not in ("random", "teacher"):
-            checkpoint.resolve(config.init)
+        newest = checkpoint.newest_manifest(config.folder)
+        if config.start is not None and newest is None:
+            checkpoint.resolve(config.start)  # now rather than after a teacher has trained
         config.check_machine()
         config = inherit(config, cfg, lambda teacher: _train(teacher, cfg, execute, stop), stop, swept)
         if config is None:
             return False
-        newest = checkpoint.newest_manifest(config.folder)
         # Before its first checkpoint a run has nothing to lose: a mistaken first command may be corrected.
         if newest is not None:
             stored = read_back(config.folder)

@@ -1,4 +1,4 @@
-"""The teacher that a student is given, or that is trained first, and what the student inherits from it."""
+"""The teacher that a student is given, or that is trained first, and the backbone that a student inherits."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +16,9 @@ _NOT_DATA = {"download", "hflip", "memory_gb", "skip_broken"}  # how a set is us
 
 
 def inherit(config: Any, cfg: DictConfig, train: Callable[[Any], bool], stop: StopFlag, swept: frozenset[str]) -> Any:
-    """The config with its teacher found (trained first where it is missing), and the teacher's backbone taken.
+    """The config with its teacher found (trained first where it is missing), and that one's backbone taken.
+
+    A run that starts from another's weights (`init=`) takes the backbone from there.
 
     Args:
         train: trains a run of the given config; False where it was stopped early.
@@ -28,24 +30,27 @@ def inherit(config: Any, cfg: DictConfig, train: Callable[[Any], bool], stop: St
     from . import checkpoint
     from .errors import InputError
 
-    if not config.needs_teacher():
-        return config
-    if config.teacher is None:
+    if config.needs_teacher() and config.teacher is None:
         home = config.folder.parent / f"{config.dataset['name']}-edm"
         if home.resolve() == config.folder.resolve():
             raise InputError(f"{home} can't be its own teacher", fix="set teacher=..., or init=random")
         if not _teacher_ready(config, cfg, home, train, stop, swept):
             return None
         config = config.model_copy(update={"teacher": str(home)})
-    backbone = checkpoint.resolve(config.teacher)[1].backbone
+    source, newest = config.start or config.teacher, None
+    if config.start is not None:
+        newest = checkpoint.newest_manifest(config.folder)  # once a run has begun it needs its start no more
+    if source is None:
+        return config
+    backbone = (newest or checkpoint.resolve(source)[1]).backbone
     if config.backbone["name"] == backbone["name"]:
         backbone = {**backbone, **_own_recipe(config.backbone)}
     asked = {o.lstrip("+").split("=")[0] for o in HydraConfig.get().overrides.task}
     asked -= {f"backbone.{key}" for key in _OF_THE_RECIPE}
     if backbone != config.backbone and any(key.split(".")[0] == "backbone" for key in asked):
         raise InputError(
-            f"a student has its teacher's backbone, and {config.teacher} has another than backbone=... asks for",
-            fix="drop backbone=..., or give a teacher of that backbone with teacher=...",
+            f"a student has the backbone that it starts from, and {source} has another than backbone=... asks for",
+            fix="drop backbone=..., or give one of that backbone with teacher=... or init=...",
         )
     return config.model_copy(update={"backbone": backbone})
 
@@ -115,7 +120,8 @@ def _teacher_config(config: Any, cfg: DictConfig, home: Path, swept: frozenset[s
             if key == "dataset" or key not in swept:  # else whichever job came first would have a say
                 teacher[key] = cfg[key]
         teacher.tracking.tags = [tag for tag in cfg.tracking.tags if tag.split("=")[0] not in swept]
-        if cfg.guidance != 1 or ("guidance" in swept and cfg.dataset.conditional):
-            teacher.label_dropout = 0.1  # or it could not be guided
+        may_hide = bool({"guidance", "label_dropout"} & swept) and cfg.dataset.conditional
+        if cfg.guidance != 1 or cfg.label_dropout or may_hide:
+            teacher.label_dropout = 0.1  # or it could not be guided, nor say what no class is
         teacher.name, teacher.run_dir = home.name, str(home)
     return parse(teacher)

@@ -10,15 +10,15 @@ from . import checkpoint, loading, registry
 from .config import RunConfig, dump
 from .datasets.base import Dataset
 from .datasets.loader import Loader
-from .denoiser import Denoiser, DenoiserConfig, build_denoiser
+from .denoiser import Denoiser
 from .distributed import ALONE, World
 from .errors import InputError
 from .guidance import guided
 from .launching import as_rank, stop_of_parent
 from .noise import NoiseSchedule
 from .precision import autocast_type, compiles
-from .rng import key
 from .run_folder import stored_config
+from .student import build_student, initialise, student_config
 from .tracking import SilentTracker, Tracker, say
 from .trainer import Trainer
 
@@ -76,39 +76,18 @@ def build_trainer(
         recorded = found[1].provenance
         world.agree(lambda: _check_provenance(config.folder, recorded, provenance))
 
-    noise = config.noise
-    objective_class = registry.find("objective", config.objective["name"])
-    sigma_data = noise.sigma_data
-    if sigma_data is None:  # a student divides the work as its teacher did; from scratch, the data decide
-        sigma_data = round(dataset.sigma_data(), 6) if teacher is None else teacher.config.sigma_data
-    c_noise = noise.c_noise
-    if c_noise is None:
-        c_noise = "log_sigma" if teacher is None else teacher.config.c_noise
-    denoiser_config = DenoiserConfig(
-        preconditioning=objective_class.preconditioning,
-        c_noise=c_noise,
-        image_size=dataset.image_size,
-        image_channels=dataset.channels,
-        num_classes=dataset.num_classes,
-        null_label=_null_label(config, dataset, teacher),
-        sigma_data=sigma_data,
-        sigma_min=noise.sigma_min,
-        sigma_max=noise.sigma_max,
-        rho=noise.rho,
-        sampling=config.sampling,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key(config.seed, "weights"))
-        denoiser = build_denoiser(denoiser_config, config.backbone).to(device)
+    resumed = None if found is None else found[1].denoiser
+    settings = world.agree(lambda: student_config(config, dataset, teacher, resumed))
+    denoiser = build_student(config, settings, device)
     if found is None:
-        world.agree(lambda: _initialise(denoiser, config.init, teacher))
+        world.agree(lambda: initialise(denoiser, config.init, teacher))
     guide = None if teacher is None else world.agree(lambda: guided(teacher, config.guidance))
     objective = world.agree(
         lambda: registry.build(
             "objective",
             config.objective,
             denoiser,
-            NoiseSchedule(noise, config.num_schedule_steps),
+            NoiseSchedule(config.noise, config.num_schedule_steps),
             config.seed,
             dataset.hflip,
             guide if config.loss_needs_teacher() else None,
@@ -132,24 +111,6 @@ def build_trainer(
         if world.is_main:
             say(f"resuming at step {trainer.step}")
     return trainer
-
-
-def _null_label(config: RunConfig, dataset: Dataset, teacher: Denoiser | None) -> bool:
-    """Whether the student has a null label: to train it, or because its first weights come from a teacher with one."""
-    if config.label_dropout and not dataset.num_classes:
-        fix = "set dataset.conditional=true"
-        raise InputError("label_dropout needs classes", f"label_dropout={config.label_dropout}", "0", fix)
-    inherited = config.init == "teacher" and teacher is not None and teacher.config.null_label
-    return inherited or config.label_dropout > 0
-
-
-def _initialise(denoiser: Denoiser, init: str, teacher: Denoiser | None) -> None:
-    """Give the student its first weights, as `init` says."""
-    if init == "teacher":
-        assert teacher is not None, "the command checks this"
-        denoiser.load_state_dict(teacher.state_dict())
-    elif init != "random":
-        checkpoint.read_weights(*checkpoint.resolve(init), "ema", denoiser)
 
 
 def _check_teacher(teacher: Denoiser, path: str, dataset: Dataset) -> None:

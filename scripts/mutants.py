@@ -146,7 +146,7 @@ MUTANTS = [Mutant(*row) for row in (
     # ------------------------------------------------------------------------------------------- continuous time (sCM)
     ("scm-sigma-data", SCM_CODE, "cos * sin * velocity / data, sigma)", "cos * sin * velocity, sigma)", SCM,
      "sigma_data once more in the direction of the derivative"),
-    ("scm-angle", SCM_CODE, "(direction, sigma))[1]", "(direction, sigma / 2))[1]", SCM,
+    ("scm-angle", SCM_CODE, "(direction, sigma))\n", "(direction, sigma / 2))\n", SCM,
      "a wrong factor on the noise level's own tangent"),
     ("scm-sign", SCM_CODE, "goal = output + self._bounded(g)", "goal = output - self._bounded(g)", SCM,
      "the tangent's sign"),
@@ -158,8 +158,8 @@ MUTANTS = [Mutant(*row) for row in (
     ("scm-warmup", SCM_CODE, "min(1.0, step / num)", "step / num", SCM, "a tangent that goes on growing"),
     ("scm-dropout", SCM_CODE, 'labels, batch["dropout_keys"]).to', "labels, None).to", SCM,
      "no dropout in the student"),
-    ("scm-gradient", SCM_CODE, "with torch.no_grad():\n            derivative",
-     "if True:\n            derivative", SCM, "a gradient through the derivative and the goal"),
+    ("scm-gradient", SCM_CODE, "with torch.no_grad():\n            exact, derivative",
+     "if True:\n            exact, derivative", SCM, "a gradient through the derivative and the goal"),
     # ------------------------------------------------------------------------------------------------------- guidance
     ("guidance-shift", "cm_train/guidance.py", "without + self.guidance", "within + self.guidance", GUIDANCE,
      "LCM's w for the guidance scale"),

@@ -87,7 +87,7 @@ def test_cd_finishes_a_teacher_that_was_begun_by_its_own_settings_then_trains_th
     assert "was trained on other data" in done.stderr
     done = command("train", "mode=cd", *TINY, "backbone=unet_s", "name=wide")
     assert done.returncode == 2
-    assert "a student has its teacher's backbone" in done.stderr
+    assert "a student has the backbone that it starts from" in done.stderr
 
 
 def test_all_checkpoints_damaged_never_starts_over(command, tmp_path):

@@ -11,7 +11,7 @@ from cm_train.errors import InputError
 from cm_train.generation import generate
 from cm_train.guidance import Guided, guided
 from cm_train.noise import NoiseConfig, NoiseSchedule
-from conftest import TINY
+from conftest import TINY, wait_for
 
 
 def conditional(preconditioning="edm", null_label=True):
@@ -133,3 +133,16 @@ def test_guidance_without_its_needs_is_wrong_input(arguments, reason, command):
     done = command("train", *arguments, *TINY)
     assert done.returncode == 2
     assert reason in done.stderr
+
+
+def test_label_dropout_of_a_student_needs_a_teacher_that_knows_it(command, start, tmp_path):
+    """One without a null label is refused, in one line; one that is trained by itself learns it."""
+    small = [*TINY, "dataset.conditional=true"]
+    assert command("train", "mode=edm", *small).returncode == 0
+    for options in (["mode=cd"], ["mode=cd", "init=random"], ["mode=ect"]):
+        done = command("train", *options, *small, "label_dropout=0.3")
+        assert done.returncode == 2 and "label_dropout needs a teacher" in done.stderr, done.stderr
+    start("train", "mode=cd", *small, "label_dropout=0.3", "run_dir=elsewhere/student")
+    stored = tmp_path / "elsewhere" / "digits-edm" / "config.yaml"
+    wait_for(stored.exists)
+    assert "label_dropout: 0.1" in stored.read_text()

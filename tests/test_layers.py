@@ -30,7 +30,7 @@ LAYERS = [
     {"loading"},
     {"objectives", "generation", "metrics", "saving"},
     {"config", "previews"},
-    {"train_state"},
+    {"student", "train_state"},
     {"run_saver"},
     {"trainer"},
     {"announce", "worker"},

@@ -426,3 +426,18 @@ def test_compiled_objective_gives_the_same_step(build):
         for _ in range(2):
             trainer.train_step(trainer.fetch())
     torch.testing.assert_close(compiled.state.optimizer.mean, eager.state.optimizer.mean, rtol=1e-3, atol=1e-5)
+
+
+def test_student_takes_over_what_its_first_weights_were_told(build, teacher):
+    source = build("mode=edm", "noise.c_noise=angle", "noise.sigma_data=0.5", name="source")
+    run(source)
+    option = f"init={source.config.folder}"
+    settings = build("mode=ict", option, name="a").objective.denoiser.config
+    assert (settings.c_noise, settings.sigma_data) == ("angle", 0.5)
+    settings = build("mode=cd", teacher, option, name="b").objective.denoiser.config
+    assert (settings.c_noise, settings.sigma_data) == ("angle", 0.5)
+    for wrong in ("noise.c_noise=log_sigma", "noise.sigma_data=0.25"):
+        with pytest.raises(InputError, match=wrong.split("=")[0]):
+            build("mode=ict", option, wrong, name="c")
+    free = build("mode=cd", teacher, "init=random", "noise.sigma_data=0.25", name="d").objective.denoiser.config
+    assert (free.c_noise, free.sigma_data) == ("log_sigma", 0.25)

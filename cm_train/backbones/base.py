@@ -1,6 +1,8 @@
 """What backbones share: keyed dropout and the noise-level embedding."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +49,11 @@ class KeyedDropout(nn.Module):
 def precise(x: Tensor) -> Tensor:
     """`x` in float32 where it is of less precision than that."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def uncast(x: Tensor) -> AbstractContextManager[Any]:
+    """A context for `x`'s device where autocast is off: noise levels that lie close must not round to the same."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def sinusoidal_embedding(c_noise: Tensor, width: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..registry import Settings, register
-from .base import KeyedDropout, precise, sinusoidal_embedding
+from .base import KeyedDropout, precise, sinusoidal_embedding, uncast
 
 Count = Annotated[int, Field(ge=1, le=1024)]  # bounded, since a stranger's checkpoint says what to build
 
@@ -29,7 +29,8 @@ class UNetConfig(Settings):
     scale_shift: bool = True  # the embedding scales and shifts after the norm, else it is added before
     # Scale and shift are each divided by their root mean square over the channels: Lu & Song 2024 (sCM), section 4.1.
     embedding_norm: bool = False
-    resample_in_block: bool = True  # up/down inside residual blocks, else plain pooling and nearest
+    # Up and down inside residual blocks, as published; else by pooling, and nearest neighbours with a convolution.
+    resample_in_block: bool = True
     # c_noise is multiplied by this before the embedding. 1 suits iCT, ECT and sCM; OpenAI's weights want 1000.
     noise_multiplier: Annotated[float, Field(gt=0, le=1e6)] = 1.0
 
@@ -64,7 +65,7 @@ class _Norm(nn.GroupNorm):
 
 def _unit(x: Tensor) -> Tensor:
     """x [B, C, 1, 1] divided by its root mean square over the channels."""
-    return (precise(x) * torch.rsqrt(precise(x).square().mean(1, keepdim=True) + 1e-8)).to(x.dtype)
+    return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-8)
 
 
 def _zero(module: nn.Module) -> None:
@@ -94,13 +95,14 @@ class ResBlock(nn.Module):
         if self.resample:
             h, x = _resample(h, self.resample), _resample(x, self.resample)
         h = self.conv_in(h)
-        e = self.embed(embedding).to(h.dtype)[:, :, None, None]
+        with uncast(h):
+            e = self.embed(embedding)[:, :, None, None]
         if self.scale_shift:
             scale, shift = e.chunk(2, dim=1)
             scale, shift = (_unit(scale), _unit(shift)) if self.embedding_norm else (1 + scale, shift)
-            h = torch.addcmul(shift, self.norm_out(h), scale)
+            h = torch.addcmul(shift.to(h.dtype), self.norm_out(h), scale.to(h.dtype))
         else:
-            h = self.norm_out(h + e)
+            h = self.norm_out(h + e.to(h.dtype))
         return self.skip(x) + self.conv_out(self.dropout(F.silu(h), keys))
 
 
@@ -236,7 +238,8 @@ class UNet(nn.Module):
                 f"{self.num_classes} classes",
             )
         e = sinusoidal_embedding(c_noise * self.config.noise_multiplier, self.config.channels)
-        e = self.embed_out(F.silu(self.embed_in(e)))
+        with uncast(x):
+            e = self.embed_out(F.silu(self.embed_in(e)))
         if self.embed_label is not None:
             e = e + self.embed_label(labels)
         e = F.silu(e)  # every block starts from SiLU(embedding)

@@ -31,12 +31,13 @@ class ECT(Objective):
     """w(sigma) d(f(x, sigma), stopgrad f(x_next, sigma_next)): Geng et al. 2024 (Consistency Models Made Easy).
 
     Both points share image, noise and dropout mask. Where sigma_next is 0 the goal is the image itself, which makes
-    the first stage a diffusion loss at low noise; hence the good start from a diffusion model's weights. Their code
-    trains under EDM's coefficients and samples under those with the boundary; here both are the latter.
+    the first stage a diffusion loss at low noise; hence the good start from a diffusion model's weights. The
+    coefficients are EDM's, whose function is the identity at 0 as the goal there demands (`Denoiser` calls that
+    "trigflow"); their CIFAR-10 code moves that point to 0.003 for sampling only.
     """
 
     Config = ECTConfig
-    preconditioning = "consistency"
+    preconditioning = "trigflow"
     levels = "continuous"
 
     def stage(self, step: int) -> int:

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..backbones.base import sinusoidal_embedding
+from ..backbones.base import sinusoidal_embedding, uncast
 from ..denoiser import Denoiser, per_image
 from ..distances import l2
 from ..registry import Positive, Settings, register
@@ -84,14 +84,15 @@ class SCM(Objective):
         scaled = cos * x / data
         output = network(scaled, sigma)
         with torch.no_grad():
-            derivative = _along(network, scaled, cos * sin * velocity / data, sigma)
-            g = -(cos**2) * (data * output - velocity)
+            exact, derivative = _along(network, scaled, cos * sin * velocity / data, sigma)
+            g = -(cos**2) * (data * exact - velocity)
             g = g - per_image(batch["tangent_warmup"], x0) * (cos * sin * cos * x + data * derivative)
             goal = output + self._bounded(g)
         error = l2(output, goal)
         weight = torch.zeros_like(sigma)
         if self.weighting is not None:
-            weight = self.weighting(sinusoidal_embedding(sigma.log(), _WEIGHTING_WIDTH)).flatten().to(error.dtype)
+            with uncast(sigma):
+                weight = self.weighting(sinusoidal_embedding(sigma.log(), _WEIGHTING_WIDTH)).flatten().to(error.dtype)
         # The loss's value says nothing of progress: with the tangent normalised, its size is always that of g.
         return weight.exp() * error - weight, {"tangent_rms": g.square().flatten(1).mean(1).sqrt()}
 
@@ -109,13 +110,13 @@ class SCM(Objective):
         return {} if self.weighting is None else dict(self.weighting.state_dict())
 
 
-def _along(network: Any, scaled: Tensor, direction: Tensor, sigma: Tensor) -> Tensor:
-    """cos(t) sin(t) dF/dt along the path: an exact Jacobian-vector product, in float32 whatever the autocast type.
+def _along(network: Any, scaled: Tensor, direction: Tensor, sigma: Tensor) -> Any:
+    """F and cos(t) sin(t) dF/dt along the path: an exact Jacobian-vector product, in float32 throughout.
 
     `direction` is cos(t) sin(t) d(x_t / sigma_data)/dt, to which no further sigma_data belongs. The same factor times
     d(sigma)/dt is sigma_data tan(t), that is, sigma itself: so the second argument is sigma, its tangent too, and the
     network's own conditioning on it is differentiated with the rest.
     """
     # Fused attention has no forward-mode derivative.
-    with torch.autocast(scaled.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
-        return torch.func.jvp(network, (scaled, sigma), (direction, sigma))[1]
+    with uncast(scaled), sdpa_kernel(SDPBackend.MATH):
+        return torch.func.jvp(network, (scaled, sigma), (direction, sigma))
