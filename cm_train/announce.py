@@ -9,7 +9,7 @@ from . import checkpoint, launching
 from .config import RunConfig
 from .distributed import is_launched
 from .manifest import Manifest
-from .precision import autocast_type
+from .precision import autocast_type, drowns_in_bf16
 from .tracking import last_values, say
 from .tracking.terminal import duration
 
@@ -20,6 +20,8 @@ def header(config: RunConfig) -> float:
     say(f"{config.mode} on {config.dataset['name']}{source}: {config.steps} steps of {config.batch_size} images")
     limit = "" if config.max_hours is None else f", for {config.max_hours:g} hours at most"
     say(f"on {_machine(config)}{limit}")
+    if config.precision == "bf16" and drowns_in_bf16(config.gap()):
+        say("note: this loss comes to compare what bf16 can't tell apart; precision=fp16 or auto can")
     say(f"run folder {config.folder}; tracking: {_tracking(config)}")
     return time.monotonic()
 
@@ -29,7 +31,7 @@ def _machine(config: RunConfig) -> str:
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
     kind = torch.cuda.get_device_name(0) if gpu else "CPU"
-    precision = str(autocast_type(config.precision, device) or torch.float32).removeprefix("torch.")
+    precision = str(autocast_type(config.precision, device, config.gap()) or torch.float32).removeprefix("torch.")
     return f"{num} process{'es' * (num > 1)}, {kind}, {precision}"
 
 

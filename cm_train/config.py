@@ -75,6 +75,11 @@ class RunConfig(Settings):
         cls = registry.find("objective", self.objective.get("name"))
         return cls.needs_teacher(registry.settings("objective", self.objective))
 
+    def gap(self) -> float:
+        """See `Objective.gap`."""
+        cls = registry.find("objective", self.objective.get("name"))
+        return cls.gap(registry.settings("objective", self.objective), self.noise)
+
     def check_machine(self) -> None:
         """Whether loss and tracking find here what they need from outside this package. Raises InputError."""
         self.tracking.check_machine()

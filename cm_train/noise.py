@@ -190,6 +190,11 @@ class NoiseSchedule:
         """N(step), the number of grid points."""
         return self.curriculum.num_scales(step, self.schedule_steps)
 
+    def grid(self, num_scales: int) -> Tensor:
+        """The Karras grid of so many points; float64 [num_scales], descending."""
+        c = self.config
+        return karras_sigmas(num_scales, c.sigma_min, c.sigma_max, c.rho)
+
     @property
     def first_num_intervals(self) -> int:
         """s0 of the curriculum (the N - 1 of a constant one), the anchor of the target decay mu(k)."""
@@ -206,8 +211,7 @@ class NoiseSchedule:
         return sigmas[index].float(), sigmas[index + 1].float()
 
     def _make_table(self, num_scales: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        c = self.config
-        sigmas = karras_sigmas(num_scales, c.sigma_min, c.sigma_max, c.rho)
+        sigmas = self.grid(num_scales)
         weights = self.proposal.interval_weights(sigmas)
         cdf = weights.cumsum(0) / weights.sum()
         if device.type == "cuda":  # from pinned memory the copy does not make the host wait

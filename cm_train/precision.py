@@ -1,18 +1,32 @@
 """What the networks compute in, and the loss scale that keeps fp16 gradients out of the underflow."""
 
+import math
+
 import torch
 from torch import Tensor
 
+# bf16 rounds to 2^-8. Outputs at two noise levels that lie less than some 8 times that apart differ by little more than
+# the roundings, which then make up the better part of a distance between them.
+_BF16_GAP = 2.0**-5
 _FIRST_SCALE = 2.0**16
 _GROWS_AFTER = 2000  # clean steps, as in torch.amp
 
 
-def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
-    """The type that `precision` (auto, fp32, bf16, fp16) means on `device`; None for float32 throughout."""
+def autocast_type(precision: str, device: torch.device, gap: float = math.inf) -> torch.dtype | None:
+    """The type that `precision` (auto, fp32, bf16, fp16) means on `device`; None for float32 throughout.
+
+    Args:
+        gap: how close the two noise levels come that a loss compares, relative to the larger; see `Objective.gap`.
+    """
     if precision == "auto":
         has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16" if has_bf16 else "fp32"
+        precision = "fp32" if not has_bf16 else "fp16" if drowns_in_bf16(gap) else "bf16"
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def drowns_in_bf16(gap: float) -> bool:
+    """Whether what a loss compares at two noise levels, `gap` apart, differs by less than bf16 can tell."""
+    return gap < _BF16_GAP
 
 
 def compiles(setting: str, device: torch.device) -> bool:

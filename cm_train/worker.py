@@ -99,7 +99,7 @@ def build_trainer(
         objective,
         Loader(dataset, config.seed, config.batch_size),
         device,
-        autocast=autocast_type(config.precision, device),
+        autocast=autocast_type(config.precision, device, config.gap()),
         compiled=torch.compile(objective) if compiles(config.compile, device) else None,
         provenance=provenance,
         should_stop=should_stop,

@@ -135,6 +135,8 @@ MUTANTS = [Mutant(*row) for row in (
     # -------------------------------------------------------------------------------------------------------------- ECT
     ("ect-clean-goal", ECT_CODE, "goal = torch.where(per_image(clean, x0), x0, goal)", "pass", ECT,
      "r = 0 not masked to the image"),
+    ("ect-boundary", ECT_CODE, 'preconditioning = "trigflow"', 'preconditioning = "consistency"', ECT,
+     "coefficients with the identity at sigma_min, under a goal without noise"),
     ("ect-power", ECT_CODE, "c.q ** (self.stage(step) + 1)", "c.q ** self.stage(step)", ECT, "q^s for q^(s + 1)"),
     ("ect-sigmoid", ECT_CODE, "torch.sigmoid(-c.b", "torch.sigmoid(c.b", ECT, "the sigmoid's sign"),
     ("ect-stage", ECT_CODE, "min(step * self", "min((step + 1) * self", ECT, "the stage from step + 1"),

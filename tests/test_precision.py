@@ -1,5 +1,7 @@
+import pytest
 import torch
 
+from cm_train.config import parse
 from cm_train.precision import LossScale, autocast_type, compiles
 
 CPU = torch.device("cpu")
@@ -48,3 +50,25 @@ def test_auto_is_plain_float32_on_a_cpu():
     assert autocast_type("bf16", CPU) == torch.bfloat16
     assert not compiles("auto", CPU)
     assert compiles("true", CPU)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["mode=edm"], torch.bfloat16),
+        (["mode=cd"], torch.bfloat16),
+        (["mode=ct"], torch.bfloat16),  # 151 points
+        (["mode=ict"], torch.float16),  # 1281 points
+        (["mode=ict", "noise.curriculum.s1=80"], torch.bfloat16),
+        (["mode=ect"], torch.float16),  # levels 1 / 256 apart in the last stage
+        (["mode=ect", "objective.num_stages=3"], torch.bfloat16),
+        (["mode=sct"], torch.bfloat16),
+        (["mode=scd"], torch.bfloat16),
+    ],
+)
+def test_auto_takes_fp16_where_bf16_can_not_tell_a_pair_apart(options, expected, composed, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    config = parse(composed(*options))
+    gpu = torch.device("cuda")
+    assert autocast_type("auto", gpu, config.gap()) == expected
+    assert autocast_type("bf16", gpu, config.gap()) == torch.bfloat16

@@ -9,6 +9,7 @@ from cm_train import checkpoint, loading, saving, worker
 from cm_train.config import parse
 from cm_train.distributed import ALONE
 from cm_train.errors import InputError, TrainingFailed
+from cm_train.images import to_unit_range
 from cm_train.precision import LossScale
 from cm_train.tracking import Tracker
 from conftest import TINY
@@ -441,3 +442,32 @@ def test_student_takes_over_what_its_first_weights_were_told(build, teacher):
             build("mode=ict", option, wrong, name="c")
     free = build("mode=cd", teacher, "init=random", "noise.sigma_data=0.25", name="d").objective.denoiser.config
     assert (free.c_noise, free.sigma_data) == ("log_sigma", 0.25)
+
+
+def gradient(objective, batch, dtype):
+    objective.zero_grad()
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+        objective(batch)[0].sum().backward()
+    return torch.cat([p.grad.flatten() for p in objective.denoiser.parameters()])
+
+
+@pytest.mark.long
+def test_gradient_of_a_fine_grid_keeps_its_direction_in_fp16_and_not_in_bf16(build):
+    """Cosine with float32's gradient, of iCT's loss of a network that denoises well: what `auto` goes by."""
+    trainer = build("mode=edm", "steps=600", "batch_size=128", "optimizer.warmup_steps=50", "ema.decay=0.98")
+    run(trainer)
+    start = f"init={trainer.config.folder}"
+    found = {}
+    for num_scales in (81, 1281):
+        grid = [f"noise.curriculum.{s}={num_scales - 1}" for s in ("s0", "s1")]
+        objective = build("mode=ict", start, *grid, name=f"ict{num_scales}").objective
+        images, _ = trainer.loader.batch_at(0, range(128))
+        batch = objective.draw(to_unit_range(images), None, 0, range(128))
+        exact = gradient(objective, batch, None)
+        for t in (torch.float16, torch.bfloat16):
+            half = gradient(objective, batch, t)
+            found[num_scales, t] = torch.cosine_similarity(half, exact, dim=0).item()
+    print(found)
+    assert min(found[81, t] for t in (torch.float16, torch.bfloat16)) > 0.98
+    assert found[1281, torch.float16] > 0.98
+    assert found[1281, torch.bfloat16] < 0.95

@@ -1,5 +1,6 @@
 """What every objective is: draw the randomness of a step, then compute a loss from it without drawing more."""
 
+import math
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 
 from ..denoiser import Denoiser, per_image
 from ..guidance import Guided
-from ..noise import NoiseSchedule
+from ..noise import NoiseConfig, NoiseSchedule
 from ..rng import Draws
 
 Batch = dict[str, Any]  # tensors by name; labels may be None
@@ -51,6 +52,11 @@ class Objective(nn.Module):
     @staticmethod
     def check_machine(config: Any) -> None:
         """Raise InputError where this machine lacks what the loss needs; asked before a teacher is trained."""
+
+    @staticmethod
+    def gap(config: Any, noise: NoiseConfig) -> float:
+        """How close the two noise levels that the loss compares ever come, relative to the larger; inf without two."""
+        return math.inf
 
     def draw(self, x0: Tensor, labels: Tensor | None, step: int, rows: range) -> Batch:
         """Every random tensor of `step` for `rows` of the global batch; `forward` draws nothing.

@@ -12,6 +12,7 @@ from .. import distances
 from ..denoiser import Denoiser, per_image
 from ..ema import ema_update, frozen_copy
 from ..lpips_distance import LPIPS, check_available
+from ..noise import NoiseConfig, NoiseSchedule
 from ..registry import Settings, register
 from ..sampling import Denoise, euler_step, heun_step
 from .base import Batch, Objective
@@ -66,6 +67,12 @@ class Consistency(Objective):
     def check_machine(config: ConsistencyConfig) -> None:
         if config.distance == "lpips":
             check_available()
+
+    @staticmethod
+    def gap(config: ConsistencyConfig, noise: NoiseConfig) -> float:
+        schedule = NoiseSchedule(noise, schedule_steps=2**20)
+        sigmas = schedule.grid(schedule.num_scales(2**20))  # the finest, at the schedule's end
+        return (1 - sigmas[1:] / sigmas[:-1]).min().item()
 
     def draw_levels(self, u: Tensor, step: int) -> dict[str, Tensor]:
         sigma, sigma_next = self.noise.sigma_pair(u, step)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..denoiser import per_image
 from ..distances import pseudo_huber
+from ..noise import NoiseConfig
 from ..registry import Positive, Settings, register
 from .base import Batch, Objective
 
@@ -39,6 +40,10 @@ class ECT(Objective):
     Config = ECTConfig
     preconditioning = "trigflow"
     levels = "continuous"
+
+    @staticmethod
+    def gap(config: ECTConfig, noise: NoiseConfig) -> float:
+        return config.q**-config.num_stages  # of the last stage, far above b
 
     def stage(self, step: int) -> int:
         """The stage of `step`, 0 to num_stages - 1."""
