@@ -11,8 +11,10 @@ from . import checkpoint
 from .ema import MAX_WIDTH, power_exponent
 from .errors import InputError
 from .manifest import read_manifest
+from .tracking import say
 
 PREFIX = "power_"
+_LARGE_ERROR = 0.05  # of a profile, from which on the user hears of it
 
 
 def profile_product(time_a: Tensor, gamma_a: Tensor, time_b: Tensor, gamma_b: Tensor) -> Tensor:
@@ -25,20 +27,28 @@ def profile_product(time_a: Tensor, gamma_a: Tensor, time_b: Tensor, gamma_b: Te
     return (gamma_a + 1) * (gamma_b + 1) * ratio**power / ((gamma_a + gamma_b + 1) * torch.maximum(time_a, time_b))
 
 
-def mixture(times: Sequence[float], widths: Sequence[float], time: float, width: float) -> Tensor:
-    """How much of each snapshot makes the average of `width` at `time`; float64 [len(times)], of sum 1.
+def mixture(times: Sequence[float], widths: Sequence[float], time: float, width: float) -> tuple[Tensor, float]:
+    """How much of each snapshot makes the average of `width` at `time`: the least squares fit of the profiles.
 
-    The least squares fit of the profiles, EDM2, algorithm 3. Parts may be negative or exceed 1.
+    Karras et al. 2024 (EDM2), algorithm 3.
 
     Args:
         times, widths: of each snapshot, 0 < times <= time; widths relative to its time, as `power_exponent` takes them.
+
+    Returns:
+        The parts, float64 [len(times)], of sum 1; they may be negative or exceed 1. And how far the profile that they
+        make is from the wanted one, relative to that one's size.
     """
     t = torch.tensor(times, dtype=torch.float64)
     gamma = torch.tensor([power_exponent(w) for w in widths], dtype=torch.float64)
     wanted_t, wanted_gamma = (torch.tensor(v, dtype=torch.float64) for v in (time, power_exponent(width)))
     products = profile_product(t[:, None], gamma[:, None], t, gamma)
-    parts = torch.linalg.lstsq(products, profile_product(t, gamma, wanted_t, wanted_gamma)[:, None]).solution[:, 0]
-    return parts / parts.sum()
+    overlap = profile_product(t, gamma, wanted_t, wanted_gamma)
+    parts = torch.linalg.lstsq(products, overlap[:, None]).solution[:, 0]
+    parts = parts / parts.sum()
+    size = profile_product(wanted_t, wanted_gamma, wanted_t, wanted_gamma)
+    missed = (parts @ products @ parts - 2 * parts @ overlap + size) / size
+    return parts, missed.clamp(min=0).sqrt().item()
 
 
 def reconstruct(run: Path, until: int, weights: str, module: nn.Module) -> None:
@@ -57,8 +67,12 @@ def reconstruct(run: Path, until: int, weights: str, module: nn.Module) -> None:
         raise InputError(f"{run} has no snapshots to make an average of", weights, "ema, raw", "train with ema=power")
     steps = [int(file.parent.name.removeprefix("step_")) for file in files]
     widths = [_width(file.stem) for file in files]
+    parts, error = mixture(steps, widths, max(steps), width)
+    if error > _LARGE_ERROR:
+        kept = ", ".join(str(w) for w in sorted(set(widths)))
+        say(f"note: {weights} can't be made well of widths {kept}: its profile is off by {error:.0%}")
     total = {name: torch.zeros_like(value) for name, value in module.state_dict().items()}
-    for file, part in zip(files, mixture(steps, widths, max(steps), width).tolist(), strict=True):
+    for file, part in zip(files, parts.tolist(), strict=True):
         checkpoint.check_fits(file, module)
         for name, value in load_file(file).items():
             total[name] += part * value if value.is_floating_point() else 0

@@ -49,7 +49,7 @@ def test_profile_product_against_quadrature(a, b):
 def test_mixture_has_the_tabled_profile_error(count, width, error):
     times = [(i + 1) / count for i in range(count) for _ in range(2)]
     widths = [0.05, 0.10] * count
-    parts = mixture(times, widths, 1.0, width)
+    parts, told = mixture(times, widths, 1.0, width)
     t = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
 
     def profile(time, w):
@@ -60,10 +60,11 @@ def test_mixture_has_the_tabled_profile_error(count, width, error):
     wanted = profile(1.0, width)
     found = ((made - wanted).square().mean() / wanted.square().mean()).sqrt().item()
     assert found == pytest.approx(error, rel=0.25)
+    assert told == pytest.approx(found, rel=0.01)
     assert parts.sum().item() == pytest.approx(1, abs=1e-12)
 
 
-def test_run_keeps_snapshots_and_gives_other_widths(build):  # noqa: F811
+def test_run_keeps_snapshots_and_gives_other_widths(build, capsys):  # noqa: F811
     """A width that was kept comes back out of the snapshots; another one is near the average that a run of it kept."""
     options = ["mode=ict", "steps=60", "save_every=60", "log_every=60", "ema=power", "ema.num_snapshots=20"]
     kept = build(*options, name="kept")
@@ -77,6 +78,9 @@ def test_run_keeps_snapshots_and_gives_other_widths(build):  # noqa: F811
     made = flat(loading.load_denoiser(kept.config.folder, "power_0.15"))
     stored = flat(loading.load_denoiser(kept.config.folder, "power_0.1"))
     assert (made - truth).norm() < 0.1 * (stored - truth).norm()
+    assert "can't be made well" not in capsys.readouterr().err
+    loading.load_denoiser(kept.config.folder, "power_0.27")
+    assert "power_0.27 can't be made well of widths 0.05, 0.1: its profile is off by" in capsys.readouterr().err
     for wrong in ("power_0.5", "power_x"):
         with pytest.raises(InputError, match="not a width"):
             loading.load_denoiser(kept.config.folder, wrong)
