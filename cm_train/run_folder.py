@@ -47,7 +47,12 @@ MAY_CHANGE = frozenset(
 
 
 class FolderInUse(InputError):
-    """Another process works in the folder."""
+    """Another process works in the folder; `is_kin` where the same command started it, as another job of its sweep."""
+
+    def __init__(self, folder: Path, holder: str):
+        fix = "wait for it, or set name=... for a run of its own"
+        super().__init__(f"run folder {folder} is in use by {holder or 'another process'}", fix=fix)
+        self.is_kin = holder.endswith(_command())
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -99,17 +104,17 @@ def lock(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             handle.seek(0)
-            holder = handle.read().strip() or "another process"
-            raise FolderInUse(
-                f"run folder {folder} is in use by {holder}", fix="wait for it, or set name=... for a run of its own"
-            ) from None
+            raise FolderInUse(folder, handle.read().strip()) from None
         except OSError as error:  # a file system without locks must not keep anyone from training
             complain(f"can't lock {folder} ({error.strerror}): don't start a second run in it")
-        text = f"process {os.getpid()} ({' '.join(Path(a).name for a in sys.argv[:1])} {' '.join(sys.argv[1:])})"
         with suppress(OSError):  # a full disk keeps the name of the holder out, not the holder
             os.truncate(handle.fileno(), 0)
-            os.write(handle.fileno(), text.encode())
+            os.write(handle.fileno(), f"process {os.getpid()} {_command()}".encode())
         yield
+
+
+def _command() -> str:
+    return f"({' '.join(Path(a).name for a in sys.argv[:1])} {' '.join(sys.argv[1:])})"
 
 
 def stored_config(folder: Path) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from omegaconf import DictConfig
 from . import cli
 from .errors import InputError, TrainingFailed
 from .plugins import works_side_by_side
+from .run_folder import FolderInUse
 from .runs import SWEPT, train
 from .signals import StopFlag
 from .sweep_table import Job, final_metric, read_jobs
+from .tracking import say
 from .tracking.terminal import labelled
 
 _STATES = {cli.DONE: "finished", cli.FAILED: "failed", cli.WRONG_INPUT: "refused", cli.STOPPED: "stopped"}
@@ -80,7 +83,7 @@ def _attempt(
             record.write(home)
             _check_folder(record, home)
         if nodes is None:
-            return train(cfg, stop, sweep["started"], frozenset(sweep["keys"]))
+            return _when_free(lambda: train(cfg, stop, sweep["started"], frozenset(sweep["keys"])), stop)
         return _train_across(cfg, stop, sweep, nodes)
 
     try:
@@ -88,6 +91,22 @@ def _attempt(
     except Exception as error:  # our own mistake, but the other jobs' runs are as good as ever
         traceback.print_exc()
         return cli.Outcome(cli.FAILED, f"{type(error).__name__}: {error}")
+
+
+def _when_free(work: Callable[[], int], stop: StopFlag) -> int:
+    """`work`, once no other job of the sweep is in the run's folder: it may be the teacher of one."""
+    said = False
+    while not stop():
+        try:
+            return work()
+        except FolderInUse as error:
+            if not error.is_kin:
+                raise
+            if not said:
+                say(f"waiting: {str(error).split('; ')[0]}")
+            said = True
+            time.sleep(1)
+    return cli.STOPPED
 
 
 def _settle(cfg: DictConfig, sweep: dict[str, Any]) -> None:

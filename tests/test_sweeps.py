@@ -14,7 +14,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from cm_train import cli, gpus, sweep_job, sweeps
+from cm_train import cli, gpus, run_folder, sweep_job, sweeps
 from cm_train.config import parse
 from cm_train.errors import InputError
 from cm_train.sweep_table import Job, final_metric, read_jobs
@@ -104,12 +104,42 @@ def test_jobs_side_by_side_train_their_teacher_once(command, start, tmp_path):
     process.terminate()
     process.communicate(timeout=60)
     assert process.returncode == 3
-    done = command("train", "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "mode=cd", "seed=0,1", *SMALL)
+    done = command("train", "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=3", "mode=cd,ect,edm", *SMALL)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("edm on digits: 300 steps") == 1
     assert "[job 0] " in done.stderr and "[job 1] " in done.stderr
     assert "waiting for the teacher: run folder runs/digits-edm is in use" in done.stderr
-    assert states(tmp_path) == ["finished"] * 2
+    # The job whose own run that is waits too, or is over before.
+    assert states(tmp_path) == ["finished"] * 3
+
+
+def test_job_waits_for_another_of_its_sweep_and_for_nobody_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["cm-train", "-m", "mode=cd,edm"])
+    folder, waits = tmp_path / "run", []
+
+    def work():
+        with run_folder.lock(folder):
+            return cli.DONE
+
+    def other(argv):
+        monkeypatch.setattr(sys, "argv", argv)
+        held = run_folder.lock(folder)
+        held.__enter__()
+        monkeypatch.setattr(sys, "argv", ["cm-train", "-m", "mode=cd,edm"])
+        return held
+
+    held = other(["somewhere/cm-train", "-m", "mode=cd,edm"])
+    monkeypatch.setattr(
+        sweep_job.time, "sleep", lambda s: waits.append(s) or (len(waits) == 2 and held.__exit__(None, None, None))
+    )
+    assert sweep_job._when_free(work, lambda: False) == cli.DONE and len(waits) == 2
+    held = other(["cm-train", "mode=edm"])
+    with pytest.raises(InputError, match="is in use by process"):
+        sweep_job._when_free(work, lambda: False)
+    held.__exit__(None, None, None)
+    held = other(["cm-train", "-m", "mode=cd,edm"])
+    assert sweep_job._when_free(work, iter([False, True]).__next__) == cli.STOPPED
+    held.__exit__(None, None, None)
 
 
 def test_search_goes_on_where_it_was_killed(command, start, tmp_path):
