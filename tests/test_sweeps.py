@@ -254,6 +254,22 @@ def test_name_that_was_set_is_told_apart_by_mode(composed, monkeypatch):
     assert len(long) == 120 and long != name_of("mode=ct", f"name={'x' * 200}", "seed=2")
 
 
+def test_job_on_several_nodes_is_composed_again_as_it_was_settled(composed, monkeypatch):
+    """Names and tags with all that Hydra's grammar minds."""
+    task = ["mode=ct", "seed=3", "tracking.tags=[\"it's\",'a, b']", "noise.curriculum={s0: 2, s1: 9}"]
+    cfg = composed(*task)
+    runtime = {"config_sources": [{"provider": "command-line", "path": "my/conf"}, {"provider": "main", "path": "x"}]}
+    overrides = {"task": task, "hydra": ["hydra.searchpath=[file://y]", "hydra.verbose=true"]}
+    hydra = {"sweeper": {}, "overrides": overrides, "sweep": {"dir": "runs/sweeps/it's"}, "runtime": runtime}
+    monkeypatch.setattr(sweep_job.HydraConfig, "get", lambda: OmegaConf.create(hydra))
+    sweep_job._settle(cfg, {"keys": ["mode", "seed", "noise.curriculum"]})
+    folder, place, *arguments = sweep_job._as_arguments(cfg)
+    assert (folder, place) == ("--config-dir=my/conf", "hydra.searchpath=[file://y]")
+    again = composed(*arguments)
+    assert again == cfg
+    assert again.tracking.tags[:4] == ["it's", "a, b", "mode=ct", "seed=3"]
+
+
 def test_signal_before_the_first_job_is_no_success(start):
     process = start("train", "-m", "mode=edm", "seed=0,1", *SMALL, "steps=100000")
     time.sleep(0.5)
