@@ -38,10 +38,15 @@ def _machine(config: RunConfig) -> str:
 def _tracking(config: RunConfig) -> str:
     home = config.folder
     return {
-        "wandb": f"wandb project {config.tracking.project} (offline without a login)",
+        "wandb": f"wandb project {config.tracking.project} ({_wandb_mode()})",
         "tensorboard": f"TensorBoard, tensorboard --logdir {home / 'tensorboard'}",
         "none": f"{home / 'metrics.jsonl'} only",
     }[config.tracking.backend]
+
+
+def _wandb_mode() -> str:
+    mode = os.environ.get("WANDB_MODE")
+    return f"WANDB_MODE={mode}" if mode else "offline without a login"
 
 
 def summary(config: RunConfig, began: float, finished: bool, before: Manifest | None, newest: Manifest | None) -> None:

@@ -86,6 +86,9 @@ def under_hydra(config_name: str, task: Callable[[DictConfig], Any]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except KeyboardInterrupt:
+        from .tracking.terminal import restore_cursor
+
+        restore_cursor()
         return FAILED
     return DONE
 

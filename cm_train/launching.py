@@ -20,6 +20,7 @@ from .distributed import RankLost, World, joined
 from .errors import InputError, TrainingFailed
 from .signals import EARLY, StopFlag
 from .tracking import complain
+from .tracking.terminal import restore_cursor
 
 # How a command reaches the ranks that it started.
 _PARENT, _STOP_FILE, _DEADLINE = "CM_TRAIN_PARENT", "CM_TRAIN_STOP_FILE", "CM_TRAIN_DEADLINE"
@@ -84,14 +85,14 @@ def launch_across(nodes: Nodes, num: int, module: str, arguments: Sequence[str],
 def _supervise(
     num_nodes: int, num: int, meeting: dict[str, Any], command: Sequence[str], stop: StopFlag
 ) -> tuple[int, str]:
-    codes: list[int] = []
+    ends: list[tuple[int, str]] = []
     with tempfile.TemporaryDirectory(prefix="cm-train-", ignore_cleanup_errors=True) as folder, _environment(num):
         stop_file = Path(folder) / "stop"
         os.environ[_PARENT], os.environ[_STOP_FILE] = str(os.getpid()), str(stop_file)
         if stop.deadline is not None:
             os.environ[_DEADLINE] = repr(stop.deadline)
         # The launcher in a thread, since in the main one it would take the signals for itself and kill on them.
-        work = threading.Thread(target=lambda: codes.append(_launch(num_nodes, num, meeting, command)), daemon=True)
+        work = threading.Thread(target=lambda: ends.append(_launch(num_nodes, num, meeting, command)), daemon=True)
         work.start()
         while work.is_alive():
             work.join(0.1)
@@ -99,11 +100,15 @@ def _supervise(
                 with contextlib.suppress(OSError):  # tried again in a moment; the system may have swept the folder away
                     stop_file.parent.mkdir(exist_ok=True)
                     stop_file.touch()
-        words = _heard(stop_file)
-    return codes[0] if codes else 1, words
+        told = _heard(stop_file)
+    code, words = ends[0] if ends else (1, "")
+    if code:
+        restore_cursor()  # a rank that was killed has left its progress bar standing
+    return code, told or words
 
 
-def _launch(num_nodes: int, num: int, meeting: dict[str, Any], command: Sequence[str]) -> int:
+def _launch(num_nodes: int, num: int, meeting: dict[str, Any], command: Sequence[str]) -> tuple[int, str]:
+    """The exit code of the ranks on this node, and what killed one of them."""
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -114,15 +119,26 @@ def _launch(num_nodes: int, num: int, meeting: dict[str, Any], command: Sequence
     try:
         elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as error:
-        codes = [failure.exitcode for failure in error.failures.values()]
+        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         # Ranks that the launcher ended after the first wrong input have said nothing of their own.
-        return 2 if 2 in codes and all(code in (2, -signal.SIGTERM) for code in codes) else 1
+        if 2 in codes.values() and set(codes.values()) <= {2, -signal.SIGTERM}:
+            return 2, ""
+        killed = [(rank, -code) for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM]
+        return 1, _obituary(*killed[0]) if killed else ""
     except DistError as error:
         if num_nodes == 1:
             raise
         complain(f"cm-train: the nodes did not meet at {meeting['rdzv_endpoint']}: {str(error).splitlines()[0]}")
-        return 1
-    return 0
+        return 1, ""
+    return 0, ""
+
+
+def _obituary(rank: int, number: int) -> str:
+    with contextlib.suppress(ValueError):
+        name = signal.Signals(number).name
+        hint = " (by somebody, or by a system that was out of memory)" if number == signal.SIGKILL else ""
+        return f"rank {rank} was killed by {name}{hint}"
+    return f"rank {rank} was killed by signal {number}"
 
 
 @contextlib.contextmanager

@@ -49,9 +49,9 @@ MAY_CHANGE = frozenset(
 class FolderInUse(InputError):
     """Another process works in the folder; `is_kin` where the same command started it, as another job of its sweep."""
 
-    def __init__(self, folder: Path, holder: str):
-        fix = "wait for it, or set name=... for a run of its own"
-        super().__init__(f"run folder {folder} is in use by {holder or 'another process'}", fix=fix)
+    def __init__(self, folder: Path, holder: str, what: str, setting: str):
+        fix = f"wait for it, or set {'name' if setting == 'run_dir' else setting}=... for one of its own"
+        super().__init__(f"{what} {folder} is in use by {holder or 'another process'}", fix=fix)
         self.is_kin = holder.endswith(_command())
 
 
@@ -86,8 +86,11 @@ class _PlainDumper(yaml.SafeDumper):
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path, what: str = "run folder", setting: str = "run_dir") -> Iterator[None]:
     """Hold the folder for this process; the system lets go when the process ends, however it ends.
+
+    Args:
+        what, setting: what to call it, and the key that names another.
 
     Raises:
         InputError: another process holds it, or it can't be written.
@@ -98,13 +101,13 @@ def lock(folder: Path) -> Iterator[None]:
         handle = open(folder / ".lock", "a+", errors="replace", opener=not_through_a_link)  # noqa: SIM115 - held for the whole run
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"can't write the run folder {folder}: {reason}", fix="set run_dir=...") from None
+        raise InputError(f"can't write the {what} {folder}: {reason}", fix=f"set {setting}=...") from None
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             handle.seek(0)
-            raise FolderInUse(folder, handle.read().strip()) from None
+            raise FolderInUse(folder, handle.read().strip(), what, setting) from None
         except OSError as error:  # a file system without locks must not keep anyone from training
             complain(f"can't lock {folder} ({error.strerror}): don't start a second run in it")
         with suppress(OSError):  # a full disk keeps the name of the holder out, not the holder

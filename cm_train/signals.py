@@ -37,7 +37,9 @@ class StopFlag:
         self.caught.add(number)
 
     def __enter__(self) -> "StopFlag":
-        self._before: dict[int, Any] = {s: signal.signal(s, self._catch) for s in CAUGHT}
+        # What nohup has this command ignore is meant to be ignored.
+        heeded = [s for s in CAUGHT if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
+        self._before: dict[int, Any] = {s: signal.signal(s, self._catch) for s in heeded}
         self._mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)
         return self
 

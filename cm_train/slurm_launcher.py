@@ -115,17 +115,23 @@ class _SubmititLauncher(BaseSubmititLauncher):
         folder = Path(str(self.config.hydra.sweep.dir))
         folder.mkdir(parents=True, exist_ok=True)
         is_stopping = False
-        while left := [job for job in jobs if job.result is None]:
-            if not is_stopping and (folder / "stop").exists():
-                is_stopping = True
-                self._cancel_waiting(left)
+        try:
+            while left := [job for job in jobs if job.result is None]:
+                if not is_stopping and (folder / "stop").exists():
+                    is_stopping = True
+                    self._cancel_waiting(left)
+                if not is_stopping:
+                    self._submit_some(executor, left)
+                self._refresh(left, is_stopping)
+                for job in left:
+                    if job.handle is not None:
+                        job.look()
+                time.sleep(self._POLL_S)
+        except KeyboardInterrupt:  # nobody waits for the end, but it shall come
+            (folder / "stop").touch()
             if not is_stopping:
-                self._submit_some(executor, left)
-            self._refresh(left, is_stopping)
-            for job in left:
-                if job.handle is not None:
-                    job.look()
-            time.sleep(self._POLL_S)
+                self._cancel_waiting(left)
+            raise
         return [job.result for job in jobs if job.result is not None]
 
     def _arguments(self, job: _Submitted) -> tuple[Any, ...]:

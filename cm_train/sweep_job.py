@@ -21,11 +21,12 @@ from .plugins import works_side_by_side
 from .run_folder import FolderInUse
 from .runs import SWEPT, train
 from .signals import StopFlag
-from .sweep_table import Job, final_metric, read_jobs
+from .sweep_table import Job, read_jobs
 from .tracking import say
 from .tracking.terminal import labelled
 
 _STATES = {cli.DONE: "finished", cli.FAILED: "failed", cli.WRONG_INPUT: "refused", cli.STOPPED: "stopped"}
+_NO_METRIC = "is not in its metrics.jsonl"
 _LONGEST_TAG = 64  # wandb's limit
 _LONGEST_RUN = 120  # of a run; what is longer is cut and told apart by a hash
 
@@ -45,13 +46,16 @@ def run(cfg: DictConfig) -> float | None:
         sys.argv[:] = sweep["argv"]  # what messages and locks call this command
         if os.getppid() == sweep["pid"]:
             launching.die_with_parent()
-    record = Job(int(HydraConfig.get().job.num), " ".join(_own(sweep)))
+    record = Job(int(HydraConfig.get().job.num), " ".join(_own(sweep)), sweep=sweep["started"])
     nodes = slurm.nodes()
     home = folder if nodes is None or nodes.index == 0 else None  # one of several nodes speaks for all
     with StopFlag(file=folder / "stop") as stop:
         if stop():
             return None
         began = time.time()
+        if home is not None:
+            total = f" of {sweep['total']}" if sweep["total"] else ""
+            say(f"{record.label}{total}")
         beside_others = works_side_by_side(HydraConfig.get().launcher["_target_"])
         with labelled(f"job {record.number}") if beside_others else nullcontext():
             outcome = _attempt(cfg, stop, sweep, record, home, nodes)
@@ -61,11 +65,12 @@ def run(cfg: DictConfig) -> float | None:
     if home is not None:
         record.write(home)
         if record.complaint:
-            cli.complain(f"job {record.number} ({record.swept}): {record.complaint}")
+            cli.complain(f"{record.label}: {record.complaint}")
     slurm.requeue_if_asked(stop)
     bad = record.state in ("failed", "refused")
+    hopeless = bad and record.complaint.endswith(_NO_METRIC) and _is_search()  # every trial would end so
     # What stops one job of a cluster, its time limit or a scancel, is nothing to the others.
-    if (record.state == "stopped" and not slurm.in_job()) or (bad and cfg.fail_fast):
+    if (record.state == "stopped" and not slurm.in_job()) or (bad and cfg.fail_fast) or hopeless:
         with suppress(OSError):
             (folder / "stop").touch()
         if leading:
@@ -76,6 +81,10 @@ def run(cfg: DictConfig) -> float | None:
 def _attempt(
     cfg: DictConfig, stop: StopFlag, sweep: dict[str, Any], record: Job, home: Path | None, nodes: Any
 ) -> cli.Outcome:
+    from . import slurm
+
+    began = time.time()
+
     def body() -> int:
         _settle(cfg, sweep)
         record.folder = str(cfg.run_dir)
@@ -83,7 +92,9 @@ def _attempt(
             record.write(home)
             _check_folder(record, home)
         if nodes is None:
-            return _when_free(lambda: train(cfg, stop, sweep["started"], frozenset(sweep["keys"])), stop)
+            # In a queue the time of a job counts from its own start.
+            started = began if slurm.in_job() else sweep["started"]
+            return _when_free(lambda: train(cfg, stop, started, frozenset(sweep["keys"])), stop)
         return _train_across(cfg, stop, sweep, nodes)
 
     try:
@@ -135,8 +146,9 @@ def _shortened(name: str) -> str:
 
 def _check_folder(record: Job, home: Path) -> None:
     """Refuse to share a run folder with an earlier job of this sweep. Raises InputError."""
-    for other in read_jobs(home, []):
-        if other.number < record.number and other.folder == record.folder:
+    for other in read_jobs(home, record.sweep):
+        # One that sets the same is the same run, and finds it finished.
+        if other.number < record.number and other.folder == record.folder and other.swept != record.swept:
             raise InputError(
                 f"job {other.number} of this sweep has the run folder {record.folder} too",
                 fix="leave run_dir alone, or put what is swept into it, as in 'run_dir=runs/x-${seed}'",
@@ -185,10 +197,12 @@ def _read_metric(cfg: DictConfig, record: Job) -> float | None:
     """The run's last `objective_metric`, put into its record; a finished run without one has failed."""
     if record.state == "refused":
         return None  # whatever is in the folder is not this job's
-    name, record.step, value = final_metric(Path(os.path.expanduser(record.folder)), cfg.objective_metric)
-    if value is not None:
-        record.metric = name, value
-    elif record.state == "finished" and cfg.objective_metric is not None:
+    name, value = record.measure(cfg.objective_metric)
+    if value is None and record.state == "finished" and cfg.objective_metric is not None:
         record.state = "failed"
-        record.complaint = f"objective_metric={name} is not in its metrics.jsonl"
+        record.complaint = f"objective_metric={name} {_NO_METRIC}"
     return value if record.state == "finished" else None
+
+
+def _is_search() -> bool:
+    return not str(HydraConfig.get().sweeper["_target_"]).endswith(".BasicSweeper")

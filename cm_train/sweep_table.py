@@ -1,6 +1,8 @@
 """What became of each job of a sweep: kept beside it as it runs, read and shown as one table at the end."""
 
 import json
+import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from . import checkpoint
 from .files import write_whole
 from .tracking import last_values, say
 from .tracking.terminal import is_quiet
@@ -20,12 +23,28 @@ class Job:
 
     number: int
     swept: str  # "mode=cd seed=0"
+    sweep: float = 0.0  # when the command began that ran it, in seconds since the epoch
     state: str = "running"  # then finished, stopped, failed or refused; the table adds killed and not started
     folder: str = ""
     step: int | None = None
     metric: tuple[str, float] | None = None
     took_s: float = 0.0
     complaint: str = ""
+
+    @property
+    def label(self) -> str:
+        """As in "job 3 (mode=cd seed=0)"."""
+        return f"job {self.number} ({self.swept})" if self.swept else f"job {self.number}"
+
+    def measure(self, metric: str | None = None) -> tuple[str, float | None]:
+        """Note how far its run has come; returns the name and the value of `metric`, see `final_metric`."""
+        folder = Path(os.path.expanduser(self.folder))
+        newest = checkpoint.newest_manifest(folder)
+        name, logged, value = final_metric(folder, metric)
+        self.step = logged if newest is None else newest.step
+        if value is not None:
+            self.metric = name, value
+        return name, value
 
     def write(self, folder: Path) -> None:
         with suppress(OSError):  # a full disk
@@ -47,23 +66,26 @@ def final_metric(folder: Path, name: str | None = None) -> tuple[str, int | None
     return name, None if step is None else int(step), values.get(name)
 
 
-def read_jobs(folder: Path, grid: list[str]) -> list[Job]:
+def read_jobs(folder: Path, sweep: float, grid: Sequence[str] = ()) -> list[Job]:
     """All jobs of a sweep that has ended, by number.
 
     Args:
-        grid: what each job sets, where that is known beforehand; empty for a search.
+        sweep: when its command began, since the folder may hold records of an earlier one.
+        grid: what each job sets, where that is known and those that were not started belong to it.
     """
     jobs = {}
     for path in sorted((folder / "jobs").glob("*.json")):
         with suppress(OSError, ValueError, TypeError):  # somebody else's file
             job = Job(**json.loads(path.read_text()))
-            jobs[job.number] = job
+            if job.sweep == sweep:
+                jobs[job.number] = job
     for j in jobs.values():
         if j.state == "running":  # and nobody is left who could be
             j.state = "killed"
-    if jobs and max(jobs) < len(grid):
-        return [jobs.get(i, Job(i, swept, "not started")) for i, swept in enumerate(grid)]
-    return list(jobs.values())
+            if j.folder:
+                j.measure()
+    missing = [Job(i, swept, state="not started") for i, swept in enumerate(grid) if i not in jobs]
+    return sorted([*jobs.values(), *missing], key=lambda job: job.number)
 
 
 def _shown(job: Job, heading: str) -> str:
@@ -92,6 +114,6 @@ def show(jobs: list[Job], folder: Path, took_s: float) -> None:
     say(f"{what}: {', '.join(counts)}; records in {folder}")
     for j in jobs:
         if j.complaint:
-            say(f"job {j.number} ({j.swept}): {j.complaint}")
+            say(f"{j.label}: {j.complaint}")
     if any(j.state != "finished" for j in jobs):
         say("the same command again skips what is finished and goes on with the rest")

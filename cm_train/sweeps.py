@@ -28,7 +28,7 @@ from .errors import InputError
 from .files import write_whole
 from .run_folder import MAY_CHANGE, lock
 from .signals import StopFlag
-from .sweep_table import Job
+from .sweep_table import Job, read_jobs
 
 # A sweep that differs in these alone is the same one.
 _NO_MATTER = MAY_CHANGE - {"name", "objective_metric", "run_dir", "steps", "teacher"}
@@ -49,28 +49,39 @@ def lead(stop: StopFlag) -> NoReturn:
         overrides = _overrides(sys.argv[1:])
     except HydraException:
         overrides = []  # Hydra says it better
-    swept = [o for o in overrides if o.is_sweep_override()]
-    code = cli.DONE
+    grid, code, folder = _grid(overrides), cli.DONE, None
     try:
         folder = _folder(overrides)
         new = not folder.exists()
-        with lock(folder), _stoppable(folder, stop):
-            _clear(folder)
+        with lock(folder, "sweep's folder", "hydra.sweep.dir"), _stoppable(folder, stop):
+            _prepare(folder)
             _set_folder(folder)
-            keys = [o.key_or_group for o in swept]
-            values = {"argv": sys.argv, "keys": keys, "started": started, "pid": os.getpid()}
+            keys = [o.key_or_group for o in overrides if o.is_sweep_override()]
+            values = {"argv": sys.argv, "keys": keys, "total": len(grid), "started": started, "pid": os.getpid()}
             write_whole(folder / "sweep.json", json.dumps(values, indent=1).encode())
             code = _sweep(folder)
     except InputError as error:
         cli.complain(str(error))
         sys.exit(cli.WRONG_INPUT)
-    stopped = stop() or (folder / "stop").exists()
-    jobs = sweep_table.read_jobs(folder, _grid(overrides))
-    if jobs:
+    except OSError as error:
+        cli.complain(f"the sweep's folder {folder}: {error.strerror or error}; fix: set hydra.sweep.dir=...")
+        sys.exit(cli.FAILED)
+    jobs, signalled = read_jobs(folder, started, grid), stop()
+    if signalled or any(j.state != "not started" for j in jobs):
         sweep_table.show(jobs, folder, time.time() - started)
-    elif new:
-        shutil.rmtree(folder, ignore_errors=True)  # of a command with a typing mistake nothing shall remain
-    sys.exit(_exit_code(jobs, stopped, code))
+    else:
+        jobs = []
+        if new and not (folder / ".submitit").exists():
+            _remove(folder)
+    sys.exit(_exit_code(jobs, signalled, code))
+
+
+def _remove(folder: Path) -> None:
+    """Of a command with a typing mistake nothing shall remain."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # they hold something else
+        folder.parent.rmdir()
+        folder.parent.parent.rmdir()
 
 
 def _sweep(folder: Path) -> int:
@@ -88,11 +99,17 @@ def _sweep(folder: Path) -> int:
         return cli.FAILED
 
 
-def _exit_code(jobs: list[Job], stopped: bool, code: int) -> int:
-    bad = {j.state for j in jobs} & {"failed", "refused", "killed"}
-    if bad or code not in (cli.DONE, cli.STOPPED):
-        return cli.WRONG_INPUT if bad <= {"refused"} and code != cli.FAILED else cli.FAILED
-    return cli.STOPPED if stopped or any(j.state != "finished" for j in jobs) else code
+def _exit_code(jobs: list[Job], signalled: bool, code: int) -> int:
+    """What the sweep ends with, where a signal came or not, and `code` is how launcher and sweeper ended."""
+    unfinished = {j.state for j in jobs} - {"finished"}
+    if code == cli.FAILED:
+        return cli.FAILED
+    if signalled and (unfinished or not jobs):
+        return cli.STOPPED
+    bad = unfinished & {"failed", "refused", "killed"}
+    if bad or code == cli.WRONG_INPUT:
+        return cli.WRONG_INPUT if bad <= {"refused"} else cli.FAILED
+    return cli.STOPPED if unfinished or code == cli.STOPPED else cli.DONE
 
 
 def _overrides(arguments: list[str]) -> list[Override]:
@@ -119,7 +136,7 @@ def _set_folder(folder: Path) -> None:
     arguments = [a for a in sys.argv if not a.lstrip("+").startswith("hydra.sweep.dir=")]
     # Beside the other overrides: argparse takes them from one place only.
     places = [i for i, a in enumerate(arguments) if "=" in a and not a.startswith("-")]
-    arguments.insert(places[-1] + 1 if places else len(arguments), f"hydra.sweep.dir='{folder}'")
+    arguments.insert(places[-1] + 1 if places else 1, f"hydra.sweep.dir='{folder}'")
     sys.argv[:] = arguments
 
 
@@ -132,14 +149,17 @@ def _grid(overrides: list[Override]) -> list[str]:
     swept = [o for o in overrides if o.is_sweep_override()]
     if any(o.key_or_group == "hydra/sweeper" and o.value() != "basic" for o in overrides):
         return []
-    if not all(o.is_discrete_sweep() and "shuffle" not in (o.input_line or "") for o in swept):
+    keys = [o.key_or_group for o in overrides]
+    if not all(o.is_discrete_sweep() and keys.count(o.key_or_group) == 1 for o in swept):
+        return []
+    if any(word in (o.input_line or "") for o in swept for word in ("shuffle(", "glob(")):
         return []
     values = [[f"{o.key_or_group}={v}" for v in o.sweep_string_iterator()] for o in swept]
     return [" ".join(combination) for combination in itertools.product(*values)]
 
 
-def _clear(folder: Path) -> None:
-    """Forget the last time that this sweep ran; its runs are elsewhere.
+def _prepare(folder: Path) -> None:
+    """Make room for the records of this sweep; those of the last time stay until its jobs write theirs.
 
     Raises:
         InputError: the folder is not a sweep's.
@@ -148,8 +168,6 @@ def _clear(folder: Path) -> None:
     if foreign and not (folder / "sweep.json").exists():
         raise InputError(f"hydra.sweep.dir={folder} is a folder of other things", fix="name one that is not there yet")
     (folder / "jobs").mkdir(exist_ok=True)
-    for path in (folder / "jobs").glob("*.json"):
-        path.unlink()
     (folder / "stop").unlink(missing_ok=True)
 
 
@@ -170,6 +188,8 @@ def _stoppable(folder: Path, stop: StopFlag) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+        if stop():  # in the moment that ended it all
+            _stop_all(folder)
 
 
 def _stop_all(folder: Path) -> None:

@@ -1,7 +1,9 @@
 """The teacher that a student is given, or that is trained first, and the backbone that a student inherits."""
 
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +81,9 @@ def _teacher_ready(
         try:
             if not said:
                 say(f"no finished teacher in {home}: training it first (teacher=... names another)")
-            if not train(teacher):
-                return False
+            with _not_of_the_agent():
+                if not train(teacher):
+                    return False
         except FolderInUse as error:  # most likely another job of this sweep, which needs the same teacher
             if not said:
                 say(f"waiting for the teacher: {str(error).split('; ')[0]}")
@@ -92,6 +95,16 @@ def _teacher_ready(
         said = True
     _check_data(config, read_back(home).dataset, home)
     return True
+
+
+@contextmanager
+def _not_of_the_agent() -> Iterator[None]:
+    """While a teacher trains: of the runs of this command, an agent of wandb's means the student."""
+    hidden = {key: os.environ.pop(key) for key in ("WANDB_SWEEP_ID", "WANDB_RUN_ID") if key in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _check_data(config: Any, data: dict[str, Any], home: Path) -> None:

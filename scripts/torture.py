@@ -284,6 +284,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="harms whose name has this in it, such as disk")
     parser.add_argument("--keep", action="store_true", help="leave the runs and their logs, and say where")
     args = parser.parse_args()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the runs shall heed it, even where this script runs under nohup
 
     dice, modes = random.Random(args.seed), args.modes.split(",")
     home = Path(tempfile.mkdtemp(prefix="cm-train-torture-"))

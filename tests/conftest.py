@@ -1,6 +1,7 @@
 """Fixtures shared by the tests: small runs of the real trainer, and a config composed as the command does."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +26,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker("command")
 
 
+# The commands are started as from a terminal, even where the tests run under nohup.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # The networks here are too small to share among threads, and other processes may want the cores.
 torch.set_num_threads(1)
 ENVIRONMENT = {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}

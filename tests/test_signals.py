@@ -19,6 +19,17 @@ def test_stop_flag_is_set_by_each_signal_and_handlers_come_back():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_hangup_stays_ignored_where_nohup_has_said_so():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopFlag() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_second_sigint_quits_at_once():
     with StopFlag():
         os.kill(os.getpid(), signal.SIGINT)

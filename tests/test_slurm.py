@@ -203,6 +203,20 @@ def test_stop_file_takes_back_what_waits_and_lets_the_rest_end(sweep, tmp_path):
     assert states == ["CANCELLED by 0"] * 2
 
 
+def test_a_second_interrupt_leaves_a_cluster_whose_jobs_save_and_end(sweep, tmp_path):
+    process = sweep("submitit_slurm", "mode=ict", *TINY, "steps=100000", "save_every=100000", "seed=0,1")
+    metrics = [tmp_path / "runs" / f"digits-ict-seed-{seed}" / "metrics.jsonl" for seed in (0, 1)]
+    wait_for(lambda: all(path.exists() and path.stat().st_size > 0 for path in metrics))
+    process.send_signal(signal.SIGINT)
+    wait_for((tmp_path / "sweep" / "stop").exists)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode in (1, 3)
+    ended = lambda: {p.read_text() for p in (tmp_path / "slurm").glob("*.state")} <= {"COMPLETED", "FAILED"}  # noqa: E731
+    wait_for(ended)
+    assert all(list((path.parent / "checkpoints").iterdir()) for path in metrics)
+
+
 def test_stop_file_keeps_local_jobs_from_starting(sweep, tmp_path):
     process = sweep("submitit_local", "name=wait", "seed=5,6", program=STAND_IN)
     wait_for(lambda: any((tmp_path / "sweep" / ".submitit").glob("*.out")))

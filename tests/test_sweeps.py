@@ -14,7 +14,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from cm_train import cli, gpus, run_folder, sweep_job, sweeps
+from cm_train import cli, gpus, run_folder, sweep_job, sweeps, teachers
 from cm_train.config import parse
 from cm_train.errors import InputError
 from cm_train.sweep_table import Job, final_metric, read_jobs
@@ -96,6 +96,47 @@ def test_ctrl_c_stops_a_sweep_saved(launcher, whom, command, start, tmp_path):
     assert (metrics.parent / "checkpoints" / f"step_{last:08d}").exists()
 
 
+def test_ctrl_c_saves_jobs_beside_a_worker_that_has_none(start, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "digits-edm-seed-0").touch()  # its job is refused at once
+    arguments = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "mode=edm", "seed=0,1", *TINY, "log_every=1"]
+    process = start("train", *arguments, "steps=100000")
+    metrics = tmp_path / "runs" / "digits-edm-seed-1" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0)
+    os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 3, told
+    assert states(tmp_path) == ["refused", "stopped"]
+    assert list((metrics.parent / "checkpoints").iterdir())
+
+
+def test_equal_jobs_are_one_run(command, tmp_path):
+    done = command("train", "-m", "mode=edm", "seed=3,3", *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert states(tmp_path) == ["finished"] * 2 and "is finished at step 4" in done.stderr
+
+
+def test_a_mistyped_command_leaves_the_records_of_the_sweep_before(command, tmp_path):
+    sweep = ["-m", "mode=edm", "seed=0,1", *SMALL]
+    assert command("train", *sweep).returncode == 0
+    before = jobs_of(tmp_path)
+    assert command("train", *sweep, "hydra/launcher=joblb").returncode == 2
+    assert jobs_of(tmp_path) == before
+    blocked = tmp_path / "runs" / "sweeps" / "file"
+    blocked.touch()
+    done = command("train", *sweep, "hydra.sweep.dir=runs/sweeps/file")
+    assert done.returncode == 2 and "can't write the sweep's folder" in done.stderr
+    assert "fix: set hydra.sweep.dir=" in done.stderr
+
+
+def test_agents_run_is_the_students_and_not_its_teachers(monkeypatch):
+    monkeypatch.setenv("WANDB_RUN_ID", "abcd")
+    monkeypatch.delenv("WANDB_SWEEP_ID", raising=False)
+    with teachers._not_of_the_agent():
+        assert "WANDB_RUN_ID" not in os.environ
+    assert os.environ["WANDB_RUN_ID"] == "abcd" and "WANDB_SWEEP_ID" not in os.environ
+
+
 def test_jobs_side_by_side_train_their_teacher_once(command, start, tmp_path):
     # A teacher that was begun goes on with its own settings, so this one stays small.
     process = start("train", "mode=edm", *TINY, "steps=300", "log_every=1")
@@ -163,7 +204,7 @@ def test_search_goes_on_where_it_was_killed(command, start, tmp_path):
 def test_a_typing_mistake_leaves_nothing(command, tmp_path):
     done = command("train", "-m", "mode=edm", "seeed=0,1")
     assert done.returncode == 2 and "unknown key seeed; did you mean seed?" in done.stderr
-    assert not list((tmp_path / "runs" / "sweeps").iterdir())
+    assert not (tmp_path / "runs").exists()
 
 
 def test_unknown_objective_metric_fails(command, tmp_path):
@@ -213,6 +254,8 @@ def test_grid_is_known_beforehand_only_where_it_is_one():
     assert grid("seed=range(0,2)", "mode=ct,cd")[1] == "seed=0 mode=cd"
     assert grid("seed=shuffle(range(0,2))") == []
     assert grid("hydra/sweeper=optuna", "seed=choice(0,1)") == []
+    assert grid("mode=glob(e*)") == grid("seed=0,1", "batch_size=16,32", "batch_size=16") == []
+    assert grid("seed=0,1", "steps=4", "steps=6") == ["seed=0", "seed=1"]
 
 
 @pytest.mark.parametrize("flag", ["-m", "--multirun", "--multi", "hydra.mode=MULTIRUN"])
@@ -340,13 +383,34 @@ def cmdline(pid):
 def test_table_reads_what_died_as_killed_and_fills_up_the_grid(tmp_path):
     (tmp_path / "jobs").mkdir()
     Job(1, "seed=1").write(tmp_path)
-    Job(0, "seed=0", "finished", step=4, metric=("loss", 0.5)).write(tmp_path)
-    found = read_jobs(tmp_path, ["seed=0", "seed=1", "seed=2"])
+    Job(0, "seed=0", state="finished", step=4, metric=("loss", 0.5)).write(tmp_path)
+    Job(3, "seed=3", sweep=5.0, state="finished").write(tmp_path)  # of another time
+    found = read_jobs(tmp_path, 0.0, ["seed=0", "seed=1", "seed=2"])
     assert [(j.number, j.state) for j in found] == [(0, "finished"), (1, "killed"), (2, "not started")]
     (tmp_path / "jobs" / "torn.json").write_text("[")
-    assert len(read_jobs(tmp_path, [])) == 2
-    assert sweeps._exit_code(found, stopped=True, code=0) == 1
-    assert sweeps._exit_code([Job(0, "", "stopped")], stopped=True, code=0) == 3
+    assert len(read_jobs(tmp_path, 0.0)) == 2
+    assert [j.state for j in read_jobs(tmp_path, 7.0, ["seed=0"])] == ["not started"]
+
+
+@pytest.mark.parametrize(
+    ("found", "signalled", "code", "expected"),
+    [
+        (["finished", "finished"], False, 0, 0),
+        (["finished"], True, 0, 0),  # in its last moment
+        (["finished", "stopped", "not started"], True, 0, 3),
+        (["refused", "stopped"], True, 0, 3),
+        ([], True, 0, 3),
+        (["finished", "stopped"], False, 3, 3),  # by max_hours
+        (["finished", "killed"], False, 0, 1),
+        (["failed", "refused"], False, 0, 1),
+        (["finished", "refused"], False, 0, 2),
+        ([], False, 2, 2),  # found out by Hydra
+        (["stopped"], True, 1, 1),  # the launcher broke
+    ],
+)
+def test_exit_code(found, signalled, code, expected):
+    jobs = [Job(i, "", state=state) for i, state in enumerate(found)]
+    assert sweeps._exit_code(jobs, signalled, code) == expected
 
 
 def test_final_metric_prefers_agreement(tmp_path):

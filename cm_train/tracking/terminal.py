@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -60,6 +61,13 @@ def put(text: str, console: "Console") -> None:
     with contextlib.suppress(OSError, SystemExit):  # a full disk or a closed pipe behind stderr must not end a run
         label = f"[{os.environ[_LABEL]}] " if is_shared() else ""
         console.print(label + text, highlight=False, markup=False, soft_wrap=True)
+
+
+def restore_cursor() -> None:
+    """Begin a new line and show the cursor, on a terminal whose progress bar ended without doing so."""
+    if sys.stderr.isatty():
+        with contextlib.suppress(OSError):
+            print("\x1b[?25h", file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:
