@@ -103,3 +103,14 @@ def test_save_interval_reads_steps_and_minutes():
     for bad in (0, -5, "m", "1h", "", "15 minutes"):
         with pytest.raises(ValueError, match="neither steps"):
             save_interval(bad)
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "decay"), [("500000", 512, 0.99929), ("50e6", 4096, 0.9999432), ("3.55e6", 512, 0.9999)]
+)
+def test_decay_can_be_a_half_life_in_images(images, batch, decay, composed):
+    """Karras et al. 2022's and Song et al. 2023's values; the batch size is the run's own."""
+    config = parse(composed("mode=ct", "ema=half_life", f"batch_size={batch}", f"ema.decay=${{half_life:{images}}}"))
+    assert config.ema["decay"] == decay
+    with pytest.raises(InputError, match="half-life"):
+        parse(composed("mode=ct", "ema.decay=${half_life:0}"))
