@@ -73,7 +73,7 @@ def _teacher_ready(
     from .tracking import say
 
     said = False
-    while (newest := checkpoint.newest_manifest(home)) is None or not newest.finished:
+    while not _is_finished(newest := checkpoint.newest_manifest(home), home):
         # One that was begun goes on with its own settings, whatever they were.
         teacher = _teacher_config(config, cfg, home, swept) if newest is None else read_back(home)
         _check_data(config, teacher.dataset, home)
@@ -95,6 +95,13 @@ def _teacher_ready(
         said = True
     _check_data(config, read_back(home).dataset, home)
     return True
+
+
+def _is_finished(newest: Any, home: Path) -> bool:
+    """Whether the run in `home` is as long as it shall be; its `steps` may have been lowered to what it had."""
+    from .config import read_back
+
+    return newest is not None and (newest.finished or newest.step >= read_back(home).steps)
 
 
 @contextmanager

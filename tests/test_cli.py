@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,6 +89,15 @@ def test_cd_finishes_a_teacher_that_was_begun_by_its_own_settings_then_trains_th
     done = command("train", "mode=cd", *TINY, "backbone=unet_s", "name=wide")
     assert done.returncode == 2
     assert "a student has the backbone that it starts from" in done.stderr
+
+
+def test_teacher_whose_steps_were_lowered_to_what_it_had_is_finished(command, tmp_path):
+    assert command("train", "mode=edm", *TINY).returncode == 0
+    shutil.rmtree(tmp_path / "runs" / "digits-edm" / "checkpoints" / "step_00000006")  # as if it had been stopped at 3
+    assert "is finished at step 3" in command("train", "mode=edm", *TINY, "steps=3").stderr
+    done = command("train", "mode=cd", *TINY)
+    assert done.returncode == 0, done.stderr
+    assert "training it first" not in done.stderr
 
 
 def test_all_checkpoints_damaged_never_starts_over(command, tmp_path):
