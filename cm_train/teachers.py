@@ -133,7 +133,7 @@ def _teacher_config(config: Any, cfg: DictConfig, home: Path, swept: frozenset[s
     teacher = compose("train", overrides=["mode=edm", f"dataset={choice}"])
     backbone = OmegaConf.to_container(cfg.backbone)
     assert isinstance(backbone, dict)
-    backbone |= _own_recipe(teacher.backbone)
+    backbone |= {key: value for key, value in _own_recipe(teacher.backbone).items() if key in backbone}
     with open_dict(teacher):
         teacher.backbone = backbone
         for key in ("dataset", "devices", "precision", "compile", "seed", "tracking"):
