@@ -32,7 +32,7 @@ from .sweep_table import Job, read_jobs
 
 # A sweep that differs in these alone is the same one.
 _NO_MATTER = MAY_CHANGE - {"name", "objective_metric", "run_dir", "steps", "teacher"}
-_LONGEST_FOLDER = 100
+_HOME, _LONGEST_FOLDER = Path("runs/sweeps"), 100
 
 
 def asked_for(arguments: list[str]) -> bool:
@@ -79,9 +79,10 @@ def lead(stop: StopFlag) -> NoReturn:
 def _remove(folder: Path) -> None:
     """Of a command with a typing mistake nothing shall remain."""
     shutil.rmtree(folder, ignore_errors=True)
-    with suppress(OSError):  # they hold something else
-        folder.parent.rmdir()
-        folder.parent.parent.rmdir()
+    if folder.parent == _HOME:
+        with suppress(OSError):  # they hold something else
+            _HOME.rmdir()
+            _HOME.parent.rmdir()
 
 
 def _sweep(folder: Path) -> int:
@@ -128,7 +129,7 @@ def _folder(overrides: list[Override]) -> Path:
     name = "-".join(sorted(o.key_or_group for o in overrides if o.is_sweep_override())) or "sweep"
     own = sorted(o.input_line or "" for o in overrides if not _is_no_matter(o.key_or_group))
     digest = hashlib.sha256(" ".join(own).encode()).hexdigest()[:6]
-    return Path("runs/sweeps") / f"{sweep_job.clean(name)[:_LONGEST_FOLDER]}-{digest}"
+    return _HOME / f"{sweep_job.clean(name)[:_LONGEST_FOLDER]}-{digest}"
 
 
 def _set_folder(folder: Path) -> None:
