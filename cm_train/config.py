@@ -16,6 +16,15 @@ from .registry import MOST, Count, Settings, shown
 from .run_folder import stored_config
 from .tracking import TrackingConfig
 
+# Groups that name a component, and the kind of it.
+_GROUPS = {
+    "dataset": "dataset",
+    "backbone": "backbone",
+    "objective": "objective",
+    "optimizer": "optimizer",
+    "ema": "decay",
+}
+
 
 class RunConfig(Settings):
     """Everything that makes a run; the components' own groups stay plain until the registry types them."""
@@ -120,9 +129,8 @@ def parse(cfg: DictConfig) -> RunConfig:
     if isinstance(values.get("compile"), bool):  # YAML reads true as a boolean, beside "auto"
         values["compile"] = str(values["compile"]).lower()
     config = registry.typed(RunConfig, values)
-    for kind in ("dataset", "backbone", "objective", "optimizer"):
-        registry.settings(kind, getattr(config, kind))
-    registry.settings("decay", config.ema, "ema")
+    for group, kind in _GROUPS.items():
+        registry.settings(kind, getattr(config, group), group)
     _check_together(config)
     return config
 
@@ -141,6 +149,14 @@ def _check_together(config: RunConfig) -> None:
 def dump(config: RunConfig) -> dict[str, Any]:
     """Plain values that `registry.typed(RunConfig, ...)` reads back."""
     return config.model_dump(mode="python")
+
+
+def complete(config: RunConfig) -> dict[str, Any]:
+    """`dump` with the defaults of keys that the components' groups lack: a run of an older version knew fewer."""
+    values = dump(config)
+    for group, kind in _GROUPS.items():
+        values[group] = registry.settings(kind, values[group]).model_dump() | values[group]
+    return values
 
 
 def read_back(folder: Path) -> RunConfig:

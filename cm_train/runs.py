@@ -115,7 +115,7 @@ def _train(
 ) -> bool:
     """Train the run of `config`, new or resumed; False where it was stopped early."""
     from . import announce, checkpoint, run_folder
-    from .config import dump, read_back
+    from .config import complete, dump, read_back
     from .teachers import inherit
     from .tracking import say
 
@@ -133,7 +133,7 @@ def _train(
             # Raising `steps` moves the end; what the schedules count to stays as it was first set.
             if config.schedule_steps is None:
                 config = config.model_copy(update={"schedule_steps": stored.schedule_steps})
-            run_folder.check_same_run(config.folder, dump(stored), dump(config))
+            run_folder.check_same_run(config.folder, complete(stored), complete(config))
         config = config.model_copy(update={"schedule_steps": config.num_schedule_steps})
         run_folder.store_config(config.folder, dump(config))
         if newest is not None and newest.step >= config.steps:

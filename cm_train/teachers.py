@@ -31,6 +31,7 @@ def inherit(config: Any, cfg: DictConfig, train: Callable[[Any], bool], stop: St
     """
     from . import checkpoint
     from .errors import InputError
+    from .registry import settings
 
     if config.needs_teacher() and config.teacher is None:
         home = config.folder.parent / f"{config.dataset['name']}-edm"
@@ -49,7 +50,8 @@ def inherit(config: Any, cfg: DictConfig, train: Callable[[Any], bool], stop: St
         backbone = {**backbone, **_own_recipe(config.backbone)}
     asked = {o.lstrip("+").split("=")[0] for o in HydraConfig.get().overrides.task}
     asked -= {f"backbone.{key}" for key in _OF_THE_RECIPE}
-    if backbone != config.backbone and any(key.split(".")[0] == "backbone" for key in asked):
+    differs = settings("backbone", backbone) != settings("backbone", config.backbone)
+    if differs and any(key.split(".")[0] == "backbone" for key in asked):
         raise InputError(
             f"a student has the backbone that it starts from, and {source} has another than backbone=... asks for",
             fix="drop backbone=..., or give one of that backbone with teacher=... or init=...",

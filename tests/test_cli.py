@@ -100,6 +100,18 @@ def test_teacher_whose_steps_were_lowered_to_what_it_had_is_finished(command, tm
     assert "training it first" not in done.stderr
 
 
+def test_run_of_a_version_that_knew_fewer_keys_goes_on(command, tmp_path):
+    assert command("train", "mode=edm", *TINY, "steps=3", "schedule_steps=6").returncode == 0
+    stored = tmp_path / "runs" / "digits-edm" / "config.yaml"
+    for key in ("  embedding_norm: false\n", "  dropout_max_size: null\n", "  clip_norm: null\n", "  power: []\n"):
+        assert key in stored.read_text()
+        stored.write_text(stored.read_text().replace(key, ""))
+    done = command("train", "mode=edm", *TINY, "backbone.embedding_norm=true", "backbone.scale_shift=true")
+    assert done.returncode == 2 and "backbone.embedding_norm (False -> True)" in done.stderr
+    done = command("train", "mode=edm", *TINY)
+    assert done.returncode == 0 and "resuming at step 3" in done.stderr, done.stderr
+
+
 def test_all_checkpoints_damaged_never_starts_over(command, tmp_path):
     assert command("train", *EDM).returncode == 0
     for state in (tmp_path / "runs" / "digits-edm" / "checkpoints").glob("*/state.pt"):
