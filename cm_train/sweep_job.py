@@ -53,12 +53,13 @@ def run(cfg: DictConfig) -> float | None:
         if stop():
             return None
         began = time.time()
+        started = began if slurm.in_job() else sweep["started"]  # the wait in a cluster's queue is not the job's time
         if home is not None:
             total = f" of {sweep['total']}" if sweep["total"] else ""
             say(f"{record.label}{total}")
         beside_others = works_side_by_side(HydraConfig.get().launcher["_target_"])
         with labelled(f"job {record.number}") if beside_others else nullcontext():
-            outcome = _attempt(cfg, stop, sweep, record, home, nodes)
+            outcome = _attempt(cfg, stop, sweep, record, home, nodes, started)
     record.took_s = time.time() - began
     record.state, record.complaint = _STATES[outcome.code], outcome.complaint
     value = _read_metric(cfg, record)
@@ -79,12 +80,14 @@ def run(cfg: DictConfig) -> float | None:
 
 
 def _attempt(
-    cfg: DictConfig, stop: StopFlag, sweep: dict[str, Any], record: Job, home: Path | None, nodes: Any
+    cfg: DictConfig,
+    stop: StopFlag,
+    sweep: dict[str, Any],
+    record: Job,
+    home: Path | None,
+    nodes: Any,
+    started: float,
 ) -> cli.Outcome:
-    from . import slurm
-
-    began = time.time()
-
     def body() -> int:
         _settle(cfg, sweep)
         record.folder = str(cfg.run_dir)
@@ -92,8 +95,6 @@ def _attempt(
             record.write(home)
             _check_folder(record, home)
         if nodes is None:
-            # In a queue the time of a job counts from its own start.
-            started = began if slurm.in_job() else sweep["started"]
             return _when_free(lambda: train(cfg, stop, started, frozenset(sweep["keys"])), stop)
         return _train_across(cfg, stop, sweep, nodes)
 
