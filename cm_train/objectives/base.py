@@ -86,7 +86,15 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of each image [B], and named metrics of each image [B]."""
+        """The loss of each image [B], and named metrics of each image, float64 [B], which have no gradient."""
+        loss, metrics = self.losses(batch)
+        # Of another type than the loss, so that the two can't be one tensor. Torch's compiler drops a multiplication by
+        # a weight of 1 (and a copy), returns loss and distance as one, and detaching the distance takes the gradient
+        # from the loss: "element 0 of tensors does not require grad".
+        return loss, {name: value.detach().double() for name, value in metrics.items()}
+
+    def losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of each image [B], with its gradient, and named metrics of each image [B]."""
         raise NotImplementedError
 
     def after_step(self, step: int, weights: Tensor, applied: Tensor) -> None:

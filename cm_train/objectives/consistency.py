@@ -78,7 +78,7 @@ class Consistency(Objective):
         sigma, sigma_next = self.noise.sigma_pair(u, step)
         return {"sigma": sigma, "sigma_next": sigma_next}
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         x0, noise, sigma, sigma_next = (batch[k] for k in ("x0", "noise", "sigma", "sigma_next"))
         labels, keys = batch["labels"], batch["dropout_keys"]
         x = x0 + per_image(sigma, x0) * noise
@@ -94,7 +94,7 @@ class Consistency(Objective):
             goal = target(x_next, sigma_next, labels, keys)
         distance = self.distance(denoised, goal)
         weight = 1.0 if self.config.weighting == "uniform" else 1 / (sigma - sigma_next)
-        return weight * distance, {"distance": distance.detach()}
+        return weight * distance, {"distance": distance}
 
     def _teacher(self, labels: Tensor | None) -> Denoise:
         return lambda x, sigma: self.teacher(x, sigma, labels)  # type: ignore[misc]

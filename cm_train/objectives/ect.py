@@ -58,7 +58,7 @@ class ECT(Objective):
         sigma = self.noise.sigma(u)
         return {"sigma": sigma, "sigma_next": self.sigma_next(sigma, step)}
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         x0, noise, sigma, sigma_next = (batch[k] for k in ("x0", "noise", "sigma", "sigma_next"))
         labels, keys = batch["labels"], batch["dropout_keys"]
         denoised = self.denoiser(x0 + per_image(sigma, x0) * noise, sigma, labels, keys)
@@ -68,7 +68,7 @@ class ECT(Objective):
             goal = self.denoiser(x_next, torch.where(clean, sigma, sigma_next), labels, keys)
             goal = torch.where(per_image(clean, x0), x0, goal)
         distance = pseudo_huber(denoised, goal, max(self.config.huber_c, _TINY))
-        return self._weight(sigma, sigma_next) * distance, {"distance": distance.detach()}
+        return self._weight(sigma, sigma_next) * distance, {"distance": distance}
 
     def _weight(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
         if self.config.weighting == "inverse_gap":

@@ -24,9 +24,9 @@ class EDM(Objective):
     def draw_levels(self, u: Tensor, step: int) -> dict[str, Tensor]:
         return {"sigma": self.noise.sigma(u)}
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         x0, sigma = batch["x0"], batch["sigma"]
         x = x0 + per_image(sigma, x0) * batch["noise"]
         distance = l2(self.denoiser(x, sigma, batch["labels"], batch["dropout_keys"]), x0)
         data = self.denoiser.config.sigma_data
-        return (sigma**2 + data**2) / (sigma * data) ** 2 * distance, {"distance": distance.detach()}
+        return (sigma**2 + data**2) / (sigma * data) ** 2 * distance, {"distance": distance}

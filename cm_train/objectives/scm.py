@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..backbones.base import sinusoidal_embedding, uncast
+from ..backbones.base import blocks_as_written, sinusoidal_embedding, uncast
 from ..denoiser import Denoiser, per_image
 from ..distances import l2
 from ..registry import Positive, Settings, register
@@ -65,7 +65,7 @@ class SCM(Objective):
         sigma = self.noise.sigma(u)
         return {"sigma": sigma, "tangent_warmup": torch.full_like(sigma, self.tangent_warmup(step))}
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         x0, noise, sigma, labels = (batch[k] for k in ("x0", "noise", "sigma", "labels"))
         data = self.denoiser.config.sigma_data
         scale = torch.rsqrt(sigma**2 + data**2)
@@ -118,5 +118,5 @@ def _along(network: Any, scaled: Tensor, direction: Tensor, sigma: Tensor) -> An
     network's own conditioning on it is differentiated with the rest.
     """
     # Fused attention has no forward-mode derivative.
-    with uncast(scaled), sdpa_kernel(SDPBackend.MATH):
+    with uncast(scaled), blocks_as_written(), sdpa_kernel(SDPBackend.MATH):
         return torch.func.jvp(network, (scaled, sigma), (direction, sigma))
