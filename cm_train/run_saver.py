@@ -35,6 +35,8 @@ class RunSaver:
         expected_s = num_bytes / _SLOW_DISK
         self._checkpoints = Saver(config.folder, config.keep, before, state.step, expected_s)
         self._snapshots = Saver(config.folder, keep=None)
+        if world.is_main:
+            self._checkpoints.prepare(state.networks(), state.rest())
         ema = settings("decay", config.ema)
         self._snapshot_every = max(1, config.num_schedule_steps // ema.num_snapshots) if ema.power else None
 
@@ -77,6 +79,11 @@ class RunSaver:
         """Return when nothing is being written."""
         self._checkpoints.wait()
         self._snapshots.wait()
+
+    def close(self) -> None:
+        """Wait, and give back the memory that saving has held."""
+        self._checkpoints.close()
+        self._snapshots.close()
 
     def _manifest(self) -> dict[str, Any]:
         return {

@@ -1,4 +1,4 @@
-"""Writing checkpoints: copied off the device in one go, written beside training, seen whole or not at all."""
+"""Writing checkpoints: copied in one go, written beside training, seen whole or not at all."""
 
 import contextlib
 import errno
@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .checkpoint import folders, sha256_of
+from .host_memory import HostMemory
 from .manifest import FORMAT, MANIFEST, FileEntry, Manifest, signed
 from .tracking import complain
 
@@ -46,7 +47,7 @@ def write(
             }
             save_file(plain, beside / f"{stem}.safetensors")
         if state is not None:
-            torch.save(dict(state), beside / "state.pt")
+            torch.save(_whole(state), beside / "state.pt")
         files = {}
         for path in sorted(beside.iterdir()):
             _fsync(path)
@@ -65,6 +66,14 @@ def write(
         shutil.rmtree(beside, ignore_errors=True)
 
 
+def _whole(tree: Any) -> Any:
+    """`tree` with a storage of its own for each tensor: with a view, `torch.save` writes all that it is a view of."""
+    if isinstance(tree, Mapping):
+        return {key: _whole(value) for key, value in tree.items()}
+    is_view = isinstance(tree, Tensor) and tree.untyped_storage().nbytes() > tree.nbytes
+    return tree.clone() if is_view else tree
+
+
 def _fsync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -79,28 +88,6 @@ def prune(run: Path, keep: int) -> None:
         with contextlib.suppress(OSError):  # under another name first: half a checkpoint must not look like one
             os.replace(folder, doomed := folder.with_name(f".{folder.name}.writing"))
             shutil.rmtree(doomed, ignore_errors=True)
-
-
-def to_host(tree: Any) -> Any:
-    """A copy of nested dicts with every tensor in memory of its own on the CPU, as it is at this moment.
-
-    Raises:
-        RuntimeError: the memory does not suffice.
-    """
-    copies = _copied(tree)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()  # all copies are queued before the one wait
-    return copies
-
-
-def _copied(tree: Any) -> Any:
-    if isinstance(tree, Mapping):
-        return {key: _copied(value) for key, value in tree.items()}
-    if not isinstance(tree, Tensor):
-        return tree
-    if tree.is_cuda:
-        return torch.empty_like(tree, device="cpu", pin_memory=True).copy_(tree.detach(), non_blocking=True)
-    return tree.detach().clone()
 
 
 class Saver:
@@ -122,39 +109,63 @@ class Saver:
         expected_s: float = 0.0,
     ):
         self._run, self._keep, self._before = run, keep, before
+        self._memory = HostMemory()
         self._thread: threading.Thread | None = None
+        self._error: OSError | None = None  # why the last write failed
         self._saved_step = saved_step
         self.longest_s = expected_s  # what a write takes at most, as far as is known
+
+    def prepare(self, weights: Any, state: Any) -> None:
+        """Make the first save as quick as the later ones, beside training; `weights` and `state` as it will get."""
+        self._memory.reserve({"weights": weights, "state": state})
 
     def start(self, folder: Path, weights: Any, state: Any, **manifest: Any) -> None:
         """Copy everything now and write it beside training; a failure is said, and left to the next save."""
         self.wait()
         try:
-            weights, state = to_host(weights), to_host(state)
+            copies = self._memory.copy({"weights": weights, "state": state})
         except RuntimeError as error:
             complain(f"could not save step {manifest['step']}: {error}; trying again at the next save")
             return
-
-        def work() -> None:
-            try:
-                self._write(folder, weights, state, manifest)
-            except OSError as error:
-                complain(f"could not save step {manifest['step']}: {error.strerror}; trying again at the next save")
-
-        self._thread = threading.Thread(target=work, name="save", daemon=True)  # `wait` is how to end in good order
-        self._thread.start()
+        self._begin(folder, copies["weights"], copies["state"], manifest, complaining=True)
 
     def now(self, folder: Path, weights: Any, state: Any, **manifest: Any) -> None:
         """Write at once, unless this step is saved already. Raises OSError."""
         self.wait()
-        if manifest["step"] != self._saved_step:
-            self._write(folder, weights, state, manifest)
+        if manifest["step"] == self._saved_step:
+            return
+        # Without memory for a copy the tensors serve themselves: who needs the checkpoint now waits for it.
+        with contextlib.suppress(RuntimeError):
+            copies = self._memory.copy({"weights": weights, "state": state})
+            weights, state = copies["weights"], copies["state"]
+        self._begin(folder, weights, state, manifest, complaining=False)
+        self.wait()
+        if self._error is not None:
+            raise self._error
 
     def wait(self) -> None:
         """Return when nothing is being written."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    def close(self) -> None:
+        """Wait, and give back what saving has held."""
+        self.wait()
+        self._memory.release()
+
+    def _begin(self, folder: Path, weights: Any, state: Any, manifest: dict[str, Any], complaining: bool) -> None:
+        def work() -> None:
+            self._error = None
+            try:
+                self._write(folder, weights, state, manifest)
+            except OSError as error:
+                self._error = error
+                if complaining:
+                    complain(f"could not save step {manifest['step']}: {error.strerror}; trying again at the next save")
+
+        self._thread = threading.Thread(target=work, name="save", daemon=True)  # `wait` is how to end in good order
+        self._thread.start()
 
     def _write(self, folder: Path, weights: Any, state: Any, manifest: dict[str, Any]) -> None:
         began = time.monotonic()

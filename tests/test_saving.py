@@ -87,11 +87,3 @@ def test_now_does_not_write_the_same_step_twice(monkeypatch, tmp_path):
     monkeypatch.setattr(saving, "write", lambda *_, **__: pytest.fail("written again"))
     folder, weights, state, manifest = arguments(tmp_path, 1, weights)
     saver.now(folder, weights, state, provenance={}, **manifest)
-
-
-def test_to_host_copies_and_keeps_the_structure():
-    tree = {"a": torch.ones(2), "b": {"c": 3, "d": torch.zeros(1)}}
-    copy = saving.to_host(tree)
-    tree["a"].zero_()
-    assert copy["a"].tolist() == [1, 1]
-    assert copy["b"]["c"] == 3
