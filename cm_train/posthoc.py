@@ -71,7 +71,8 @@ def reconstruct(run: Path, until: int, weights: str, module: nn.Module) -> None:
     if error > _LARGE_ERROR:
         kept = ", ".join(str(w) for w in sorted(set(widths)))
         say(f"note: {weights} can't be made well of widths {kept}: its profile is off by {error:.0%}")
-    total = {name: torch.zeros_like(value) for name, value in module.state_dict().items()}
+    # On the CPU, where files are read to, whatever device the network is on.
+    total = {name: torch.zeros_like(value, device="cpu") for name, value in module.state_dict().items()}
     for file, part in zip(files, parts.tolist(), strict=True):
         checkpoint.check_fits(file, module)
         for name, value in load_file(file).items():

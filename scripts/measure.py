@@ -61,7 +61,8 @@ def main() -> None:
         return f"{frechet_distance(classifier.features(generated), real):.0f}"
 
     seeds = range(max(args.num, count))
-    teacher = generate(load_denoiser(args.teacher), seeds, sampler="heun", steps=40)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    teacher = generate(load_denoiser(args.teacher, device=device), seeds, sampler="heun", steps=40)
     table = Table("model", "rms", "same label", "std ratio", "Fréchet 1 step", "2 steps")
     table.add_row(
         "originals, resampled",
@@ -75,7 +76,7 @@ def main() -> None:
     table.add_row("teacher, Heun 40", "0", "1", "1", distance(teacher[:count]), "")
     rows = [teacher[:16]]
     for run in args.runs:
-        denoiser = load_denoiser(run)
+        denoiser = load_denoiser(run, device=device)
         one, two = (generate(denoiser, seeds, sampler="multistep", steps=steps) for steps in (1, 2))
         rows += [one[:16], two[:16]]
         measured = agreement(one[: args.num], teacher[: args.num])

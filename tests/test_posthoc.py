@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_trainer import build, run  # noqa: F401 - build is a fixture
 
-from cm_train import loading
+from cm_train import checkpoint, loading, posthoc
 from cm_train.ema import power_decay, power_exponent
 from cm_train.errors import InputError
 from cm_train.posthoc import mixture, profile_product
@@ -84,3 +84,37 @@ def test_run_keeps_snapshots_and_gives_other_widths(build, capsys):  # noqa: F81
     for wrong in ("power_0.5", "power_x"):
         with pytest.raises(InputError, match="not a width"):
             loading.load_denoiser(kept.config.folder, wrong)
+
+
+class OnGpu(torch.Tensor):
+    """Stands for a tensor on a GPU: with one of the CPU it may be copied, and nothing else."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        on_cpu = [a for a in args if isinstance(a, torch.Tensor) and not isinstance(a, OnGpu) and a.ndim]
+        assert not on_cpu or function is torch.Tensor.copy_, f"{function} of tensors on two devices"
+        result = super().__torch_function__(function, types, args, kwargs)
+        return result.as_subclass(torch.Tensor) if kwargs.get("device") == "cpu" else result
+
+
+class Elsewhere(torch.nn.Module):
+    def __init__(self, like):
+        super().__init__()
+        self.weights = {name: value.detach().clone().as_subclass(OnGpu) for name, value in like.state_dict().items()}
+
+    def state_dict(self):
+        return self.weights
+
+
+def test_what_is_read_from_files_meets_no_tensor_of_another_device(build):  # noqa: F811
+    trainer = build("mode=ict", "ema=power", "ema.num_snapshots=3")
+    run(trainer)
+    folder, manifest = checkpoint.resolve(trainer.config.folder)
+    network = Elsewhere(trainer.objective.denoiser)
+    posthoc.reconstruct(trainer.config.folder, manifest.step, "power_0.1", network)
+    made = {name: value.as_subclass(torch.Tensor).clone() for name, value in network.weights.items()}
+    for weights in ("raw", "ema", "power_0.1"):
+        checkpoint.read_weights(folder, manifest, weights, network)
+    for name, value in network.weights.items():
+        torch.testing.assert_close(made[name], value.as_subclass(torch.Tensor))
