@@ -1,0 +1,1 @@
+"""The rows of scripts/gpu_check.py, one file a part."""

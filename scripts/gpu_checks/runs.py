@@ -1,0 +1,116 @@
+"""Small runs for the checks: all from one network whose weights are perturbed.
+
+A fresh network ends in zeros, so that whatever is compared behind it agrees: comparisons on it prove nothing.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from cm_train import checkpoint, cli, saving, worker
+from cm_train.config import RunConfig, parse
+from cm_train.denoiser import DenoiserConfig, build_denoiser
+from cm_train.distributed import ALONE, World
+from cm_train.trainer import Trainer
+
+MODES = ("cd", "ict", "edm", "ct", "ect", "sct", "scd")
+_TAUGHT = ("cd", "scd")
+CPU = torch.device("cpu")
+
+
+class OnCpu(World):
+    """A process alone that leaves the GPU alone."""
+
+    @property
+    def device(self) -> torch.device:
+        return CPU
+
+
+class Runs:
+    """Trainers on digits in `home`, each from the same perturbed weights.
+
+    Args:
+        options: for all of them.
+    """
+
+    def __init__(self, home: Path, *options: str):
+        self.home, self._options, self._count = home, options, 0
+        self.start = self._perturbed()
+
+    def config(self, mode: str, *options: str, name: str | None = None) -> RunConfig:
+        """Of a run in a folder of its own, or in `name`."""
+        self._count += 1
+        folder = self.home / (name or f"{mode}-{self._count}")
+        start = [f"teacher={self.start}"] if mode in _TAUGHT else []
+        start += [f"init={self.start}", "tracking=none", "preview_every=0", "log_every=1000", "save_every=1000"]
+        return composed(f"mode={mode}", f"run_dir={folder}", "batch_size=32", *start, *self._options, *options)
+
+    def trainer(self, config: RunConfig, on_gpu: bool = True, **kwargs: Any) -> Trainer:
+        """Ready for its next step, compiled where its config says so."""
+        config.folder.mkdir(exist_ok=True)
+        trainer = worker.build_trainer(config, world=ALONE if on_gpu else OnCpu(), **kwargs)
+        trainer.compile()
+        return trainer
+
+    def _perturbed(self) -> Path:
+        config = composed("mode=edm", "run_dir=unused", *self._options)
+        generator = torch.Generator().manual_seed(0)
+        levels = {"sigma_data": 0.5, "sigma_min": 0.002, "sigma_max": 80.0}
+        known = DenoiserConfig(preconditioning="edm", image_size=8, image_channels=1, **levels)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            denoiser = build_denoiser(known, config.backbone)
+        with torch.no_grad():
+            for p in denoiser.parameters():
+                p.add_(torch.randn(p.shape, generator=generator) * (0.5 / max(1, p[0].numel()) ** 0.5))
+        folder = self.home / "start"
+        weights = dict.fromkeys(("denoiser", "ema_0.9"), denoiser.state_dict())
+        saving.write(
+            checkpoint.step_folder(folder, 1),
+            weights,
+            {},
+            step=1,
+            finished=True,
+            ema="ema_0.9",
+            denoiser=denoiser.config,
+            backbone=config.backbone,
+            provenance={},
+        )
+        return folder
+
+
+def composed(*overrides: str) -> RunConfig:
+    """The config that `cm-train` makes of `overrides`."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(cli.conf_dir()), version_base=None):
+        config = parse(compose("train", overrides=[*overrides]))
+    return config.model_copy(update={"schedule_steps": config.num_schedule_steps})
+
+
+def draw_alike(trainer: Trainer, other: Trainer) -> None:
+    """Have `trainer` draw what `other` does: one key gives other numbers on another kind of device."""
+    draw: Callable[..., dict[str, Any]] = other.objective.draw
+
+    def moved(x0: torch.Tensor, labels: torch.Tensor | None, step: int, rows: range) -> dict[str, Any]:
+        batch = draw(x0.to(other.device), None if labels is None else labels.to(other.device), step, rows)
+        return {k: v.to(trainer.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+
+    trainer.objective.draw = moved  # type: ignore[method-assign]
+
+
+def losses(trainer: Trainer, steps: int) -> list[float]:
+    """The loss of each of the next steps."""
+    found = []
+    for _ in range(steps):
+        trainer.train_step(trainer.fetch())
+        found.append(trainer.state.window.close(ALONE)["loss"])
+    return [float("nan") if loss is None else loss for loss in found]
+
+
+def worst(found: list[float], wanted: list[float]) -> float:
+    """The largest relative difference."""
+    return max(abs(a - b) / max(abs(b), 1e-12) for a, b in zip(found, wanted, strict=True))
