@@ -5,9 +5,9 @@ import time
 
 import torch
 
-from . import checkpoint, launching
+from . import checkpoint
 from .config import RunConfig
-from .distributed import is_launched
+from .distributed import World
 from .manifest import Manifest
 from .precision import autocast_type, drowns_in_bf16
 from .tracking import last_values, say
@@ -17,22 +17,25 @@ from .tracking.terminal import duration
 def header(config: RunConfig) -> float:
     """Say what is about to run; returns the time that `summary` counts from."""
     source = "" if config.teacher is None else f" from teacher {config.teacher}"
-    say(f"{config.mode} on {config.dataset['name']}{source}: {config.steps} steps of {config.batch_size} images")
+    work = f"{config.steps} steps of {config.batch_size} images"
     limit = "" if config.max_hours is None else f", for {config.max_hours:g} hours at most"
-    say(f"on {_machine(config)}{limit}")
+    say(f"{config.mode} on {config.dataset['name']}{source}: {work}{limit}")
     if config.precision == "bf16" and drowns_in_bf16(config.gap()):
         say("note: this loss comes to compare what bf16 can't tell apart; precision=fp16 or auto can")
     say(f"run folder {config.folder}; tracking: {_tracking(config)}")
     return time.monotonic()
 
 
-def _machine(config: RunConfig) -> str:
-    num = int(os.environ["WORLD_SIZE"]) if is_launched() else launching.num_ranks(config.devices)
-    gpu = torch.cuda.is_available()
-    device = torch.device("cuda" if gpu else "cpu")
-    kind = torch.cuda.get_device_name(0) if gpu else "CPU"
-    precision = str(autocast_type(config.precision, device, config.gap()) or torch.float32).removeprefix("torch.")
-    return f"{num} process{'es' * (num > 1)}, {kind}, {precision}"
+def machine(config: RunConfig, world: World, compiling: str) -> None:
+    """Say what the run runs on; for its ranks to say, since asking a GPU for its name takes memory on it."""
+    device = world.device
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    autocast = autocast_type(config.precision, device, config.gap())
+    precision = str(autocast or torch.float32).removeprefix("torch.")
+    if config.precision == "tf32" and device.type == "cuda":
+        precision = "TF32"
+    exact = ", deterministic" if config.deterministic else ""
+    say(f"on {world.size} process{'es' * (world.size > 1)}, {kind}, {precision}{exact}; {compiling}")
 
 
 def _tracking(config: RunConfig) -> str:

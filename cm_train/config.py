@@ -9,9 +9,11 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import Field
 
 from . import registry
+from .compile_policy import Compile
 from .denoiser import SamplingConfig
 from .errors import InputError
 from .noise import NoiseConfig, check_noise
+from .precision import Precision
 from .registry import MOST, Count, Settings, shown
 from .run_folder import stored_config
 from .tracking import TrackingConfig
@@ -38,8 +40,9 @@ class RunConfig(Settings):
     batch_size: Count
     micro_batch: Count | None = None  # None: the whole batch at once
     devices: Count | Literal["auto"] = "auto"  # processes on this machine: auto is one a GPU, one on a CPU
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    compile: Literal["auto", "true", "false"] = "auto"
+    precision: Precision = "auto"
+    compile: Compile = "auto"
+    deterministic: bool = False  # equal bits on a GPU too
     teacher: str | None = None
     init: str = "random"
     guidance: Annotated[float, Field(ge=0, le=1000)] = 1.0  # of the teacher; 1: none

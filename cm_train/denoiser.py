@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from . import registry
 from .errors import InputError
@@ -129,3 +130,14 @@ def build_denoiser(config: DenoiserConfig, backbone: Mapping[str, Any]) -> Denoi
     num_labels = config.num_classes + config.null_label
     network = registry.build("backbone", backbone, config.image_size, config.image_channels, num_labels)
     return Denoiser(config, network.to(memory_format=torch.channels_last))
+
+
+def forward_flops(config: DenoiserConfig, backbone: Mapping[str, Any]) -> int:
+    """Floating-point operations of one image's way through the network; a multiplication and an addition are two."""
+    with torch.device("meta"):
+        sketch = build_denoiser(config, backbone)
+        x = torch.zeros(1, config.image_channels, config.image_size, config.image_size)
+        labels = torch.zeros(1, dtype=torch.int64) if config.num_classes else None
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            sketch(x, torch.ones(1), labels)
+    return counter.get_total_flops()

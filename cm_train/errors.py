@@ -17,3 +17,10 @@ class InputError(ValueError):
 
 class TrainingFailed(RuntimeError):
     """Training can't go on, and the message says all there is to say: why, what is kept, what to do."""
+
+
+class OutOfMemory(TrainingFailed):
+    """Memory ran out: `doing` what, what was `needed`, and what would need less."""
+
+    def __init__(self, doing: str, needed: str, fix: str):
+        super().__init__(f"out of memory {doing}: {needed}; fix: {fix}")

@@ -12,6 +12,7 @@ from .errors import InputError
 from .guidance import Guided, guided
 from .images import to_uint8
 from .noise import karras_sigmas
+from .precision import arithmetic, autocast_type
 from .rng import PerImageNoise
 
 SAMPLERS = ("auto", "onestep", "multistep", "euler", "heun")
@@ -74,6 +75,8 @@ def generate(
     labels: Sequence[int] | int | None = None,
     guidance: float = 1.0,
     batch_size: int = 256,
+    precision: str = "fp32",
+    whole_batches: bool = False,
 ) -> Tensor:
     """One image a seed; uint8 [N, C, H, W] on the CPU.
 
@@ -84,6 +87,8 @@ def generate(
         sampler, steps, sigmas: see `choose_levels`.
         labels: class of each image, or one for all; None draws them from the seeds where the network wants any.
         guidance: of a diffusion model that was trained with label dropout; 1 is none, more is closer to the class.
+        precision: fp32, tf32, bf16 or fp16; what the network computes in.
+        whole_batches: fill the last batch up, as compiled networks need it, and throw away what is too much.
 
     Raises:
         InputError: labels that the network doesn't have, an impossible choice of levels, or no model to guide.
@@ -96,10 +101,14 @@ def generate(
     device = next(denoiser.parameters()).device
     shape = (config.image_channels, config.image_size, config.image_size)
     done = [torch.empty(0, *shape, dtype=torch.uint8)]
+    autocast = autocast_type(precision, device)
     for start in range(0, len(seeds), batch_size):
-        noise = PerImageNoise(seeds[start : start + batch_size], device)
+        rows = [*range(start, min(start + batch_size, len(seeds)))]
+        surplus = batch_size - len(rows) if whole_batches else 0
+        rows += [rows[-1]] * surplus
+        noise = PerImageNoise([seeds[row] for row in rows], device)
         if classes is not None:
-            chosen: Tensor | None = torch.tensor(classes[start : start + batch_size], device=device)
+            chosen: Tensor | None = torch.tensor([classes[row] for row in rows], device=device)
         else:
             chosen = noise.randint("label", config.num_classes) if config.num_classes else None
         x = noise.randn("initial", shape) * levels[0]
@@ -110,11 +119,12 @@ def generate(
         def renoise(i: int, noise: PerImageNoise = noise) -> Tensor:
             return noise.randn(f"renoise-{i}", shape)
 
-        if sampler == "multistep":
-            x = sampling.multistep(denoise, x, levels, config.boundary, renoise)
-        else:
-            x = (sampling.heun if sampler == "heun" else sampling.euler)(denoise, x, levels)
-        done.append(to_uint8(x).cpu())
+        with arithmetic(precision), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+            if sampler == "multistep":
+                x = sampling.multistep(denoise, x, levels, config.boundary, renoise)
+            else:
+                x = (sampling.heun if sampler == "heun" else sampling.euler)(denoise, x, levels)
+        done.append(to_uint8(x[: len(rows) - surplus]).cpu())
     return torch.cat(done)
 
 

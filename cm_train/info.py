@@ -13,6 +13,7 @@ def lines() -> list[str]:
     """One "what  where" a line."""
     import torch
 
+    from .compiling import cache_folder
     from .lpips_distance import weights_path
 
     package = Path(__file__).parent
@@ -27,6 +28,7 @@ def lines() -> list[str]:
         "devices": ", ".join(gpus) or f"no GPU; {os.cpu_count()} CPU cores",
         "wandb": f"{_version('wandb')}, {_wandb_login()}",
         "VGG16 (LPIPS)": f"{vgg}{'' if vgg.exists() else ' (not there yet)'}",
+        "compiled": f"{cache_folder()} (TORCHINDUCTOR_CACHE_DIR)",
         "extras": ", ".join(f"{name}{'' if _has(module) else ' (missing)'}" for name, module in _EXTRAS.items()),
     }
     return [f"{what:14}{where}" for what, where in rows.items()]

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import torch
 
 from .distributed import RankLost, World, joined
-from .errors import InputError, TrainingFailed
+from .errors import InputError, OutOfMemory, TrainingFailed
 from .signals import EARLY, StopFlag
 from .tracking import complain
 from .tracking.terminal import restore_cursor
@@ -146,7 +146,8 @@ def _environment(num: int):
     """The environment that ranks inherit, for as long as they run."""
     before = dict(os.environ)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // num)))
+    for threads in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
+        os.environ.setdefault(threads, str(max(1, cores // num)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "10")  # seconds that the peers of a dead rank get
     try:
         yield
@@ -204,6 +205,10 @@ def as_rank(body: Callable[[World], int]) -> NoReturn:
         with joined() as world:
             try:
                 code = body(world)
+            except OutOfMemory as error:  # this rank's own, and so no way to part from the others in good order
+                if world.is_first_to_fail():
+                    tell(str(error))
+                _leave(1)
             except (InputError, TrainingFailed) as error:  # every rank meets it
                 code = 2 if isinstance(error, InputError) else 1
                 if world.is_main:

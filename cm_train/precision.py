@@ -1,9 +1,15 @@
 """What the networks compute in, and the loss scale that keeps fp16 gradients out of the underflow."""
 
+import contextlib
 import math
+import os
+from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 
 # bf16 rounds to 2^-8. Outputs at two noise levels that lie less than some 8 times that apart differ by little more than
 # the roundings, which then make up the better part of a distance between them.
@@ -13,7 +19,7 @@ _GROWS_AFTER = 2000  # clean steps, as in torch.amp
 
 
 def autocast_type(precision: str, device: torch.device, gap: float = math.inf) -> torch.dtype | None:
-    """The type that `precision` (auto, fp32, bf16, fp16) means on `device`; None for float32 throughout.
+    """The type that `precision` means on `device` for the networks' arithmetic; None for float32 throughout.
 
     Args:
         gap: how close the two noise levels come that a loss compares, relative to the larger; see `Objective.gap`.
@@ -21,17 +27,51 @@ def autocast_type(precision: str, device: torch.device, gap: float = math.inf) -
     if precision == "auto":
         has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "fp32" if not has_bf16 else "fp16" if drowns_in_bf16(gap) else "bf16"
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+@contextlib.contextmanager
+def arithmetic(precision: str, deterministic: bool = False) -> Iterator[None]:
+    """A context in which float32 on a GPU is float32, or TF32 where `precision` is "tf32".
+
+    Left alone, cuDNN computes float32 convolutions in TF32, whose products have 10 bits.
+
+    Args:
+        deterministic: equal bits whenever the same is computed on the same GPU, at some cost in speed. Has to begin
+            before the process first multiplies matrices on the GPU.
+    """
+    # Torch's older switches: its compiler reads these, and raises where the newer ones say something else.
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        with _reproducible() if deterministic else contextlib.nullcontext():
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before[0]
+        torch.set_float32_matmul_precision(before[1])
+
+
+@contextlib.contextmanager
+def _reproducible() -> Iterator[None]:
+    import torch._inductor.config as inductor
+    from torch.utils import deterministic as memory
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may sum in another order each time
+    before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True)
+    memory.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # is for finding bugs, and costs time
+    try:
+        with inductor.patch(deterministic=True):  # no kernel is chosen by the time that it takes
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        memory.fill_uninitialized_memory = before[1]  # type: ignore[attr-defined]
 
 
 def drowns_in_bf16(gap: float) -> bool:
     """Whether what a loss compares at two noise levels, `gap` apart, differs by less than bf16 can tell."""
     return gap < _BF16_GAP
-
-
-def compiles(setting: str, device: torch.device) -> bool:
-    """Whether `setting` (auto, true, false) compiles the objective on `device`."""
-    return device.type == "cuda" if setting == "auto" else setting == "true"
 
 
 class LossScale:

@@ -9,6 +9,7 @@ from .distributed import World
 from .generation import generate
 from .guidance import Guided
 from .images import grid, save_png
+from .memory import needed_memory
 from .metrics.agreement import agreement
 from .tracking import complain
 
@@ -36,9 +37,9 @@ class Previews:
             The picture, None on other ranks or where it could not be written; named measures.
         """
         images = self._generate(denoiser)
-        if self.teacher is not None and self._teachers is None:
+        if images is not None and self.teacher is not None and self._teachers is None:
             self._teachers = self._generate(self.teacher)
-        if not self.world.is_main:
+        if images is None or not self.world.is_main:
             return None, {}
         values = {}
         if self._teachers is not None:
@@ -53,8 +54,22 @@ class Previews:
             return None, values
         return path, values
 
-    def _generate(self, denoiser: Denoiser | Guided) -> Tensor:
-        """All previews on rank 0, this rank's own elsewhere."""
+    def _generate(self, denoiser: Denoiser | Guided) -> Tensor | None:
+        """All previews on rank 0, this rank's own elsewhere; None on every rank where the memory of one ran out."""
         rank, size = self.world.rank, self.world.size
         mine = range(NUM_PREVIEWS * rank // size, NUM_PREVIEWS * (rank + 1) // size)
-        return self.world.gather(generate(denoiser, mine, batch_size=self.batch_size))
+        images, shortage = None, ""
+        try:
+            images = generate(denoiser, mine, batch_size=self.batch_size)
+        except Exception as error:
+            needed = needed_memory(error)
+            if needed is None:
+                raise
+            shortage = needed
+        if any(self.world.any(bool(shortage))):
+            shortage = self.world.first_of(shortage)
+            if self.world.is_main:
+                complain(f"no preview, for want of memory: {shortage}; fix: micro_batch=..., or preview_every=0")
+            return None
+        assert images is not None
+        return self.world.gather(images)

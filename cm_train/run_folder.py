@@ -32,6 +32,7 @@ MAY_CHANGE = frozenset(
         "devices",
         "precision",
         "compile",
+        "deterministic",
         "tracking",
         "save_every",
         "preview_every",

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
@@ -34,6 +34,8 @@ class SampleConfig(Settings):
     out: str | None
     format: Literal["png", "npz"]
     device: str
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
 
 
 def sample(cfg: DictConfig) -> int:
@@ -51,9 +53,13 @@ def sample(cfg: DictConfig) -> int:
     import torch
 
     from .checkpoint import resolve
+    from .compile_policy import compile_alike
+    from .compiling import CompiledBlocks
+    from .distributed import ALONE
     from .generation import choose_levels, generate
     from .images import grid, save_png
     from .loading import load_resolved
+    from .memory import shortage_explained
     from .tracking import progress, say
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -74,26 +80,36 @@ def sample(cfg: DictConfig) -> int:
     say(f"{config.num} images from {folder}, {config.weights} weights, {calls} network call{'s' * (calls > 1)} each")
     seeds = range(config.seed, config.seed + config.num)
     kept = []  # all of them for npz, enough for the grid otherwise
+    batch_size = min(config.batch_size, config.num)
+    fix = f"batch_size={max(1, batch_size // 2)} (now {batch_size})"
+
+    def draw(part: slice, **levels: Any) -> "Tensor":
+        return generate(
+            denoiser,
+            seeds[part],
+            labels=config.labels[part] if isinstance(config.labels, list) else config.labels,
+            guidance=config.guidance,
+            batch_size=batch_size,
+            precision=config.precision,
+            whole_batches=config.compile,
+            **levels,
+        )
+
     try:
-        with progress(config.num, "sampling") as bar:
-            for start in range(0, config.num, config.batch_size):
-                part = slice(start, start + config.batch_size)
-                images = generate(
-                    denoiser,
-                    seeds[part],
-                    sampler=config.sampler,
-                    steps=config.steps,
-                    sigmas=config.sigmas,
-                    labels=config.labels[part] if isinstance(config.labels, list) else config.labels,
-                    guidance=config.guidance,
-                    batch_size=config.batch_size,
-                )
+        with shortage_explained(f"drawing {batch_size} images at once", fix), progress(config.num, "sampling") as bar:
+            if config.compile:
+                one_call = {"sampler": "multistep", "sigmas": levels[:1]}
+                blocks = CompiledBlocks(denoiser)
+                compile_alike(blocks, lambda: draw(slice(batch_size), **one_call), "true", ALONE, lambda: False)
+            for start in range(0, config.num, batch_size):
+                part = slice(start, start + batch_size)
+                images = draw(part, sampler=config.sampler, steps=config.steps, sigmas=config.sigmas)
                 if config.format == "png":
                     for seed, image in zip(seeds[part], images, strict=True):
                         save_png(image, out / f"{seed:06d}.png")
                 if config.format == "npz" or start < GRID_IMAGES:
                     kept.append(images)
-                bar.update(min(start + config.batch_size, config.num))
+                bar.update(min(start + batch_size, config.num))
         all_kept = torch.cat(kept)
         if config.format == "npz":
             _save_npz(all_kept, out / "samples.npz")

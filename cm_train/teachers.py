@@ -128,7 +128,7 @@ def _check_data(config: Any, data: dict[str, Any], home: Path) -> None:
 
 
 def _teacher_config(config: Any, cfg: DictConfig, home: Path, swept: frozenset[str]) -> Any:
-    """mode=edm with its own recipe for the same data, backbone, devices, precision, seed and tracking."""
+    """mode=edm with its own recipe for the same data, backbone, machine settings, seed and tracking."""
     from .config import parse
 
     choice = HydraConfig.get().runtime.choices["dataset"]
@@ -138,7 +138,7 @@ def _teacher_config(config: Any, cfg: DictConfig, home: Path, swept: frozenset[s
     backbone |= {key: value for key, value in _own_recipe(teacher.backbone).items() if key in backbone}
     with open_dict(teacher):
         teacher.backbone = backbone
-        for key in ("dataset", "devices", "precision", "compile", "seed", "tracking"):
+        for key in ("dataset", "devices", "precision", "compile", "deterministic", "seed", "tracking"):
             if key == "dataset" or key not in swept:  # else whichever job came first would have a say
                 teacher[key] = cfg[key]
         teacher.tracking.tags = [tag for tag in cfg.tracking.tags if tag.split("=")[0] not in swept]

@@ -42,6 +42,7 @@ class TrainState:
     def __init__(self, config: RunConfig, objective: Objective, device: torch.device, autocast: torch.dtype | None):
         self.objective, self.device = objective, device
         self.step = 0  # steps done
+        self.is_torn = False  # whether a step has moved a part of this and failed before the rest
 
         # The denoiser's weights come first, so that averages and target follow a slice; whatever else an objective
         # learns comes after them.
@@ -60,7 +61,7 @@ class TrainState:
 
     def advance(self) -> None:
         """One optimizer step on the gathered gradient, and all that follows it; nothing in it waits for the device."""
-        step = self.step
+        step, self.is_torn = self.step, True
         grad_norm, applied = self.optimizer.step(step, 1 / self.loss_scale.factor)
         self.objective.after_step(step, self.weights, applied)
         for average in self.averages:
@@ -70,6 +71,7 @@ class TrainState:
         self.skipped_in_a_row.add_(1).mul_(1 - applied)
         self.window.add({"grad_norm": grad_norm})
         self.step += 1
+        self.is_torn = False
 
     def networks(self) -> dict[str, dict[str, Tensor]]:
         """The weights of the denoiser and of each average, by the stem of their file."""

@@ -5,22 +5,26 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from . import checkpoint
+from .compile_policy import compile_alike
+from .compiling import CompiledBlocks
 from .config import RunConfig, save_interval
 from .datasets.loader import Loader
 from .denoiser import Denoiser
 from .distributed import ALONE, World
-from .errors import InputError, TrainingFailed
+from .errors import InputError, OutOfMemory, TrainingFailed
 from .guidance import Guided
 from .images import to_unit_range
 from .manifest import Manifest
+from .memory import needed_memory, shortage_explained
 from .objectives.base import Batch, Objective
 from .previews import Previews
 from .run_saver import RunSaver
@@ -33,7 +37,7 @@ class Trainer:
 
     Args:
         autocast: type of the networks' arithmetic, None for float32; weights and sums stay float32.
-        compiled: the objective compiled, None to call it as it is.
+        compiled: whether the networks' blocks are compiled before the first step.
         provenance: what a resumed run must find unchanged; stored in each checkpoint.
         should_stop: asked before each step, with the seconds that one more and a save may take; True on any rank
             saves and ends the run early.
@@ -48,7 +52,7 @@ class Trainer:
         loader: Loader,
         device: torch.device,
         autocast: torch.dtype | None = None,
-        compiled: Any = None,
+        compiled: bool = False,
         provenance: dict[str, str] | None = None,
         should_stop: Callable[[float], bool] = lambda reserve_s: False,
         world: World = ALONE,
@@ -60,8 +64,9 @@ class Trainer:
         self.rows = world.share(config.batch_size)
         self.micro_batch = len(self.rows) if config.micro_batch is None else config.micro_batch
         self.state = TrainState(config, objective, device, autocast)
-        # After the weights have moved: the wrapper remembers where they are.
-        self.model: Any = objective if compiled is None else compiled
+        # After the weights have moved: blocks and wrapper remember where they are.
+        self.blocks = CompiledBlocks(objective, self.state.averages[0].denoiser) if compiled else None
+        self.model: Any = objective
         if world.size > 1:
             ids = [world.local_rank] if device.type == "cuda" else None
             with warnings.catch_warnings():  # the name that torch 2.11 knows is deprecated in 2.14
@@ -102,10 +107,13 @@ class Trainer:
             self.state.window.add(self._backward(batch, last=rows.stop == self.rows.stop))
         self.state.advance()
 
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+
     def _backward(self, batch: Batch, last: bool) -> dict[str, Tensor]:
         """Add a micro-batch's share to the gradient; the last one of a step averages it over the ranks."""
         with contextlib.nullcontext() if last or self.world.size == 1 else self.model.no_sync():
-            with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            with self._autocast():
                 loss, metrics = self.model(batch)
             total = loss.sum()
             # An infinite loss may have a finite gradient; this one tells every rank to skip the step.
@@ -114,6 +122,24 @@ class Trainer:
             (total * (self.state.loss_scale.factor * self.world.size / self.config.batch_size)).backward()
         return {"loss": loss.detach(), **metrics}
 
+    def compile(self) -> bool:
+        """Compile the networks' blocks where that is wanted; to be called before the first step of every start.
+
+        Returns:
+            False where `should_stop` ended it early.
+
+        Raises:
+            InputError: compile=true can't be had here.
+        """
+        if self.blocks is None:
+            return True
+        setting, should_stop = self.config.compile, lambda: self.should_stop(0.0)
+        return compile_alike(self.blocks, self._try_out, setting, self.world, should_stop)
+
+    def _try_out(self) -> None:
+        with self._autocast():
+            self.objective(self._black_batch())
+
     def _settle(self) -> None:
         """Let DDP lay out its buckets before the first step of every start, on a batch that counts for nothing.
 
@@ -121,11 +147,15 @@ class Trainer:
         run would add three ranks' gradients in another order than the uninterrupted one.
         """
         if self.world.size > 1:
-            config = self.objective.denoiser.config
-            rows = range(self.rows.start, self.rows.start + self.micro_batch)
-            black = torch.zeros(len(rows), config.image_channels, *[config.image_size] * 2, device=self.device)
-            labels = torch.zeros(len(rows), dtype=torch.int64, device=self.device) if config.num_classes else None
-            self._backward(self.objective.draw(black, labels, self.step, rows), last=True)
+            self._backward(self._black_batch(), last=True)
+
+    def _black_batch(self) -> Batch:
+        """A micro-batch of black images, drawn as the coming step's."""
+        config = self.objective.denoiser.config
+        rows = range(self.rows.start, self.rows.start + self.micro_batch)
+        black = torch.zeros(len(rows), config.image_channels, *[config.image_size] * 2, device=self.device)
+        labels = torch.zeros(len(rows), dtype=torch.int64, device=self.device) if config.num_classes else None
+        return self.objective.draw(black, labels, self.step, rows)
 
     # ------------------------------------------------------------------------------------------------------ the loop
 
@@ -140,9 +170,9 @@ class Trainer:
         try:
             finished = self._run(tracker)
         except Exception:  # but not KeyboardInterrupt, which asks to quit at once
-            self.saver.wait()
+            self.saver.close()
             raise
-        self.saver.wait()
+        self.saver.close()
         return finished
 
     def _run(self, tracker: SilentTracker) -> bool:
@@ -151,7 +181,10 @@ class Trainer:
         saved_at, logged_at = clock(), (clock(), self.step)
         longest, first = 0.0, self.step  # seconds from one vote to the next
         if self.step < config.steps:
-            self._settle()
+            with shortage_explained(f"in step {self.step + 1}", self._for_less_memory()):
+                if not self.compile():
+                    return False
+                self._settle()
         while self.step < config.steps:
             began = clock()
             data, trouble = self._try_fetch()
@@ -166,7 +199,8 @@ class Trainer:
                 raise InputError(reason)
             if stop:
                 return False
-            self.train_step(data)
+            if shortage := self._try_step(data):
+                self._give_up(shortage)
             tracker.step(self.step)
             last = self.step == config.steps
             previews = config.preview_every > 0 and (self.step % config.preview_every == 0 or last)
@@ -187,6 +221,33 @@ class Trainer:
             return self.fetch(), ""
         except InputError as error:
             return None, str(error)
+
+    def _try_step(self, data: list[tuple[range, Tensor, Tensor | None]]) -> str | None:
+        """One step; what was needed where memory ran out. A rank among others can't go on without them, and raises."""
+        try:
+            self.train_step(data)
+        except Exception as error:
+            needed = needed_memory(error)
+            if needed is None:
+                raise
+            if self.world.size > 1:
+                raise self._out_of_memory(needed) from error
+            return needed
+        return None
+
+    def _give_up(self, needed: str) -> NoReturn:
+        """Save what was learnt, and raise OutOfMemory. The step that had too little has let go of all it held."""
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        if not self.state.is_torn:
+            self.saver.save(must=True)
+        raise self._out_of_memory(needed)
+
+    def _out_of_memory(self, needed: str) -> OutOfMemory:
+        return OutOfMemory(f"in step {self.step + 1}", needed, self._for_less_memory())
+
+    def _for_less_memory(self) -> str:
+        return f"micro_batch={max(1, self.micro_batch // 2)} (now {self.micro_batch}), or a smaller backbone="
 
     def _log(self, tracker: SilentTracker, then: float, then_step: int, previews: bool) -> tuple[float, int]:
         """One line of metrics, with a preview's measures where one is due; returns the time and step of its end."""

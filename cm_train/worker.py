@@ -1,12 +1,14 @@
 """What a rank runs: from a checked config to a trained run folder."""
 
+import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from . import checkpoint, loading, registry
+from . import announce, checkpoint, loading, registry
+from .compile_policy import compiles
 from .config import RunConfig, dump
 from .datasets.base import Dataset
 from .datasets.loader import Loader
@@ -15,8 +17,9 @@ from .distributed import ALONE, World
 from .errors import InputError
 from .guidance import guided
 from .launching import as_rank, stop_of_parent
+from .memory import shortage_explained
 from .noise import NoiseSchedule
-from .precision import autocast_type, compiles
+from .precision import arithmetic, autocast_type
 from .run_folder import stored_config
 from .student import build_student, initialise, student_config
 from .tracking import SilentTracker, Tracker, say
@@ -31,14 +34,31 @@ def run(config: RunConfig, should_stop: Callable[[float], bool], world: World = 
 
     Raises:
         InputError: the data set, the teacher or the checkpoint can't be used.
-        TrainingFailed: too many steps in a row were not finite, or the last checkpoint can't be written.
+        TrainingFailed: too many steps in a row were not finite, the last checkpoint can't be written, or memory has run
+            out.
     """
+    try:
+        fix = "a smaller backbone= or batch_size="
+        with arithmetic(config.precision, config.deterministic), shortage_explained("before the first step", fix):
+            return _run(config, should_stop, world)
+    finally:
+        _give_memory_back()
+
+
+def _run(config: RunConfig, should_stop: Callable[[float], bool], world: World) -> bool:
     trainer = build_trainer(config, should_stop, world)
     with _tracker(trainer, world, should_stop) as tracker:
         finished = trainer.run(tracker)
         if finished and world.is_main and config.tracking.artifact:
             tracker.model(checkpoint.averaged_only(checkpoint.step_folder(config.folder, trainer.step)))
         return finished
+
+
+def _give_memory_back() -> None:
+    """Free what the run held: a teacher and its student are two runs of one process."""
+    gc.collect()  # networks and hooks refer to each other
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _tracker(trainer: Trainer, world: World, should_stop: Callable[[float], bool]) -> SilentTracker:
@@ -94,13 +114,17 @@ def build_trainer(
             config.label_dropout,
         )
     )
+    images = config.num_schedule_steps * config.batch_size
+    compiled, why = compiles(config.compile, device, denoiser, config.backbone, images)
+    if world.is_main:
+        announce.machine(config, world, why)
     trainer = Trainer(
         config,
         objective,
         Loader(dataset, config.seed, config.batch_size),
         device,
         autocast=autocast_type(config.precision, device, config.gap()),
-        compiled=torch.compile(objective) if compiles(config.compile, device) else None,
+        compiled=compiled,
         provenance=provenance,
         should_stop=should_stop,
         world=world,

@@ -28,8 +28,8 @@ from hydra import compose, initialize_config_dir
 from cm_train import checkpoint, cli, saving, worker
 from cm_train.config import parse
 from cm_train.denoiser import DenoiserConfig, build_denoiser
+from cm_train.host_memory import HostMemory
 from cm_train.run_saver import RunSaver
-from cm_train.saving import to_host
 from cm_train.tracking import Tracker
 from cm_train.trainer import Trainer
 
@@ -89,15 +89,17 @@ def make_teacher(folder: Path, config, channels: int, image_size: int) -> Path:
     return folder
 
 
-def make_trainer(size: dict, home: Path, precision: str) -> Trainer:
+def make_trainer(size: dict, home: Path, precision: str, mode: str = "cd", compiled: str = "false") -> Trainer:
+    """A run of `size` on random pictures, ready for its first step; `home` is made where it is not there."""
     channels = 1 if size["image_size"] == 8 else 3
-    (home / "data").mkdir()
+    (home / "data").mkdir(parents=True)
     data = make_data(home / "data", size["image_size"])
+    taught = ["teacher=filled-in-below", "objective.target_decay=0.95"] if mode == "cd" else []
     with initialize_config_dir(str(cli.conf_dir()), version_base=None):
         cfg = compose(
             "train",
             overrides=[
-                "mode=cd",
+                f"mode={mode}",
                 "dataset=image_folder",
                 f"dataset.root={data}",
                 f"dataset.image_size={size['image_size']}",
@@ -105,38 +107,40 @@ def make_trainer(size: dict, home: Path, precision: str) -> Trainer:
                 f"++backbone={size['backbone']}",
                 f"batch_size={size['batch_size']}",
                 f"precision={precision}",
-                "compile=false",
-                "objective.target_decay=0.95",
+                f"compile={compiled}",
                 "ema.decay=0.999",
                 "ema.extra=[0.9999,0.99995]",
                 "log_every=10",
                 "tracking=none",
                 f"run_dir={home / 'run'}",
-                "teacher=filled-in-below",
+                *taught,
             ],
         )
     config = parse(cfg)
-    teacher = make_teacher(home / "teacher", config, channels, size["image_size"])
-    config = config.model_copy(update={"teacher": str(teacher)})
+    if config.needs_teacher():
+        teacher = make_teacher(home / "teacher", config, channels, size["image_size"])
+        config = config.model_copy(update={"teacher": str(teacher)})
     config.folder.mkdir()
     return worker.build_trainer(config)
 
 
 def floor_step(trainer: Trainer) -> Callable[[], None]:
-    """The five passes on one fixed batch, nothing else."""
+    """The five passes of cd (three without a teacher) on one fixed batch, nothing else."""
     objective: Any = trainer.objective
     size = trainer.config.batch_size
     images, _ = trainer.loader.batch_at(0, range(size))
     x = images.float().to(trainer.device)
     sigma = torch.linspace(0.1, 10, size, device=trainer.device)
-    student, target, teacher = objective.denoiser, objective.target, objective.teacher
+    student, teacher = objective.denoiser, objective.teacher
+    target = student if objective.target is None else objective.target
 
     def passes() -> None:
         with torch.autocast(trainer.device.type, dtype=trainer.autocast, enabled=trainer.autocast is not None):
             denoised = student(x, sigma)
             with torch.no_grad():
-                teacher(x, sigma)
-                teacher(x, sigma)
+                if teacher is not None:
+                    teacher(x, sigma)
+                    teacher(x, sigma)
                 target(x, sigma)
         denoised.square().sum().backward()
         for parameter in student.parameters():
@@ -145,7 +149,7 @@ def floor_step(trainer: Trainer) -> Callable[[], None]:
     return passes
 
 
-def timed(function: Callable[[], None], count: int) -> float:
+def timed(function: Callable[[], object], count: int) -> float:
     synchronise = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     synchronise()
     start = time.perf_counter()
@@ -160,6 +164,13 @@ def peak_memory() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def held_gib(trainer: Trainer) -> float:
+    """GiB that must be held: weights, gradient, Adam's two moments, averages, target and teacher."""
+    objective: Any = trainer.objective
+    others = sum(network is not None for network in (objective.target, objective.teacher))
+    return trainer.state.weights.numel() * 4 * (1 + 1 + 2 + len(trainer.state.averages) + others) / 2**30
 
 
 def train(size_name: str, blocks: int, precision: str) -> None:
@@ -193,7 +204,7 @@ def train(size_name: str, blocks: int, precision: str) -> None:
                     floors.append(f)
                     steps.append(s)
             ratios = [s / f for s, f in zip(steps, floors, strict=True)]
-            held = parameters * 4 * (1 + 1 + 2 + 3 + 1 + 1) / 2**30  # weights, gradient, Adam, EMAs, target, teacher
+            held = held_gib(trainer)
             print(f"{parameters:,} parameters, {size['image_size']} pixels, batch {size['batch_size']}, {precision}")
             print(f"floor {1e3 * statistics.median(floors):.1f} ms   step {1e3 * statistics.median(steps):.1f} ms")
             print(
@@ -211,12 +222,13 @@ def save(size_name: str, rounds: int, precision: str) -> None:
         trainer.train_step(trainer.fetch())
         networks = trainer.state.networks()
         tree = {"weights": networks, "state": trainer.state.rest()}
+        memory = HostMemory()
         stalls, copies, writes = [], [], []
         for _ in range(rounds + 1):
             trainer.state.step += 1
             stalls.append(timed(lambda: saver.save(must=False), 1))
             writes.append(timed(saver.wait, 1))
-            copies.append(timed(lambda: to_host(tree), 1))
+            copies.append(timed(lambda: memory.copy(tree), 1))
         pairs = list(zip(stalls, copies, writes, strict=True))[1:]  # the first one warms up
         print(f"{trainer.state.weights.numel():,} parameters, {len(networks)} sets of weights, {rounds} saves")
         print(

@@ -20,6 +20,13 @@ from cm_train import cli
 STARTERS = {"command", "start", "sweep", "train", "environment"}
 
 
+def pytest_configure(config):
+    # No test trains on a GPU unasked, nor does a command that one starts: what they expect is a CPU's arithmetic. Those
+    # marked `gpu` are for one, and run with `pytest -m gpu`.
+    if config.getoption("markexpr") != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if STARTERS & set(getattr(item, "fixturenames", ())):

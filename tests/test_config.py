@@ -77,7 +77,7 @@ def test_backbone_yaml_builds_and_runs_on_the_meta_device(channels, backbone, co
         ("batch_size=10.5", "batch_size: "),
         ("micro_batch=5", "batch_size 128 must divide by micro_batch 5"),
         ("save_every=soon", "save_every='soon' is neither"),
-        ("precision=fp8", "precision: input should be 'auto', 'fp32', 'bf16' or 'fp16'"),
+        ("precision=fp8", "precision: input should be 'auto', 'fp32', 'tf32', 'bf16' or 'fp16'"),
         ("ema.decay=1.0", "ema.decay: .*less than 1"),
         ("optimizer.betas=[0.9]", "optimizer.betas"),
         ("objective.solver=rk4", "objective.solver: input should be 'euler' or 'heun'"),

@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from cm_train import announce, registry
+from cm_train import announce, gpus, launching, registry
 from cm_train.config import parse
+from cm_train.distributed import World
 from cm_train.tracking import complain, download, progress, progress_bar, say, watched
 from cm_train.tracking.terminal import duration
 from cm_train.tracking.training_progress import TrainingProgress
@@ -264,11 +265,9 @@ def test_sampling_prints_plain_lines_where_there_is_no_terminal(command, tmp_pat
 def test_train_tells_what_runs_where_and_what_came_of_it(command):
     done = command("train", "mode=ict", *TINY, "max_hours=1.5", "devices=2", "preview_every=6")
     lines = done.stderr.splitlines()
-    kind = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU"
-    assert lines[0] == "ict on digits: 6 steps of 16 images"
-    assert lines[1].startswith(f"on 2 processes, {kind}, ")
-    assert lines[1].endswith(", for 1.5 hours at most")
-    assert lines[2] == "run folder runs/digits-ict; tracking: runs/digits-ict/metrics.jsonl only"
+    assert lines[0] == "ict on digits: 6 steps of 16 images, for 1.5 hours at most"
+    assert lines[1] == "run folder runs/digits-ict; tracking: runs/digits-ict/metrics.jsonl only"
+    assert lines[2] == "on 2 processes, CPU, float32; not compiled, which does not pay on a CPU"
     assert lines[3].startswith("step 2/6  loss ")
     assert lines[3].endswith(" left")
     assert lines[-3].startswith("6 steps in 0:0")
@@ -282,19 +281,40 @@ def config(composed, tmp_path):
     return parse(composed("mode=cd", "teacher=runs/t", f"run_dir={tmp_path}", "tracking=wandb", *TINY[1:]))
 
 
-def test_header_names_gpu_precision_teacher_and_tracking(config, monkeypatch, capsys):
+@pytest.fixture
+def four_gpus(monkeypatch):
+    """A machine that seems to have four, none of which can be touched."""
+
+    def touched(*_):
+        raise AssertionError("opens a CUDA context")
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", touched)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def test_a_command_that_starts_ranks_opens_no_cuda_context_of_its_own(config, four_gpus, capsys):
+    """It would take half a gigabyte for nothing, and a GPU in exclusive mode away from its rank."""
+    announce.header(config)
+    announce.header(config.model_copy(update={"precision": "bf16"}))
+    assert launching.num_ranks("auto") == 4
+    assert gpus.visible() == ["0", "1", "2", "3"]
+    shown = capsys.readouterr().err
+    assert "cd on digits from teacher runs/t: 6 steps of 16 images\n" in shown
+    assert "tracking: wandb project cm_train" in shown
+
+
+def test_ranks_name_their_machine_precision_and_compilation(config, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    announce.header(config)
-    shown = capsys.readouterr().err
-    assert "cd on digits from teacher runs/t: 6 steps of 16 images\non 4 processes, NVIDIA H100, bfloat16\n" in shown
-    assert "tracking: wandb project cm_train" in shown
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "16")
-    announce.header(config)
-    assert "on 16 processes" in capsys.readouterr().err
+    announce.machine(config, World(size=4), "compiled")
+    announce.machine(config.model_copy(update={"precision": "tf32", "deterministic": True}), World(), "not compiled")
+    assert capsys.readouterr().err.splitlines() == [
+        "on 4 processes, NVIDIA H100, bfloat16; compiled",
+        "on 1 process, NVIDIA H100, TF32, deterministic; not compiled",
+    ]
 
 
 def test_summary_of_each_ending(config, tmp_path, capsys):

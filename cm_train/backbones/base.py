@@ -1,11 +1,41 @@
-"""What backbones share: keyed dropout and the noise-level embedding."""
+"""What backbones share: blocks that can be compiled, keyed dropout and the noise-level embedding."""
 
+import contextlib
 import math
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    """A part of a backbone that is compiled by itself: enough work for one graph, and repeated many times.
+
+    Attributes:
+        compiled: what is called in place of `forward`, with the block and its inputs; None calls `forward`.
+    """
+
+    compiled: Callable[..., Tensor] | None = None
+
+    def __call__(self, *inputs: Tensor | None) -> Tensor:
+        if self.compiled is None or _as_written:
+            return super().__call__(*inputs)
+        return self.compiled(self, *inputs)
+
+
+_as_written: list[None] = []  # one entry for each context that is open
+
+
+@contextlib.contextmanager
+def blocks_as_written() -> Iterator[None]:
+    """A context in which no block is called compiled: a compiled one has no forward-mode derivative."""
+    _as_written.append(None)
+    try:
+        yield
+    finally:
+        _as_written.pop()
 
 
 def _scrambled(count: int, salt: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..registry import Settings, register
-from .base import KeyedDropout, precise, sinusoidal_embedding, uncast
+from .base import Block, KeyedDropout, precise, sinusoidal_embedding, uncast
 
 Count = Annotated[int, Field(ge=1, le=1024)]  # bounded, since a stranger's checkpoint says what to build
 
@@ -74,7 +74,7 @@ def _zero(module: nn.Module) -> None:
         nn.init.zeros_(parameter)
 
 
-class ResBlock(nn.Module):
+class ResBlock(Block):
     """norm, SiLU, (resample), conv; embedding; norm, SiLU, dropout, conv; plus the (resampled) input."""
 
     def __init__(
@@ -122,7 +122,7 @@ class Resample(nn.Module):
         return self.conv(_resample(x, self.direction))
 
 
-class Attention(nn.Module):
+class Attention(Block):
     """Self-attention over the pixels, with a residual; qkv rows ordered (q|k|v, head, channel)."""
 
     def __init__(self, channels: int, config: UNetConfig):
@@ -244,13 +244,14 @@ class UNet(nn.Module):
             e = e + self.embed_label(labels)
         e = F.silu(e)  # every block starts from SiLU(embedding)
 
+        keys = dropout_keys if self.config.dropout > 0 else None
         h = self.first(x.to(memory_format=torch.channels_last))
         skips = [h]
         for stage in self.encoder:
-            h = stage(h, e, dropout_keys)
+            h = stage(h, e, keys)
             skips.append(h)
         for stage in self.middle:
-            h = stage(h, e, dropout_keys)
+            h = stage(h, e, keys)
         for stage in self.decoder:
-            h = stage(torch.cat([h, skips.pop()], dim=1), e, dropout_keys)
+            h = stage(torch.cat([h, skips.pop()], dim=1), e, keys)
         return self.last(F.silu(self.norm_out(h)))

@@ -1,7 +1,6 @@
 """Which images make up which training step: a pure function of (seed, step, row)."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -26,8 +25,7 @@ class Loader:
 
     def __init__(self, dataset: Dataset, seed: int, batch_size: int):
         self.dataset, self.seed, self.batch_size = dataset, seed, batch_size
-        # A batch touches two epochs at most unless it is larger than the set, and then the set is small.
-        self._order = lru_cache(maxsize=2)(self._make_order)
+        self._orders: dict[int, Tensor] = {}  # of the last epochs
         self._ahead: dict[tuple[int, range], Future[Batch]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader") if dataset.lazy else None
 
@@ -70,5 +68,11 @@ class Loader:
             self._ahead[step + 1, rows] = self._thread.submit(self.dataset.gather, index)
         return self.dataset.gather(self.index_at(step, rows)) if ready is None else ready.result()
 
-    def _make_order(self, epoch: int) -> Tensor:
-        return rng.permutation(self.seed, "order", epoch, len(self.dataset))
+    def _order(self, epoch: int) -> Tensor:
+        # A batch touches two epochs at most unless it is larger than the set, and then the set is small. Not lru_cache
+        # on the method: the loader and its cache would hold each other, and their data, until the next collection.
+        if epoch not in self._orders:
+            if len(self._orders) == 2:
+                self._orders.pop(next(iter(self._orders)))
+            self._orders[epoch] = rng.permutation(self.seed, "order", epoch, len(self.dataset))
+        return self._orders[epoch]

@@ -1,0 +1,37 @@
+"""Running out of memory: told from other errors, and said in one line."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+import torch
+
+from .errors import OutOfMemory
+
+
+def needed_memory(error: BaseException) -> str | None:
+    """What was asked for and what there was, where `error` says that memory ran out; None for any other error."""
+    text = " ".join(str(error).split())
+    if isinstance(error, torch.OutOfMemoryError):
+        # "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ... of which ... is free. ..."
+        parts = re.findall(r"Tried to allocate [\d.]+ \w+|GPU \d+ has a total capacity of .*? is free", text)
+        return "; ".join(parts) or "no device memory left"
+    if isinstance(error, MemoryError):
+        return text or "no memory left"
+    # On a CPU torch has no type of its own for it.
+    if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in text:
+        tried = re.search(r"tried to allocate (\d+) bytes", text)
+        return f"tried to allocate {int(tried[1]) / 2**30:.2f} GiB" if tried else "no memory left"
+    return None
+
+
+@contextlib.contextmanager
+def shortage_explained(doing: str, fix: str) -> Iterator[None]:
+    """A context whose memory errors become OutOfMemory, which says `doing` what it happened, and how to mend it."""
+    try:
+        yield
+    except Exception as error:
+        needed = needed_memory(error)
+        if needed is None:
+            raise
+        raise OutOfMemory(doing, needed, fix) from error
