@@ -4,6 +4,7 @@ import contextlib
 import copy
 import logging
 import os
+import tempfile
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,7 +32,9 @@ def num_kinds(network: nn.Module) -> int:
 def cache_folder() -> Path:
     """Where compiled graphs are kept for the next start: TORCHINDUCTOR_CACHE_DIR, or cm-train's own cache folder."""
     given = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    if given:
+    # Torch names its own choice there, a temporary folder, as soon as anything asks for it, and ranks inherit that.
+    of_torch = given is None or given.startswith(os.path.join(tempfile.gettempdir(), "torchinductor_"))
+    if given and not of_torch:
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cm-train" / "inductor"
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import Field
@@ -95,8 +96,14 @@ class RunConfig(Settings):
     def check_machine(self) -> None:
         """Whether loss and tracking find here what they need from outside this package. Raises InputError."""
         self.tracking.check_machine()
-        cls = registry.find("objective", self.objective.get("name"))
-        cls.check_machine(registry.settings("objective", self.objective))
+        cls, settings = (
+            registry.find("objective", self.objective.get("name")),
+            registry.settings("objective", self.objective),
+        )
+        cls.check_machine(settings)
+        if self.deterministic and torch.cuda.is_available() and not cls.is_deterministic(settings):
+            what = "this loss has no deterministic gradient on a GPU"
+            raise InputError(what, "deterministic=true", "false", "drop deterministic=, or choose another distance")
 
     def needs_teacher(self) -> bool:
         """Whether there is a teacher: for the loss, or for the first weights only."""

@@ -47,6 +47,8 @@ def run(config: RunConfig, should_stop: Callable[[float], bool], world: World = 
 
 def _run(config: RunConfig, should_stop: Callable[[float], bool], world: World) -> bool:
     trainer = build_trainer(config, should_stop, world)
+    if not trainer.prepare(lambda: should_stop(0.0)):  # before the clocks of progress and rate begin to count
+        return False
     with _tracker(trainer, world, should_stop) as tracker:
         finished = trainer.run(tracker)
         if finished and world.is_main and config.tracking.artifact:

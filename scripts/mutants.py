@@ -210,8 +210,21 @@ MUTANTS = [Mutant(*row) for row in (
      "Draws(self.seed, step, range(len(rows)),", OBJECTIVES, "every micro-batch and rank draws the same noise"),
     ("step-ignored", "cm_train/rng.py", "generator(self.seed, stream, self.step,", "generator(self.seed, stream, 0,",
      RNG, "every step draws the same noise"),
-    ("micro-batch-mean", TRAINER_CODE, "self.world.size / self.config.batch_size", "self.world.size / self.micro_batch",
+    ("micro-batch-mean", "cm_train/steps.py", "self.world.size / self.config.batch_size", "self.world.size / self.micro_batch",
      TRAINER + "::test_micro_batches_change_nothing_but_memory", "micro-batches added up, not averaged"),
+    # ---------------------------------------------------------------------------------------- compiler, device, memory
+    ("metric-is-loss", "cm_train/objectives/base.py", "value.detach().double()", "value.detach().clone()",
+     "tests/test_compiling.py", "a metric that a compiler may return as the loss, without its gradient"),
+    ("twin-with-weights", "cm_train/compiling.py", "nn.Parameter(p.detach(),", "nn.Parameter(p.detach().clone(),",
+     "tests/test_compiling.py", "the pass without gradient goes on with the weights of the start"),
+    ("kind-without-settings", "cm_train/compiling.py", "m.extra_repr(), _plain_attributes(m))", "m.extra_repr())",
+     "tests/test_compiling.py", "blocks with another dropout share a graph"),
+    ("tf32-for-fp32", "cm_train/precision.py", 'cudnn.allow_tf32 = precision == "tf32"', "cudnn.allow_tf32 = True",
+     "tests/test_precision.py", "fp32 whose convolutions are cuDNN's TF32"),
+    ("torn-step-saved", "cm_train/trainer.py", "if not self.state.is_torn:", "if True:", "tests/test_memory.py",
+     "a checkpoint of a step that memory ran out in the middle of"),
+    ("sums-on-device", "cm_train/posthoc.py", 'torch.zeros_like(value, device="cpu")', "torch.zeros_like(value)",
+     "tests/test_posthoc.py", "files' tensors added to those of a GPU"),
 )]
 # fmt: on
 

@@ -7,6 +7,7 @@ marked `long` have that too (inductor).
 import functools
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -175,6 +176,9 @@ def test_the_cache_is_where_the_user_says_or_in_a_folder_of_our_own(monkeypatch,
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     assert compiling.cache_folder() == tmp_path / "cm-train" / "inductor"
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: "/elsewhere")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere/torchinductor_me")  # torch's own choice, nobody's wish
+    assert compiling.cache_folder() == tmp_path / "cm-train" / "inductor"
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "mine"))
     assert compiling.cache_folder() == tmp_path / "mine"
 
@@ -265,13 +269,14 @@ def pair(build, *options):  # noqa: F811
     return [build(*options, f"compile={value}", name=value) for value in ("false", "true")]
 
 
-def compare(plain, compiled, steps=3, rtol=1e-3, atol=2e-5):
-    """A few steps of both, and their gradients' running means."""
-    assert compiled.compile()
+def compare(plain, compiled, steps=3, rtol=1e-3):
+    """A few steps of both: their gradients' running means, as vectors, and their losses."""
+    assert compiled.prepare()
     for trainer in (plain, compiled):
         for _ in range(steps):
             trainer.train_step(trainer.fetch())
-    torch.testing.assert_close(compiled.state.optimizer.mean, plain.state.optimizer.mean, rtol=rtol, atol=atol)
+    found, wanted = compiled.state.optimizer.mean, plain.state.optimizer.mean
+    assert (found - wanted).norm() < rtol * wanted.norm()
     losses = [t.state.window.close(t.world)["loss"] for t in (plain, compiled)]
     assert losses[1] == pytest.approx(losses[0], rel=rtol)
 
@@ -305,7 +310,7 @@ def test_compiled_steps_are_the_same_steps(mode, traced, build, learnt):  # noqa
 def test_a_curriculum_compiles_nothing_anew(traced, build, learnt):  # noqa: F811
     """iCT's eight stages, micro-batches, a log line and a preview: the graphs of before the first step serve all."""
     trainer = build(*starting_from(learnt(*ONE_BLOCK), "ict"), *ONE_BLOCK, "compile=true", "steps=8", "micro_batch=8")
-    trainer.compile()
+    trainer.prepare()
     compiled = num_compiled()
     trainer.previews.batch_size = 5
     run(trainer)
@@ -335,7 +340,7 @@ def test_inductor_trains_alike_in_bf16_in_micro_batches_and_with_labels(options,
     labels = [o for o in options if o.startswith("dataset")]
     start = starting_from(learnt(*ONE_BLOCK, *labels), "cd")
     half = options == ["precision=bf16"]
-    compare(*pair(build, *start, *ONE_BLOCK, *options), rtol=0.1 if half else 1e-3, atol=0.02 if half else 2e-5)
+    compare(*pair(build, *start, *ONE_BLOCK, *options), rtol=0.1 if half else 1e-3)
 
 
 @pytest.mark.long
@@ -343,9 +348,10 @@ def test_inductor_resumes_to_the_bit_and_previews_alike(build, learnt):  # noqa:
     options = [*starting_from(learnt(*ONE_BLOCK), "cd"), *ONE_BLOCK, "compile=true", "backbone.dropout=0.2"]
     whole = build(*options, "preview_every=6", name="whole")
     run(whole)
-    assert not run(build(*options, "preview_every=6", name="parts", should_stop=after(30)))
+    asked = whole.blocks.num_graphs + 3  # before each graph, and before each of three steps
+    assert not run(build(*options, "preview_every=6", name="parts", should_stop=after(asked)))
     rest = build(*options, "preview_every=6", name="parts")
-    assert 0 < rest.step < 6
+    assert rest.step == 3
     run(rest)
     assert_same(whole, rest)
     assert lines(whole)[-1]["agreement_rms"] == pytest.approx(lines(rest)[-1]["agreement_rms"])
@@ -394,11 +400,11 @@ def test_inductor_on_two_ranks_equals_one_process_uncompiled(command, tmp_path):
 @pytest.mark.long
 def test_cm_sample_compiled_makes_the_same_images(command, tmp_path):
     assert command("train", "mode=ict", *TINY, *ONE_BLOCK).returncode == 0
-    for value in ("false", "true"):
-        options = ["num=10", "batch_size=4", "steps=2", "format=npz", f"out={value}", f"compile={value}"]
+    for name, value in (("plain", "false"), ("compiled", "true")):
+        options = ["num=10", "batch_size=4", "steps=2", "format=npz", f"out={name}", f"compile={value}"]
         done = command("sample", "ckpt=runs/digits-ict", *options)
         assert done.returncode == 0, done.stderr
-    plain, compiled = (np.load(tmp_path / v / "samples.npz")["arr_0"].astype(int) for v in ("false", "true"))
+    plain, compiled = (np.load(tmp_path / name / "samples.npz")["arr_0"].astype(int) for name in ("plain", "compiled"))
     assert plain.shape == (10, 8, 8, 1)
     assert abs(plain - compiled).max() <= 1
 

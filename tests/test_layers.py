@@ -31,7 +31,7 @@ LAYERS = [
     {"objectives", "generation", "metrics", "saving"},
     {"config", "previews"},
     {"student", "train_state"},
-    {"run_saver"},
+    {"run_saver", "steps"},
     {"trainer"},
     {"announce", "sweep_table"},
     {"worker"},

@@ -1,9 +1,11 @@
 """The loader: which images a step holds, whoever asks and however the rows are shared out."""
 
 import functools
+import gc
 import itertools
 import operator
 import threading
+import weakref
 
 import pytest
 import torch
@@ -132,3 +134,17 @@ def test_loader_raises_a_late_error_at_the_step_that_needs_it():
     with pytest.raises(ValueError, match="broken"):
         items(loader, 1)
     items(loader, 2)
+
+
+def test_a_loader_and_its_data_are_gone_with_the_last_reference():
+    """Not with the next collection of cycles: what it holds may fill a GPU."""
+    gc.collect()
+    gc.disable()
+    try:
+        loader = Loader(held(5), seed=0, batch_size=3)
+        loader.batch_at(0, range(3))
+        gone = weakref.ref(loader)
+        del loader
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -54,6 +54,11 @@ class Objective(nn.Module):
         """Raise InputError where this machine lacks what the loss needs; asked before a teacher is trained."""
 
     @staticmethod
+    def is_deterministic(config: Any) -> bool:
+        """Whether a GPU can compute the loss and its gradient to the same bits each time."""
+        return True
+
+    @staticmethod
     def gap(config: Any, noise: NoiseConfig) -> float:
         """How close the two noise levels that the loss compares ever come, relative to the larger; inf without two."""
         return math.inf

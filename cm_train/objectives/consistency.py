@@ -69,6 +69,10 @@ class Consistency(Objective):
             check_available()
 
     @staticmethod
+    def is_deterministic(config: ConsistencyConfig) -> bool:
+        return config.distance != "lpips"  # enlarges and pools, whose gradients CUDA adds up in any order
+
+    @staticmethod
     def gap(config: ConsistencyConfig, noise: NoiseConfig) -> float:
         schedule = NoiseSchedule(noise, schedule_steps=2**20)
         sigmas = schedule.grid(schedule.num_scales(2**20))  # the finest, at the schedule's end

@@ -53,7 +53,7 @@ class Runs:
         """Ready for its next step, compiled where its config says so."""
         config.folder.mkdir(exist_ok=True)
         trainer = worker.build_trainer(config, world=ALONE if on_gpu else OnCpu(), **kwargs)
-        trainer.compile()
+        trainer.prepare()
         return trainer
 
     def _perturbed(self) -> Path:

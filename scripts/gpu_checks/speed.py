@@ -135,7 +135,7 @@ def _started(size: dict[str, Any], home: Path, mode: str, compiled: str) -> tupl
     """A trainer that has made its first step, and the seconds that this took, with data, networks and compiler."""
     trainer = bench.make_trainer(size, home, "auto", mode, compiled)
     began = time.perf_counter()
-    trainer.compile()
+    trainer.prepare()
     bench.timed(lambda: trainer.train_step(trainer.fetch()), 1)
     return trainer, time.perf_counter() - began
 
