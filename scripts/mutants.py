@@ -44,7 +44,7 @@ DENOISER, SAMPLING, ECT = "tests/test_denoiser.py", "tests/test_sampling.py", "t
 NOISE, EMA, DISTANCES = "tests/test_noise.py", "tests/test_ema.py", "tests/test_distances.py"
 OPTIMIZERS, IMAGES, RNG = "tests/test_optimizers.py", "tests/test_images.py", "tests/test_rng.py"
 EDM_CODE, CONSISTENCY = "cm_train/objectives/edm.py", "cm_train/objectives/consistency.py"
-ECT_CODE, TRAINER_CODE, STATE_CODE = "cm_train/objectives/ect.py", "cm_train/trainer.py", "cm_train/train_state.py"
+ECT_CODE, STATE_CODE = "cm_train/objectives/ect.py", "cm_train/train_state.py"
 SCM_CODE, SCM, GUIDANCE = "cm_train/objectives/scm.py", "tests/test_scm.py", "tests/test_guidance.py"
 DENOISER_CODE, SAMPLING_CODE, NOISE_CODE = "cm_train/denoiser.py", "cm_train/sampling.py", "cm_train/noise.py"
 EMA_CODE, DISTANCES_CODE, OPTIMIZERS_CODE = "cm_train/ema.py", "cm_train/distances.py", "cm_train/optimizers.py"
@@ -210,7 +210,8 @@ MUTANTS = [Mutant(*row) for row in (
      "Draws(self.seed, step, range(len(rows)),", OBJECTIVES, "every micro-batch and rank draws the same noise"),
     ("step-ignored", "cm_train/rng.py", "generator(self.seed, stream, self.step,", "generator(self.seed, stream, 0,",
      RNG, "every step draws the same noise"),
-    ("micro-batch-mean", "cm_train/steps.py", "self.world.size / self.config.batch_size", "self.world.size / self.micro_batch",
+    ("micro-batch-mean", "cm_train/steps.py", "self.world.size / self.config.batch_size",
+     "self.world.size / self.micro_batch",
      TRAINER + "::test_micro_batches_change_nothing_but_memory", "micro-batches added up, not averaged"),
     # ---------------------------------------------------------------------------------------- compiler, device, memory
     ("metric-is-loss", "cm_train/objectives/base.py", "value.detach().double()", "value.detach().clone()",

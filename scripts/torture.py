@@ -129,6 +129,13 @@ def ranks_of(process: subprocess.Popen) -> list[int]:
     return [int(pid) for pid, parent, args in rows if int(parent) == process.pid and "cm_train.worker" in args]
 
 
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal, as Linux tells."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = int(status.split("SigCgt:")[1].split()[0], 16)
+    return bool(caught >> (number - 1) & 1)
+
+
 def gone(pids: list[int]) -> bool:
     out = subprocess.run(["ps", "-o", "stat=", *map(str, pids)], capture_output=True, text=True).stdout if pids else ""
     return all(state.startswith("Z") for state in out.split())
@@ -176,7 +183,8 @@ def kill_rank(run: Run, moment: random.Random) -> bool:
 def send(number: signal.Signals) -> Harm:
     def harm(run: Run, moment: random.Random) -> bool:
         process = run.start()
-        time.sleep(1)  # before that, Python itself is still starting and dies of any signal
+        while process.poll() is None and not catches(process.pid, number):  # until then Python itself is starting
+            time.sleep(0.01)
         run.wait_for_a_moment(process, moment)
         process.send_signal(number)
         code = wait(process, SIGNAL_S)
