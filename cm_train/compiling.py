@@ -66,6 +66,7 @@ class _Key:
     autocast: torch.dtype | None
     grad: bool
     trained: bool  # whether its weights ask for a gradient, where there is one
+    arithmetic: tuple[str, bool]  # what float32 means, and whether bits must be equal each time; see `arithmetic`
 
 
 def _block(block: Block, *inputs: Tensor | None) -> Tensor:
@@ -86,12 +87,13 @@ class CompiledBlocks:
         blocks = {m: None for network in networks for m in network.modules() if isinstance(m, Block)}
         kinds: dict[Any, int] = {}
         self._kinds = {block: kinds.setdefault(_kind(block), len(kinds)) for block in blocks}
+        self._trained = {block for block in blocks if any(p.requires_grad for p in block.parameters())}
         # Where no gradient is wanted a trained block is called by a frozen twin that sees the same weights: the
         # compiler tells tensors that require a gradient from those that don't, and would make every graph twice.
-        self._frozen = {block: _frozen_twin(block) for block in blocks}
-        self._trained = {block for block in blocks if any(p.requires_grad for p in block.parameters())}
+        self._frozen = {block: _frozen_twin(block) if block in self._trained else block for block in blocks}
         self._graphs: dict[_Key, Callable[..., Tensor]] = {}
-        self._met: dict[_Key, Block] | None = None  # while `prepare` looks on: the calls without a graph
+        self._wanted: dict[_Key, Block] = {}  # the calls without a graph that `meet` has seen, each with a block
+        self._meeting = False
         for block in blocks:
             block.compiled = self._call
 
@@ -106,15 +108,16 @@ class CompiledBlocks:
             block.compiled = None
 
     def meet(self, run: Callable[[], object]) -> int:
-        """Note which graphs the network calls in `run` want, without compiling any; returns how many.
+        """Note the calls in `run` that have no graph yet, and make them as written; returns how many kinds there are.
 
-        It draws no gradient and moves no weight, as long as `run` doesn't.
+        What a backward pass would need is thrown away, so that a network fits here that only fits compiled.
         """
-        self._met = {}
+        self._wanted, self._meeting = {}, True
         try:
-            run()
+            with torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, lambda nothing: nothing):
+                run()
         finally:
-            self._wanted, self._met = self._met, None
+            self._meeting = False
         return len(self._wanted)
 
     def compile(self, should_stop: Callable[[], bool] = lambda: False) -> bool:
@@ -125,6 +128,7 @@ class CompiledBlocks:
         """
         with _quietly(), progress(len(self._wanted), "compiling blocks") as bar:
             for key, block in self._wanted.items():
+                assert key.arithmetic == _arithmetic(), "compiled as it was met"
                 if should_stop():
                     return False
                 try:
@@ -139,12 +143,13 @@ class CompiledBlocks:
     def _call(self, block: Block, *inputs: Tensor | None) -> Tensor:
         grad = torch.is_grad_enabled()
         known = tuple(None if t is None else _Input.of(t) for t in inputs)
-        key = _Key(self._kinds[block], known, _autocast(inputs), grad, grad and block in self._trained)
+        trained, arithmetic = grad and block in self._trained, _arithmetic()
+        key = _Key(self._kinds[block], known, _autocast(inputs), grad, trained, arithmetic)
         graph = self._graphs.get(key)
         if graph is not None:
             return graph(block if grad else self._frozen[block], *inputs)
-        if self._met is not None:
-            self._met.setdefault(key, block)
+        if self._meeting:
+            self._wanted.setdefault(key, block)
         return block.forward(*inputs)
 
     def _compiled(self, key: _Key, block: Block) -> Callable[..., Tensor]:
@@ -169,7 +174,13 @@ def _kind(block: Block) -> Any:
     """Equal for blocks that compute the same function of inputs, weights and buffers."""
     modules = [(name, type(m), m.extra_repr(), _plain_attributes(m)) for name, m in block.named_modules()]
     tensors = [*block.named_parameters(), *block.named_buffers()]
-    return tuple(modules), tuple((name, tuple(t.shape), t.stride(), t.dtype) for name, t in tensors)
+    # Alignment too: on a GPU a graph reads its weights sixteen bytes at once where those of its first block allow it.
+    shapes = [(name, tuple(t.shape), t.stride(), t.dtype, _misaligned(t)) for name, t in tensors]
+    return tuple(modules), tuple(shapes)
+
+
+def _misaligned(tensor: Tensor) -> int:
+    return 0 if tensor.is_meta else tensor.data_ptr() % 16
 
 
 def _plain_attributes(module: nn.Module) -> tuple[tuple[str, Any], ...]:
@@ -183,6 +194,10 @@ def _frozen_twin(block: Block) -> Block:
     seen: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in block.parameters()}
     seen |= {id(b): b for b in block.buffers()}
     return copy.deepcopy(block, seen).eval()
+
+
+def _arithmetic() -> tuple[str, bool]:
+    return torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
 
 
 def _autocast(inputs: tuple[Tensor | None, ...]) -> torch.dtype | None:

@@ -1,7 +1,8 @@
 """Copies of a run's tensors in the host's memory: one block, pinned where a GPU copies into it, kept between saves."""
 
 import threading
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,15 +21,13 @@ class HostMemory:
 
     def __init__(self) -> None:
         self._block: Tensor | None = None
-        self._pinned = False
-        self._reserving: threading.Thread | None = None
+        self._unpin: Callable[[], object] = lambda: None
+        self._pinning: threading.Thread | None = None
 
     def reserve(self, tree: Any) -> None:
         """Have memory for a copy of `tree` made ready beside whatever goes on."""
         if any(t.is_cuda for t in _tensors(tree)):
-            size = _num_bytes(tree) + _SLACK
-            self._reserving = threading.Thread(target=self._try_pin, args=(size,), name="pin", daemon=True)
-            self._reserving.start()
+            self._start_pinning(_num_bytes(tree) + _SLACK)
 
     def copy(self, tree: Any) -> Any:
         """`tree` as it is at this moment, each tensor on the CPU with a storage of its own size.
@@ -41,40 +40,44 @@ class HostMemory:
         self._wait()
         size, on_gpu = _num_bytes(tree), any(t.is_cuda for t in _tensors(tree))
         if on_gpu and (self._block is None or self._block.numel() < size):
-            self._pin(size)
+            self._start_pinning(size + _SLACK)
+            self._wait()
         block = self._block if on_gpu else torch.empty(size, dtype=torch.uint8)
-        assert block is not None
+        if block is None:
+            raise RuntimeError(f"no memory for a copy of {size / 2**30:.2f} GiB")
         copies = _copied(tree, block.numpy().data, [0])
         if on_gpu:
             torch.cuda.synchronize()  # all copies are queued before the one wait
         return copies
 
     def release(self) -> None:
-        """Give the memory back."""
+        """Give the memory back, once nobody writes from it any more."""
         self._wait()
-        if self._pinned and self._block is not None:
-            torch.cuda.cudart().cudaHostUnregister(self._block.data_ptr())
-        self._block, self._pinned = None, False
+        self._unpin()
+        self._block = None
 
     def _wait(self) -> None:
-        if self._reserving is not None:
-            self._reserving.join()
-            self._reserving = None
+        if self._pinning is not None:
+            self._pinning.join()
+            self._pinning = None
 
-    def _try_pin(self, size: int) -> None:
-        try:
-            self._pin(size)
-        except RuntimeError:  # `copy` tries again, and tells
-            self._block = None
+    def _start_pinning(self, size: int) -> None:
+        # Always in a thread: CUDA keeps an error for the next kernel that its thread launches, and training goes on.
+        self._pinning = threading.Thread(target=self._pin, args=(size,), name="pin", daemon=True)
+        self._pinning.start()
 
     def _pin(self, size: int) -> None:
-        if self._pinned and self._block is not None:
-            torch.cuda.cudart().cudaHostUnregister(self._block.data_ptr())
-        self._pinned = False
-        # Not pin_memory=True, which rounds up to a power of two: 16 GB for 9.
-        self._block = torch.empty(size, dtype=torch.uint8)
-        error = torch.cuda.cudart().cudaHostRegister(self._block.data_ptr(), size, 0)
-        self._pinned = int(error) == 0  # memory that can't be pinned serves too, at half the speed
+        self._unpin()
+        self._block = None
+        try:
+            # Not pin_memory=True, which rounds up to a power of two: 16 GB for 9.
+            self._block = block = torch.empty(size, dtype=torch.uint8)
+        except RuntimeError:  # `copy` tells
+            return
+        pointer, cudart = block.data_ptr(), torch.cuda.cudart()
+        if int(cudart.cudaHostRegister(pointer, size, 0)) == 0:  # what can't be pinned serves too, at half the speed
+            # However the block goes: memory that is given back while CUDA holds it would be copied to where it was.
+            self._unpin = weakref.finalize(block, cudart.cudaHostUnregister, pointer)
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:

@@ -146,8 +146,9 @@ def _environment(num: int):
     """The environment that ranks inherit, for as long as they run."""
     before = dict(os.environ)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for threads in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
-        os.environ.setdefault(threads, str(max(1, cores // num)))
+    each = max(1, cores // num)
+    os.environ.setdefault("OMP_NUM_THREADS", str(each))
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(min(each, 32)))  # torch's own limit
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "10")  # seconds that the peers of a dead rank get
     try:
         yield

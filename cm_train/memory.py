@@ -8,6 +8,12 @@ import torch
 
 from .errors import OutOfMemory
 
+# What CUDA's libraries say where torch's own allocator isn't the one that fails.
+_OF_CUDA = re.compile(
+    r"CUDA error: out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED|Triton Error \[CUDA\]: out of memory|"
+    r"Cuda failure 2 'out of memory'"
+)
+
 
 def needed_memory(error: BaseException) -> str | None:
     """What was asked for and what there was, where `error` says that memory ran out; None for any other error."""
@@ -18,11 +24,14 @@ def needed_memory(error: BaseException) -> str | None:
         return "; ".join(parts) or "no device memory left"
     if isinstance(error, MemoryError):
         return text or "no memory left"
-    # On a CPU torch has no type of its own for it.
-    if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in text:
+    if not isinstance(error, RuntimeError):
+        return None
+    # Torch has no type of its own for these.
+    if "DefaultCPUAllocator" in text:
         tried = re.search(r"tried to allocate (\d+) bytes", text)
         return f"tried to allocate {int(tried[1]) / 2**30:.2f} GiB" if tried else "no memory left"
-    return None
+    found = _OF_CUDA.search(text)
+    return f"{found[0]}, no device memory left" if found else None
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -40,33 +40,47 @@ def arithmetic(precision: str, deterministic: bool = False) -> Iterator[None]:
         deterministic: equal bits whenever the same is computed on the same GPU, at some cost in speed. Has to begin
             before the process first multiplies matrices on the GPU.
     """
-    # Torch's older switches: its compiler reads these, and raises where the newer ones say something else.
-    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    reproducible = _reproducible() if deterministic else contextlib.nullcontext()
+    with _float32_as("tf32" if precision == "tf32" else "ieee"), reproducible:
+        yield
+
+
+@contextlib.contextmanager
+def _float32_as(kind: Literal["ieee", "tf32"]) -> Iterator[None]:
+    cudnn: Any = torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
     try:
-        with _reproducible() if deterministic else contextlib.nullcontext():
+        older = cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    except RuntimeError:  # whoever uses torch's newer switches in this process can't read the older ones any more
+        newer = [part.fp32_precision for part in (cudnn.conv, cudnn.rnn, matmul)]
+        cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = matmul.fp32_precision = kind
+        try:
             yield
+        finally:
+            cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, matmul.fp32_precision = newer
+        return
+    # Torch's compiler reads the older ones, and raises where the newer ones say something else.
+    cudnn.allow_tf32 = kind == "tf32"
+    torch.set_float32_matmul_precision("high" if kind == "tf32" else "highest")
+    try:
+        yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before[0]
-        torch.set_float32_matmul_precision(before[1])
+        cudnn.allow_tf32 = older[0]
+        torch.set_float32_matmul_precision(older[1])
 
 
 @contextlib.contextmanager
 def _reproducible() -> Iterator[None]:
-    import torch._inductor.config as inductor
-    from torch.utils import deterministic as memory
-
+    memory: Any = torch.utils.deterministic
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may sum in another order each time
-    before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory  # type: ignore[attr-defined]
-    torch.use_deterministic_algorithms(True)
-    memory.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # is for finding bugs, and costs time
+    before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)  # has the compiler choose no kernel by the time that it takes, too
+    memory.fill_uninitialized_memory = False  # is for finding bugs, and costs time
     try:
-        with inductor.patch(deterministic=True):  # no kernel is chosen by the time that it takes
-            yield
+        yield
     finally:
         torch.use_deterministic_algorithms(before[0])
-        memory.fill_uninitialized_memory = before[1]  # type: ignore[attr-defined]
+        memory.fill_uninitialized_memory = before[1]
 
 
 def drowns_in_bf16(gap: float) -> bool:

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from . import checkpoint
 from .config import RunConfig
 from .distributed import World
@@ -37,6 +39,7 @@ class RunSaver:
         self._snapshots = Saver(config.folder, keep=None)
         if world.is_main:
             self._checkpoints.prepare(state.networks(), state.rest())
+            self._snapshots.prepare(self._powers(), None)
         ema = settings("decay", config.ema)
         self._snapshot_every = max(1, config.num_schedule_steps // ema.num_snapshots) if ema.power else None
 
@@ -71,9 +74,8 @@ class RunSaver:
         if self._snapshot_every is None or not self._world.is_main:
             return
         if step == self._config.steps or step % self._snapshot_every == 0:
-            powers = {a.name: a.denoiser.state_dict() for a in self._state.averages if a.name.startswith("power_")}
             folder = self._config.folder / "snapshots" / f"step_{step:08d}"
-            self._snapshots.start(folder, powers, None, **self._manifest())
+            self._snapshots.start(folder, self._powers(), None, **self._manifest())
 
     def wait(self) -> None:
         """Return when nothing is being written."""
@@ -84,6 +86,9 @@ class RunSaver:
         """Wait, and give back the memory that saving has held."""
         self._checkpoints.close()
         self._snapshots.close()
+
+    def _powers(self) -> dict[str, dict[str, Tensor]]:
+        return {a.name: a.denoiser.state_dict() for a in self._state.averages if a.name.startswith("power_")}
 
     def _manifest(self) -> dict[str, Any]:
         return {

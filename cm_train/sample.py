@@ -60,6 +60,7 @@ def sample(cfg: DictConfig) -> int:
     from .images import grid, save_png
     from .loading import load_resolved
     from .memory import shortage_explained
+    from .precision import arithmetic
     from .tracking import progress, say
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -70,7 +71,8 @@ def sample(cfg: DictConfig) -> int:
         if device not in known:
             raise InputError("no such device here", device, ", ".join(["auto", *known]))
     folder, manifest = resolve(config.ckpt)
-    denoiser = load_resolved(folder, manifest, config.weights, device)
+    with shortage_explained("while the checkpoint was being loaded", "device=cpu, or less beside it on this machine"):
+        denoiser = load_resolved(folder, manifest, config.weights, device)
     sampler, levels = choose_levels(denoiser, config.sampler, config.steps, config.sigmas)
     run = folder.parent.parent.name if folder.parent.name == "checkpoints" else folder.name
     out = Path(os.path.expanduser(f"samples/{run}" if config.out is None else config.out))
@@ -100,7 +102,8 @@ def sample(cfg: DictConfig) -> int:
             if config.compile:
                 one_call = {"sampler": "multistep", "sigmas": levels[:1]}
                 blocks = CompiledBlocks(denoiser)
-                compile_alike(blocks, lambda: draw(slice(batch_size), **one_call), "true", ALONE, lambda: False)
+                with arithmetic(config.precision):
+                    compile_alike(blocks, lambda: draw(slice(batch_size), **one_call), "true", ALONE, lambda: False)
             for start in range(0, config.num, batch_size):
                 part = slice(start, start + batch_size)
                 images = draw(part, sampler=config.sampler, steps=config.steps, sigmas=config.sigmas)

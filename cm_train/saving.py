@@ -111,7 +111,7 @@ class Saver:
         self._run, self._keep, self._before = run, keep, before
         self._memory = HostMemory()
         self._thread: threading.Thread | None = None
-        self._error: OSError | None = None  # why the last write failed
+        self._error: BaseException | None = None  # why the last write failed
         self._saved_step = saved_step
         self.longest_s = expected_s  # what a write takes at most, as far as is known
 
@@ -130,7 +130,7 @@ class Saver:
         self._begin(folder, copies["weights"], copies["state"], manifest, complaining=True)
 
     def now(self, folder: Path, weights: Any, state: Any, **manifest: Any) -> None:
-        """Write at once, unless this step is saved already. Raises OSError."""
+        """Write at once, unless this step is saved already. Raises OSError, and whatever else went wrong."""
         self.wait()
         if manifest["step"] == self._saved_step:
             return
@@ -159,10 +159,11 @@ class Saver:
             self._error = None
             try:
                 self._write(folder, weights, state, manifest)
-            except OSError as error:
+            except BaseException as error:  # whatever it is, who waits for this save hears of it
                 self._error = error
                 if complaining:
-                    complain(f"could not save step {manifest['step']}: {error.strerror}; trying again at the next save")
+                    reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+                    complain(f"could not save step {manifest['step']}: {reason}; trying again at the next save")
 
         self._thread = threading.Thread(target=work, name="save", daemon=True)  # `wait` is how to end in good order
         self._thread.start()

@@ -78,9 +78,12 @@ class Steps:
     def train_step(self, data: list[tuple[range, Tensor, Tensor | None]]) -> None:
         """One optimizer step on what `fetch` gave; nothing in it waits for the device."""
         self.state.gradient.zero_()
+        reported = []
         for rows, images, labels in data:
             batch = self.objective.draw(to_unit_range(images), labels, self.step, rows)
-            self.state.window.add(self._backward(batch, last=rows.stop == self.rows.stop))
+            reported.append(self._backward(batch, last=rows.stop == self.rows.stop))
+        for values in reported:  # only now: a step that ran out of memory in its second half is made again, whole
+            self.state.window.add(values)
         self.state.advance()
 
     def _autocast(self) -> AbstractContextManager[Any]:

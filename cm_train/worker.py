@@ -38,15 +38,15 @@ def run(config: RunConfig, should_stop: Callable[[float], bool], world: World = 
             out.
     """
     try:
-        fix = "a smaller backbone= or batch_size="
-        with arithmetic(config.precision, config.deterministic), shortage_explained("before the first step", fix):
+        with arithmetic(config.precision, config.deterministic):
             return _run(config, should_stop, world)
     finally:
         _give_memory_back()
 
 
 def _run(config: RunConfig, should_stop: Callable[[float], bool], world: World) -> bool:
-    trainer = build_trainer(config, should_stop, world)
+    with shortage_explained("before the first step", "a smaller backbone= or batch_size="):
+        trainer = build_trainer(config, should_stop, world)
     if not trainer.prepare(lambda: should_stop(0.0)):  # before the clocks of progress and rate begin to count
         return False
     with _tracker(trainer, world, should_stop) as tracker:

@@ -220,7 +220,7 @@ MUTANTS = [Mutant(*row) for row in (
      "tests/test_compiling.py", "the pass without gradient goes on with the weights of the start"),
     ("kind-without-settings", "cm_train/compiling.py", "m.extra_repr(), _plain_attributes(m))", "m.extra_repr())",
      "tests/test_compiling.py", "blocks with another dropout share a graph"),
-    ("tf32-for-fp32", "cm_train/precision.py", 'cudnn.allow_tf32 = precision == "tf32"', "cudnn.allow_tf32 = True",
+    ("tf32-for-fp32", "cm_train/precision.py", 'cudnn.allow_tf32 = kind == "tf32"', "cudnn.allow_tf32 = True",
      "tests/test_precision.py", "fp32 whose convolutions are cuDNN's TF32"),
     ("torn-step-saved", "cm_train/trainer.py", "if not self.state.is_torn:", "if True:", "tests/test_memory.py",
      "a checkpoint of a step that memory ran out in the middle of"),

@@ -25,6 +25,7 @@ from cm_train.compiling import CompiledBlocks, CompileError
 from cm_train.denoiser import Denoiser, DenoiserConfig, build_denoiser, forward_flops
 from cm_train.ema import flatten_parameters, frozen_copy
 from cm_train.errors import InputError
+from cm_train.precision import arithmetic
 from conftest import ENVIRONMENT, TINY
 
 ONE_BLOCK = ["backbone.channels=8", "backbone.head_channels=8", "backbone.channel_mult=[1]"]
@@ -110,6 +111,9 @@ def test_calls_that_nobody_announced_are_made_as_written_and_compile_nothing(tra
         net(*inputs(count))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         net(*inputs())
+    for precision, deterministic in (("tf32", False), ("fp32", True)):
+        with arithmetic(precision, deterministic):
+            net(*inputs())
     x, c, _, _ = inputs()
     with blocks_as_written(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         _, slope = torch.func.jvp(lambda x: net(x, c), (x,), (torch.ones_like(x),))
@@ -147,6 +151,25 @@ def test_compiling_moves_no_gradient(traced):
 def test_settings_of_a_block_that_tell_it_from_others_make_another_kind():
     kinds = [{compiling._kind(m) for m in network(p).modules() if type(m) is ResBlock} for p in (0.0, 0.1, 0.2)]
     assert len(set.union(*kinds)) == 3 * len(kinds[0]) > 3
+
+
+def test_weights_that_lie_differently_in_memory_make_another_kind():
+    """A GPU's graph reads sixteen bytes at once where the weights of the block that it was made for allow it."""
+    flat = torch.zeros(10_000)
+    blocks = [next(m for m in network().modules() if type(m) is ResBlock) for _ in range(3)]
+    for block, start in zip(blocks, (0, 4, 2), strict=True):
+        bias = block.norm_in.bias
+        bias.data = flat[start : start + bias.numel()]
+    kinds = [compiling._kind(block) for block in blocks]
+    assert kinds[0] == kinds[1] != kinds[2]
+
+
+def test_looking_for_graphs_keeps_nothing_for_a_backward_pass(traced):
+    """A network may fit into memory compiled and not as written."""
+    net, outputs = network(), []
+    CompiledBlocks(net).meet(lambda: outputs.append(net(*inputs())))
+    with pytest.raises((RuntimeError, TypeError)):
+        outputs[0].sum().backward()
 
 
 def test_compiling_stops_between_two_graphs(traced):

@@ -1,3 +1,6 @@
+import gc
+import threading
+
 import torch
 
 from cm_train import saving
@@ -59,10 +62,11 @@ class FakeCudart:
     """Counts what is pinned."""
 
     def __init__(self, error=0):
-        self.pinned, self.error = {}, error
+        self.pinned, self.error, self.threads = {}, error, set()
 
     def cudaHostRegister(self, pointer, size, flags):
         assert size > 0
+        self.threads.add(threading.current_thread())
         if not self.error:
             self.pinned[pointer] = size
         return self.error
@@ -90,6 +94,20 @@ def test_a_gpus_tensors_go_through_one_block_that_is_pinned_once(monkeypatch):
     memory.copy({"more": torch.zeros(100_000)})
     assert len(cudart.pinned) == 1
     memory.release()
+    assert not cudart.pinned
+    assert threading.current_thread() not in cudart.threads  # where it fails, the next kernel of that thread fails too
+
+
+def test_memory_is_unpinned_however_it_goes(monkeypatch):
+    """A KeyboardInterrupt passes by whoever would release it."""
+    cudart, memory = FakeCudart(), HostMemory()
+    on_gpu(monkeypatch, cudart)
+    copy = memory.copy(tree())
+    assert cudart.pinned
+    del memory
+    assert same(copy, tree())
+    del copy
+    gc.collect()
     assert not cudart.pinned
 
 

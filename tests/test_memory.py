@@ -34,6 +34,13 @@ def test_every_kind_of_shortage_is_told_from_other_errors():
     with pytest.raises(MemoryError) as pythons:
         bytearray(2**55)
     assert needed_memory(pythons.value)
+    for text in (
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "Triton Error [CUDA]: out of memory",
+    ):
+        assert "no device memory left" in needed_memory(RuntimeError(text))
     for other in (RuntimeError("memory format"), ValueError("x"), KeyboardInterrupt(), OSError(12, "x")):
         assert needed_memory(other) is None
 
@@ -64,6 +71,20 @@ def test_what_was_learnt_is_saved_where_a_step_runs_out_of_memory(build):  # noq
     assert rest.step == 4
     run(rest)
     assert torch.equal(rest.state.weights, whole.state.weights)
+
+
+def test_a_step_that_is_made_again_is_counted_once(build):  # noqa: F811
+    """Memory runs out in the second half of a step, whose first half has reported its loss."""
+    options = ["mode=ict", "micro_batch=8", "log_every=3"]
+    whole, short = build(*options, name="whole"), build(*options, "save_every=1000", name="short")
+    run(whole)
+    losses, calls = short.objective.losses, []
+    short.objective.losses = lambda batch: losses(batch) if len(calls.append(1) or calls) != 10 else take_too_much()
+    with pytest.raises(OutOfMemory, match="in step 5"):
+        run(short)
+    rest = build(*options, "save_every=1000", name="short")
+    run(rest)
+    assert [row["loss"] for row in lines(rest)] == [row["loss"] for row in lines(whole)]
 
 
 def test_a_step_that_was_torn_is_not_saved(build):  # noqa: F811

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 from test_trainer import build, run  # noqa: F401 - build is a fixture
@@ -107,19 +109,13 @@ def test_training_previews_and_samples_all_compute_in_the_float32_that_was_asked
 
 
 def test_deterministic_sets_what_torch_needs_and_takes_it_back(monkeypatch):
-    import torch._inductor.config as inductor
-
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     with arithmetic("fp32", deterministic=True):
-        import os
-
         assert torch.are_deterministic_algorithms_enabled()
         assert not torch.utils.deterministic.fill_uninitialized_memory
-        assert inductor.deterministic
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.utils.deterministic.fill_uninitialized_memory
-    assert not inductor.deterministic
 
 
 @pytest.mark.parametrize("mode", ["edm", "ict", "ect"])
@@ -138,3 +134,18 @@ def test_half_precision_images_are_near_float32s(build):  # noqa: F811
     exact, half = (generate(denoiser, range(16), steps=4, precision=p).float() for p in ("fp32", "bf16"))
     assert not torch.equal(exact, half)
     assert (exact - half).abs().mean() < 2
+
+
+def test_a_process_that_uses_torchs_newer_switches_keeps_them():
+    """Beside them torch refuses to read the older ones."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    try:
+        cudnn.conv.fp32_precision = "ieee"
+        before = cudnn.conv.fp32_precision, matmul.fp32_precision
+        with arithmetic("tf32"):
+            assert (cudnn.conv.fp32_precision, matmul.fp32_precision) == ("tf32", "tf32")
+        assert (cudnn.conv.fp32_precision, matmul.fp32_precision) == before
+    finally:
+        cudnn.allow_tf32 = True
+        torch.set_float32_matmul_precision("highest")
+    assert float32_flags() == (True, False)

@@ -87,3 +87,19 @@ def test_now_does_not_write_the_same_step_twice(monkeypatch, tmp_path):
     monkeypatch.setattr(saving, "write", lambda *_, **__: pytest.fail("written again"))
     folder, weights, state, manifest = arguments(tmp_path, 1, weights)
     saver.now(folder, weights, state, provenance={}, **manifest)
+
+
+def test_a_save_that_must_be_there_tells_of_any_error(tmp_path, capsys):
+    """A writer that dies of something else than the disk must not look like one that is done."""
+
+    def broken():
+        raise MemoryError("no room for the metrics")
+
+    saver, weights = saving.Saver(tmp_path, keep=3, before=broken), network(0).state_dict()
+    folder, weights, state, manifest = arguments(tmp_path, 1, weights)
+    with pytest.raises(MemoryError):
+        saver.now(folder, weights, state, provenance={}, **manifest)
+    start(saver, tmp_path, 2, network(0).state_dict())
+    saver.wait()
+    assert "could not save step 2: MemoryError: no room for the metrics; trying again" in capsys.readouterr().err
+    assert not folder.exists()
