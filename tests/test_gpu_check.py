@@ -46,13 +46,13 @@ def test_a_deadline_leaves_a_whole_table(tmp_path):
 def test_a_row_that_fails_is_told_and_ends_in_exit_code_1(tmp_path):
     """A tolerance that nothing meets; the rows after it are made all the same."""
     impossible = f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import gpu_checks.correct as c; "
-    impossible += "c.TOLERANCE = dict.fromkeys(c.TOLERANCE, 0.0); import gpu_check; gpu_check.main()"
+    impossible += "c.GRADIENT = dict.fromkeys(c.GRADIENT, 0.0); import gpu_check; gpu_check.main()"
     argv = [sys.executable, "-c", impossible, "--cpu", "--part", "correct", "--only", "*eager", "--out", str(tmp_path)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     rows = json.loads((tmp_path / "gpu_check.json").read_text())["rows"]
     assert len(rows) == 2
-    assert all("losses off by" in row["error"] and not row["ok"] for row in rows)
+    assert all("the gradient is off by" in row["error"] and not row["ok"] for row in rows)
 
 
 @pytest.mark.command

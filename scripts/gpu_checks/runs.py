@@ -109,8 +109,3 @@ def losses(trainer: Trainer, steps: int) -> list[float]:
         trainer.train_step(trainer.fetch())
         found.append(trainer.state.window.close(ALONE)["loss"])
     return [float("nan") if loss is None else loss for loss in found]
-
-
-def worst(found: list[float], wanted: list[float]) -> float:
-    """The largest relative difference."""
-    return max(abs(a - b) / max(abs(b), 1e-12) for a, b in zip(found, wanted, strict=True))

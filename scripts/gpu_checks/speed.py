@@ -1,19 +1,23 @@
 """What a training step costs, compiled and not: beside its floor, the card's peak and the memory that must be held."""
 
+import gc
 import os
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import bench
 import torch
+from torch._inductor.codecache import PyCodeCache
 
 from cm_train.denoiser import forward_flops
 from cm_train.precision import arithmetic
 from cm_train.trainer import Trainer
-from gpu_checks.table import Scale, Skipped, Table
+from gpu_checks.table import Scale, Table
 
 _UNET = (
     "attention_resolutions: {at}, head_channels: {head}, group_channels: {groups}, dropout: 0.0, scale_shift: true, "
@@ -56,7 +60,7 @@ def rows(table: Table, scale: Scale) -> None:
 def _matrix_product(scale: Scale, peak: dict[str, float]) -> dict[str, Any]:
     """The fastest that this device multiplies, which shares are of."""
     side = 8192 if scale.gpu else 512
-    a, b, out = (torch.randn(side, side, device=_device(scale), dtype=torch.bfloat16) for _ in range(3))
+    a, b, out = (torch.randn(side, side, device=scale.device, dtype=torch.bfloat16) for _ in range(3))
     with torch.no_grad():
         multiply = partial(torch.mm, a, b, out=out)
         bench.timed(multiply, 5)
@@ -66,29 +70,37 @@ def _matrix_product(scale: Scale, peak: dict[str, float]) -> dict[str, Any]:
 
 
 def _step(scale: Scale, size_name: str, mode: str, compiled: str, peak: dict[str, float]) -> dict[str, Any]:
-    if compiled == "true" and not scale.compiled:
-        raise Skipped("without the compiler, as --cpu is")
+    if compiled == "true":
+        scale.needs_compiler()
     size = SIZES[size_name]
     home = scale.home / f"{mode}-{size['image_size']}-{compiled}"
-    cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(scale.home / f"cache-{mode}-{size['image_size']}")
+    with arithmetic("auto"), _caches_in(scale.home / f"cache-{mode}-{size['image_size']}"):
+        return _measured(scale, size, mode, compiled, peak, home)
+
+
+@contextmanager
+def _caches_in(folder: Path) -> Iterator[None]:
+    """The compiler's caches in an empty folder of their own; torch tells Triton's in the environment, once."""
+    before = {name: os.environ.pop(name, None) for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
     try:
-        with arithmetic("auto"):
-            return _measured(scale, size, mode, compiled, peak, home)
+        yield
     finally:
-        os.environ.pop("TORCHINDUCTOR_CACHE_DIR")
-        if cache is not None:
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _measured(
     scale: Scale, size: dict[str, Any], mode: str, compiled: str, peak: dict[str, float], home: Path
 ) -> dict[str, Any]:
     values: dict[str, Any] = {}
+    _forget()
     trainer, values["start_s"] = _started(size, home / "cold", mode, compiled)
     if compiled == "true":
         del trainer
-        torch._dynamo.reset()
+        _forget()
         trainer, values["start_warm_s"] = _started(size, home / "warm", mode, compiled)
     parameters = [*trainer.objective.denoiser.parameters()]
     views = [p.grad for p in parameters]
@@ -107,12 +119,15 @@ def _measured(
     per_block, blocks = (4, 5) if scale.gpu else (1, 2)
     bench.timed(floor, 2)
     bench.timed(step, 2)
-    if scale.gpu:
-        torch.cuda.reset_peak_memory_stats()
-    floors, steps = [], []
+    floors, steps, peaks = [], [], []
     for _ in range(blocks):
         floors.append(bench.timed(floor, per_block))
+        for p in parameters:
+            p.grad = None  # what the floor left, and no step has
+        if scale.gpu:
+            torch.cuda.reset_peak_memory_stats()
         steps.append(bench.timed(step, per_block))
+        peaks.append(bench.peak_memory())
     second = statistics.median(steps)
     flops = forward_flops(trainer.objective.denoiser.config, trainer.config.backbone)
     values |= {
@@ -123,7 +138,7 @@ def _measured(
         "step_over_floor": statistics.median(s / f for s, f in zip(steps, floors, strict=True)),
         "images_per_s": size["batch_size"] / second,
         "gflops_an_image": flops / 1e9,
-        "peak_gib": bench.peak_memory(),
+        "peak_gib": max(peaks),
         "held_gib": bench.held_gib(trainer),
     }
     if "flops" in peak:
@@ -131,14 +146,19 @@ def _measured(
     return values
 
 
+def _forget() -> None:
+    """Free what earlier rows held, and forget their compiled code but for what is on the disk."""
+    torch._dynamo.reset()
+    PyCodeCache.cache_clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def _started(size: dict[str, Any], home: Path, mode: str, compiled: str) -> tuple[Trainer, float]:
-    """A trainer that has made its first step, and the seconds that this took, with data, networks and compiler."""
+    """A trainer that has made its first step, and the seconds from its being built to that, the compiler's included."""
     trainer = bench.make_trainer(size, home, "auto", mode, compiled)
     began = time.perf_counter()
     trainer.prepare()
     bench.timed(lambda: trainer.train_step(trainer.fetch()), 1)
     return trainer, time.perf_counter() - began
-
-
-def _device(scale: Scale) -> torch.device:
-    return torch.device("cuda" if scale.gpu else "cpu")

@@ -2,6 +2,7 @@
 
 import fnmatch
 import json
+import math
 import os
 import signal
 import threading
@@ -36,6 +37,20 @@ class Scale:
     out: Path
     data: Path | None  # a folder that holds MNIST's
 
+    @property
+    def device(self) -> str:
+        return "cuda" if self.gpu else "cpu"
+
+    def needs_gpu(self) -> None:
+        """Skip a row that shows nothing on a CPU. Raises Skipped."""
+        if not self.gpu:
+            raise Skipped("is about a GPU")
+
+    def needs_compiler(self) -> None:
+        """Skip a row that compiles, where that was not wanted. Raises Skipped."""
+        if not self.compiled:
+            raise Skipped("without the compiler, as --cpu is")
+
 
 class Table:
     """The rows so far, on the terminal and in `out`/gpu_check.json.
@@ -57,20 +72,26 @@ class Table:
         if time.monotonic() >= self._ends:
             self._add(name, 0.0, ok=False, skipped="no time left")
             return
-        began, self._doing = time.monotonic(), name
-        result: dict[str, Any] = {"ok": False}
+        began = time.monotonic()
+        result = self._made(name, check)
+        self._add(name, time.monotonic() - began, **result)
+
+    def _made(self, name: str, check: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What there is to say of a row. The deadline cuts in while `_doing` is set, and nowhere else."""
         try:
-            result = {"ok": True, **check()}
+            try:
+                self._doing = name
+                return {"ok": True, **check()}
+            finally:
+                self._doing = ""
         except Skipped as reason:
-            result["skipped"] = str(reason)
+            return {"ok": False, "skipped": str(reason)}
         except Exception as error:
-            result["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             if not isinstance(error, AssertionError):
                 traceback.print_exc()
+            return {"ok": False, "error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
         except OutOfTime:
-            result["skipped"] = f"cut by the deadline after {time.monotonic() - began:.0f} s"
-        self._doing = ""
-        self._add(name, time.monotonic() - began, **result)
+            return {"ok": False, "skipped": "cut by the deadline"}
 
     @contextmanager
     def part(self, name: str, seconds: float | None) -> Iterator[None]:
@@ -80,16 +101,14 @@ class Table:
             yield
             return
         self._ends = time.monotonic() + seconds
-        before = signal.signal(signal.SIGALRM, _out_of_time)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        before = signal.signal(signal.SIGALRM, self._cut)
+        signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # again each second, where the first was swallowed
         # A compiler or a kernel that never comes back to Python can't be told; the table must be whole all the same.
         hard = threading.Timer(seconds + _GRACE_S, self._end_hard)
         hard.daemon = True
         hard.start()
         try:
             yield
-        except OutOfTime:  # between two rows
-            pass
         finally:
             hard.cancel()
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -100,11 +119,17 @@ class Table:
         """Whether some row was made and is not as it should be."""
         return any(not row["ok"] and "skipped" not in row for row in self.rows)
 
+    def _cut(self, number: int, frame: FrameType | None) -> None:
+        if self._doing:
+            raise OutOfTime
+
     def _end_hard(self) -> None:
         self._add(self._doing or "between two rows", 0.0, ok=False, error="did not come back after the deadline")
         os._exit(1)
 
     def _add(self, name: str, seconds: float, **values: Any) -> None:
+        # JSON knows no NaN.
+        values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         row = {"part": self._part, "name": name, "ok": values.pop("ok"), "seconds": round(seconds, 2), **values}
         self.rows.append(row)
         self._store()
@@ -116,10 +141,6 @@ class Table:
         beside = self._file.with_suffix(".writing")
         beside.write_text(json.dumps({**self._machine, "rows": self.rows}, indent=1) + "\n")
         os.replace(beside, self._file)
-
-
-def _out_of_time(number: int, frame: FrameType | None) -> None:
-    raise OutOfTime
 
 
 def _short(value: Any) -> str:
