@@ -27,7 +27,7 @@ from hydra import compose, initialize_config_dir
 
 from cm_train import checkpoint, cli, saving, worker
 from cm_train.config import parse
-from cm_train.denoiser import DenoiserConfig, build_denoiser
+from cm_train.denoiser import Denoiser, DenoiserConfig, build_denoiser
 from cm_train.host_memory import HostMemory
 from cm_train.run_saver import RunSaver
 from cm_train.tracking import Tracker
@@ -75,6 +75,11 @@ def make_teacher(folder: Path, config, channels: int, image_size: int) -> Path:
         ),
         config.backbone,
     )
+    return store(folder, denoiser, config.backbone)
+
+
+def store(folder: Path, denoiser: Denoiser, backbone: dict[str, Any]) -> Path:
+    """A run's folder with `denoiser` as its one checkpoint, for others to learn or start from."""
     saving.write(
         checkpoint.step_folder(folder, 1),
         dict.fromkeys(("denoiser", "ema_0.9"), denoiser.state_dict()),
@@ -83,7 +88,7 @@ def make_teacher(folder: Path, config, channels: int, image_size: int) -> Path:
         finished=True,
         ema="ema_0.9",
         denoiser=denoiser.config,
-        backbone=config.backbone,
+        backbone=backbone,
         provenance={},
     )
     return folder

@@ -5,6 +5,7 @@ marked `long` have that too (inductor).
 """
 
 import functools
+import json
 import subprocess
 import sys
 import tempfile
@@ -407,10 +408,13 @@ def test_inductor_draws_the_same_dropout_masks():
 
 
 @pytest.mark.long
-def test_inductor_on_two_ranks_equals_one_process_uncompiled(command, tmp_path):
+@pytest.mark.parametrize("mode", ["cd", "ct", "ict"])
+def test_inductor_on_two_ranks_equals_one_process_uncompiled(mode, command, tmp_path):
     small = [*TINY, *ONE_BLOCK, "backbone.dropout=0.2"]
-    assert command("train", "mode=edm", *small, "name=teacher").returncode == 0
-    options = ["mode=cd", "teacher=runs/teacher", *small, "objective.target_decay=0.9"]
+    options = [f"mode={mode}", *small, *([] if mode == "ict" else ["objective.target_decay=0.9"])]
+    if mode == "cd":
+        assert command("train", "mode=edm", *small, "name=teacher").returncode == 0
+        options.append("teacher=runs/teacher")
     assert command("train", *options, "name=one", "compile=false").returncode == 0
     done = command("train", *options, "name=two", "compile=true", "devices=2")
     assert done.returncode == 0, done.stderr
@@ -418,6 +422,9 @@ def test_inductor_on_two_ranks_equals_one_process_uncompiled(command, tmp_path):
     one, two = (dict(load_denoiser(tmp_path / "runs" / name).named_parameters()) for name in ("one", "two"))
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-5, msg=name)
+    rows = [(tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two")]
+    for plain, compiled in zip(*([json.loads(row)["loss"] for row in lines] for lines in rows), strict=True):
+        assert compiled == pytest.approx(plain, rel=1e-3)
 
 
 @pytest.mark.long

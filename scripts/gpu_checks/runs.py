@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bench
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from cm_train import checkpoint, cli, saving, worker
+from cm_train import cli, worker
 from cm_train.config import RunConfig, parse
 from cm_train.denoiser import DenoiserConfig, build_denoiser
 from cm_train.distributed import ALONE, World
@@ -67,20 +68,7 @@ class Runs:
         with torch.no_grad():
             for p in denoiser.parameters():
                 p.add_(torch.randn(p.shape, generator=generator) * (0.5 / max(1, p[0].numel()) ** 0.5))
-        folder = self.home / "start"
-        weights = dict.fromkeys(("denoiser", "ema_0.9"), denoiser.state_dict())
-        saving.write(
-            checkpoint.step_folder(folder, 1),
-            weights,
-            {},
-            step=1,
-            finished=True,
-            ema="ema_0.9",
-            denoiser=denoiser.config,
-            backbone=config.backbone,
-            provenance={},
-        )
-        return folder
+        return bench.store(self.home / "start", denoiser, config.backbone)
 
 
 def composed(*overrides: str) -> RunConfig:
