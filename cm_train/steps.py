@@ -116,13 +116,14 @@ class Steps:
         with shortage_explained(f"in step {self.step + 1}", self._for_less_memory()):
             if self.blocks is not None:
                 setting = self.config.compile
-                if not compile_alike(self.blocks, self._try_out, setting, self.world, should_stop):
+                if not compile_alike(self.blocks, self.try_out, setting, self.world, should_stop):
                     return False
             self._settle()
         self._is_prepared = True
         return True
 
-    def _try_out(self) -> None:
+    def try_out(self) -> None:
+        """The forward pass of a step, on a batch that counts for nothing."""
         with self._autocast():
             self.objective(self._black_batch())
 

@@ -422,9 +422,9 @@ def test_inductor_on_two_ranks_equals_one_process_uncompiled(mode, command, tmp_
     one, two = (dict(load_denoiser(tmp_path / "runs" / name).named_parameters()) for name in ("one", "two"))
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-5, msg=name)
-    rows = [(tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two")]
-    for plain, compiled in zip(*([json.loads(row)["loss"] for row in lines] for lines in rows), strict=True):
-        assert compiled == pytest.approx(plain, rel=1e-3)
+    logs = [(tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two")]
+    plain, compiled = ([json.loads(row)["loss"] for row in log] for log in logs)
+    assert compiled == pytest.approx(plain, rel=1e-3)
 
 
 @pytest.mark.long

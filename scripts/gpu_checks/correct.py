@@ -84,7 +84,7 @@ class Beside:
             off = _apart(_gradient(trainer), gradient)
             found = losses(trainer, self._steps)
             if trainer.blocks is not None:
-                unserved = trainer.blocks.meet(lambda: trainer.train_step(trainer.fetch()))
+                unserved = trainer.blocks.meet(trainer.try_out)
                 made = counters["stats"]["unique_graphs"] - graphs
                 assert unserved == made == 0, f"{unserved} kinds of calls had no graph, {made} were made in training"
         kind = "tf32" if precision == "tf32" else str(trainer.autocast or torch.float32).removeprefix("torch.")
