@@ -1,4 +1,4 @@
-"""Copies of a run's tensors in the host's memory: one block, pinned where a GPU copies into it, kept between saves."""
+"""Copies of a run's tensors in the host's memory: one block, kept between saves, pinned where a GPU copies into it."""
 
 import threading
 import weakref
@@ -13,40 +13,38 @@ _SLACK = 2**16  # bytes, for the few numbers that come and go from one save to t
 
 
 class HostMemory:
-    """Room for one copy of nested dicts of tensors at a time.
+    """Room for one copy of nested dicts of tensors at a time: one block, kept from copy to copy.
 
-    Pinning memory takes a second for each few gigabytes, so one block is pinned once, by a thread that `reserve`
-    starts, and used by every copy. Without a GPU there is nothing to pin, and each copy has memory of its own.
+    Memory that was never touched, and all the more memory that is to be pinned for a GPU, takes a second for each few
+    gigabytes to be had. So it is had once, by a thread that `reserve` starts.
     """
 
     def __init__(self) -> None:
         self._block: Tensor | None = None
         self._unpin: Callable[[], object] = lambda: None
-        self._pinning: threading.Thread | None = None
+        self._making: threading.Thread | None = None
 
     def reserve(self, tree: Any) -> None:
-        """Have memory for a copy of `tree` made ready beside whatever goes on."""
-        if any(t.is_cuda for t in _tensors(tree)):
-            self._start_pinning(_num_bytes(tree) + _SLACK)
+        """Have memory for copies of `tree` made ready beside whatever goes on."""
+        self._start_making(tree)
 
     def copy(self, tree: Any) -> Any:
         """`tree` as it is at this moment, each tensor on the CPU with a storage of its own size.
 
-        Where a GPU's tensors are copied, the copy before must not be in use any more.
+        The copy before must not be in use any more.
 
         Raises:
             RuntimeError: the memory does not suffice.
         """
         self._wait()
-        size, on_gpu = _num_bytes(tree), any(t.is_cuda for t in _tensors(tree))
-        if on_gpu and (self._block is None or self._block.numel() < size):
-            self._start_pinning(size + _SLACK)
+        size = _num_bytes(tree)
+        if self._block is None or self._block.numel() < size:
+            self._start_making(tree)
             self._wait()
-        block = self._block if on_gpu else torch.empty(size, dtype=torch.uint8)
-        if block is None:
+        if self._block is None:
             raise RuntimeError(f"no memory for a copy of {size / 2**30:.2f} GiB")
-        copies = _copied(tree, block.numpy().data, [0])
-        if on_gpu:
+        copies = _copied(tree, self._block.numpy().data, [0])
+        if _on_gpu(tree):
             torch.cuda.synchronize()  # all copies are queued before the one wait
         return copies
 
@@ -57,16 +55,17 @@ class HostMemory:
         self._block = None
 
     def _wait(self) -> None:
-        if self._pinning is not None:
-            self._pinning.join()
-            self._pinning = None
+        if self._making is not None:
+            self._making.join()
+            self._making = None
 
-    def _start_pinning(self, size: int) -> None:
+    def _start_making(self, tree: Any) -> None:
         # Always in a thread: CUDA keeps an error for the next kernel that its thread launches, and training goes on.
-        self._pinning = threading.Thread(target=self._pin, args=(size,), name="pin", daemon=True)
-        self._pinning.start()
+        size = _num_bytes(tree) + _SLACK
+        self._making = threading.Thread(target=self._make, args=(size, _on_gpu(tree)), name="host memory", daemon=True)
+        self._making.start()
 
-    def _pin(self, size: int) -> None:
+    def _make(self, size: int, pinned: bool) -> None:
         self._unpin()
         self._block = None
         try:
@@ -74,10 +73,17 @@ class HostMemory:
             self._block = block = torch.empty(size, dtype=torch.uint8)
         except RuntimeError:  # `copy` tells
             return
+        if not pinned:
+            block.zero_()  # touches each page
+            return
         pointer, cudart = block.data_ptr(), torch.cuda.cudart()
         if int(cudart.cudaHostRegister(pointer, size, 0)) == 0:  # what can't be pinned serves too, at half the speed
             # However the block goes: memory that is given back while CUDA holds it would be copied to where it was.
             self._unpin = weakref.finalize(block, cudart.cudaHostUnregister, pointer)
+
+
+def _on_gpu(tree: Any) -> bool:
+    return any(t.is_cuda for t in _tensors(tree))
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:
