@@ -52,6 +52,8 @@ def verify(folder: Path) -> Manifest:
             raise bad(f"{shown(name)} is missing")
         try:
             size, digest = file.stat().st_size, sha256_of(file)
+        except PermissionError:
+            raise InputError(f"{file} may not be read by this user", fix="ask its owner for chmod -R a+r") from None
         except OSError as error:
             raise bad(f"{name} can't be read ({error.strerror})") from None
         if size != entry.size:
@@ -70,8 +72,13 @@ def verify(folder: Path) -> Manifest:
 
 
 def folders(run: Path) -> list[Path]:
-    """Checkpoint folders of a run, newest first."""
-    return sorted((run / "checkpoints").glob("step_[0-9]*"), key=lambda p: p.name, reverse=True)
+    """Checkpoint folders of a run, newest first: by number, since names of eight digits and of nine don't sort."""
+    return sorted((run / "checkpoints").glob("step_[0-9]*"), key=_step_in_name, reverse=True)
+
+
+def _step_in_name(folder: Path) -> int:
+    digits = folder.name.removeprefix("step_")
+    return int(digits) if digits.isdecimal() else -1
 
 
 def latest(run: Path, set_aside: bool = False) -> tuple[Path, Manifest] | None:

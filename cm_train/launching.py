@@ -146,6 +146,10 @@ def _environment(num: int):
     """The environment that ranks inherit, for as long as they run."""
     before = dict(os.environ)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # No rank imports what lies in the current folder, which may be full of a stranger's files; but this very package.
+    os.environ["PYTHONSAFEPATH"] = "1"
+    own = str(Path(__file__).parent.parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), own]))
     each = max(1, cores // num)
     os.environ.setdefault("OMP_NUM_THREADS", str(each))
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(min(each, 32)))  # torch's own limit

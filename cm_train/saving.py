@@ -54,6 +54,8 @@ def write(
             files[path.name] = FileEntry(sha256=sha256_of(path), size=path.stat().st_size)
         values = Manifest(format=FORMAT, files=files, **manifest).model_dump(mode="json")
         (beside / MANIFEST).write_text(signed(values))
+        for name in files:  # safetensors lets nobody else read its own, whatever the umask says
+            os.chmod(beside / name, (beside / MANIFEST).stat().st_mode)
         _fsync(beside / MANIFEST)
         _fsync(beside)
         if folder.exists():  # a damaged leftover: a good one is never written twice

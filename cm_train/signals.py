@@ -11,9 +11,13 @@ CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.S
 # comes while Python is still starting waits, where its default would end the rank.
 EARLY = (signal.SIGUSR1, signal.SIGUSR2)
 
+_ONE_SIGNAL_S = 1.0  # within which signals are one
+
 
 class StopFlag:
-    """Callable: True once there is a reason to stop. A second SIGINT quits at once.
+    """Callable: True once there is a reason to stop. A SIGINT a second or more after that quits at once.
+
+    Sooner it means the same: terminals and wrappers send it twice, or after a SIGTERM.
 
     Args:
         deadline: seconds since the epoch, as time.time() counts.
@@ -25,6 +29,7 @@ class StopFlag:
     def __init__(self, deadline: float | None = None, file: Path | None = None) -> None:
         self.deadline, self.file = deadline, file
         self.caught: set[int] = set()
+        self._caught_at = 0.0
 
     def __call__(self, reserve_s: float = 0.0) -> bool:
         """Whether to stop now; `reserve_s` is what one more step and a save would take."""
@@ -32,7 +37,10 @@ class StopFlag:
         return bool(self.caught) or late or (self.file is not None and self.file.exists())
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
-        if self.caught and number == signal.SIGINT:
+        now = time.monotonic()
+        if not self.caught:
+            self._caught_at = now
+        elif number == signal.SIGINT and now - self._caught_at >= _ONE_SIGNAL_S:
             raise KeyboardInterrupt
         self.caught.add(number)
 

@@ -79,7 +79,9 @@ def _teacher_ready(
         # One that was begun goes on with its own settings, whatever they were.
         teacher = _teacher_config(config, cfg, home, swept) if newest is None else read_back(home)
         _check_data(config, teacher.dataset, home)
-        teacher = teacher.model_copy(update={"name": home.name, "run_dir": str(home)})
+        # Where its curves go is this command's to say: a stored tracker must not put private pictures online unasked.
+        tracking = config.tracking.model_copy(update={"tags": teacher.tracking.tags})
+        teacher = teacher.model_copy(update={"name": home.name, "run_dir": str(home), "tracking": tracking})
         try:
             if not said:
                 say(f"no finished teacher in {home}: training it first (teacher=... names another)")

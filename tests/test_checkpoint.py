@@ -244,6 +244,42 @@ def test_prune_keeps_the_newest(tmp_path):
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_00000003", "step_00000010"]
 
 
+def test_steps_sort_by_number(tmp_path):
+    """step_100000000 has a digit more than the names of eight that come before it."""
+    for step in (99_999_999, 100_000_000, 5):
+        write(tmp_path, step)
+    assert [int(folder.name[5:]) for folder in checkpoint.folders(tmp_path)] == [100_000_000, 99_999_999, 5]
+    assert checkpoint.latest(tmp_path)[1].step == 100_000_000
+    saving.prune(tmp_path, 1)
+    assert [folder.name for folder in checkpoint.folders(tmp_path)] == ["step_100000000"]
+
+
+def test_every_file_is_readable_by_whom_the_umask_lets_read(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write(tmp_path, 1)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in checkpoint.step_folder(tmp_path, 1).iterdir()}
+    assert len(modes) >= 4
+    assert set(modes.values()) == {0o640}, modes
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_a_damaged_one(tmp_path, monkeypatch):
+    """A colleague's: setting it aside, or going on from an older one, would be wrong."""
+    for step in (1, 2):
+        write(tmp_path, step)
+
+    def denied(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(checkpoint, "sha256_of", denied)
+    with pytest.raises(InputError, match="may not be read by this user") as refused:
+        checkpoint.latest(tmp_path, set_aside=True)
+    assert not isinstance(refused.value, DamagedCheckpoint)
+    assert len(checkpoint.folders(tmp_path)) == 2
+
+
 def test_resolve_says_what_is_there(tmp_path):
     write(tmp_path / "digits-cd", 1)
     with pytest.raises(InputError, match=r"no checkpoint there.*digits-cx.*one of digits-cd"):

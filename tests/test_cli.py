@@ -67,7 +67,8 @@ def test_cd_trains_its_missing_teacher_first_and_says_so(command, start, tmp_pat
 
 
 def test_cd_finishes_a_teacher_that_was_begun_by_its_own_settings_then_trains_the_student(command, start, tmp_path):
-    process = start("train", "mode=edm", "tracking=none", "steps=60", "batch_size=24", "log_every=1", "save_every=1")
+    # Its tracking is the command's to say: a stored wandb must not put pictures online that tracking=none keeps here.
+    process = start("train", "mode=edm", "tracking=wandb", "steps=60", "batch_size=24", "log_every=1", "save_every=1")
     checkpoints = tmp_path / "runs" / "digits-edm" / "checkpoints"
     wait_for(lambda: any(checkpoints.glob("step_*")))
     process.send_signal(signal.SIGTERM)
@@ -76,6 +77,8 @@ def test_cd_finishes_a_teacher_that_was_begun_by_its_own_settings_then_trains_th
     done = command("train", "mode=cd", *TINY)
     assert done.returncode == 0, done.stderr
     assert "edm on digits: 60 steps of 24 images" in done.stderr
+    assert "backend: none" in (tmp_path / "runs" / "digits-edm" / "config.yaml").read_text()
+    assert "wandb" not in done.stderr
     assert "resuming at step" in done.stderr
     assert "cd on digits from teacher runs/digits-edm: 6 steps" in done.stderr
     assert (tmp_path / "runs" / "digits-cd" / "checkpoints" / "step_00000006").exists()

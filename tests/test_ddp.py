@@ -268,7 +268,7 @@ def test_a_second_interrupt_quits_at_once_with_every_rank(start, tmp_path):
     for rank in ranks:
         os.kill(rank, signal.SIGSTOP)  # a save that does not end
     process.send_signal(signal.SIGINT)
-    time.sleep(0.3)
+    time.sleep(1.2)  # sooner it would be the same interrupt
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
     assert process.returncode == 1
@@ -296,7 +296,8 @@ def test_a_rank_that_fails_shows_its_traceback_once(tmp_path, command):
     stored.write_text(stored.read_text().replace("steps: 1\n", "steps: 6\n", 1))
     code = "from cm_train import launching, signals; import sys; "
     code += "sys.exit(launching.launch(2, 'failing', 'runs/digits-ict', signals.StopFlag())[0])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    env = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1, done.stderr
     assert done.stderr.count("RuntimeError: a bug in one rank") == 1
@@ -341,9 +342,8 @@ def test_learned_weights_and_buffers_of_an_objective_train_and_resume_on_ranks(t
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         code = "from cm_train import launching, signals; import sys; "
         code += f"sys.exit(launching.launch({ranks}, 'learned', 'runs/{name}', signals.StopFlag())[0])"
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
-        )
+        env = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         folder, manifest = latest(folder)
         assert manifest.step == steps
@@ -355,6 +355,15 @@ def test_learned_weights_and_buffers_of_an_objective_train_and_resume_on_ranks(t
     assert_same_run(tmp_path / "runs" / "one", tmp_path / "runs" / "two")
     train("parts", 2, 3)
     assert torch.equal(train("parts", 2, 6), two)
+
+
+def test_ranks_import_nothing_from_the_current_folder(tmp_path):
+    """Which may be a stranger's: the command itself, started by its name, does not look there either."""
+    (tmp_path / "numpy.py").write_text("raise SystemExit('a stranger was here')")
+    argv = [sys.executable, "-P", "-m", "cm_train.train", "mode=ict", *TINY, "devices=2"]
+    done = subprocess.run(argv, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "stranger" not in done.stderr
 
 
 def test_share_divides_the_batch_in_order():

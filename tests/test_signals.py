@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from cm_train import signals
 from cm_train.signals import EARLY, StopFlag
 
 
@@ -30,11 +31,23 @@ def test_hangup_stays_ignored_where_nohup_has_said_so():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_second_sigint_quits_at_once():
+def test_a_later_sigint_quits_at_once(monkeypatch):
+    clock = [10.0]
+    monkeypatch.setattr(signals.time, "monotonic", lambda: clock[0])
     with StopFlag():
         os.kill(os.getpid(), signal.SIGINT)
+        clock[0] += 1.0
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_signals_within_a_second_are_one(first):
+    """As a terminal's wrapper sends them: to the group, and to the process once more."""
+    with StopFlag() as stop:
+        for number in (first, signal.SIGINT, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        assert stop()
 
 
 def test_stop_flag_keeps_the_reserve_before_its_deadline():

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import fake_slurm
@@ -209,6 +210,7 @@ def test_a_second_interrupt_leaves_a_cluster_whose_jobs_save_and_end(sweep, tmp_
     wait_for(lambda: all(path.exists() and path.stat().st_size > 0 for path in metrics))
     process.send_signal(signal.SIGINT)
     wait_for((tmp_path / "sweep" / "stop").exists)
+    time.sleep(1.2)  # sooner it would be the same interrupt
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode in (1, 3)
