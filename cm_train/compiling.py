@@ -77,7 +77,7 @@ class CompiledBlocks:
     """The blocks of some networks, called compiled wherever a graph was made for such a call; as written elsewhere.
 
     One graph serves all blocks of one kind, in every network: the student without gradient, the target and the teacher
-    share theirs. Nothing is compiled but in `prepare`.
+    share theirs. Nothing is compiled but in `compile`.
 
     Args:
         networks: on their device, with their weights where they stay: in-place changes are seen, moves are not.

@@ -136,3 +136,15 @@ def test_a_batch_that_does_not_fit_is_one_line(ranks, tmp_path):
     last = done.stderr.strip().splitlines()[-1]
     assert "out of memory in step 1: tried to allocate" in last, done.stderr
     assert "fix: micro_batch=" in last
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
+def test_more_images_at_once_than_fit_is_one_line(command, tmp_path):
+    assert command("train", "mode=ict", *TINY).returncode == 0
+    done = limited("cm_train.sample", "ckpt=runs/digits-ict", "num=150000", "batch_size=150000", cwd=tmp_path, gib=7)
+    assert done.returncode == 1, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert "out of memory drawing 150000 images at once: tried to allocate" in last
+    assert last.endswith("fix: batch_size=75000 (now 150000)")
+    assert "Traceback" not in done.stderr
