@@ -13,6 +13,7 @@ import tempfile
 import numpy as np
 import pytest
 import torch
+from test_lpips_distance import reference, weights  # noqa: F401 - fixtures
 from test_objectives import consistency as consistency_loss
 from test_objectives import schedule
 from test_trainer import EVERY_MODE, after, assert_same, build, lines, run  # noqa: F401 - build is a fixture
@@ -470,6 +471,7 @@ def assert_compiles_to_the_same_gradient(objective, batch):
         assert loss.requires_grad
         assert not any(m.requires_grad for m in metrics.values())
         gradients.append(torch.autograd.grad(loss.sum(), trained))
+    assert max(g.abs().max() for g in gradients[0]) > 1e-4  # or they could not differ
     for plain, compiled in zip(*gradients, strict=True):
         torch.testing.assert_close(compiled, plain, rtol=1e-3, atol=1e-5)
 
@@ -503,6 +505,19 @@ def test_inductor_keeps_the_gradient_of_every_consistency_loss(pair, distance, w
     settings = {"distance": distance, "weighting": weighting, "target_decay": decay}
     objective = consistency_loss(one_weight("consistency"), schedule(), frozen, **settings)
     assert_compiles_to_the_same_gradient(objective, batch_for(objective))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+@pytest.mark.parametrize("weighting", ["uniform", "inverse_gap"])
+@pytest.mark.parametrize("pair", ["teacher", "data"])
+def test_inductor_keeps_the_gradient_of_every_lpips_loss(pair, weighting, decay, weights):  # noqa: F811
+    """One image: VGG16 sees it at 224 x 224."""
+    frozen = one_weight("edm").requires_grad_(False) if pair == "teacher" else None
+    settings = {"distance": "lpips", "weighting": weighting, "target_decay": decay}
+    objective = consistency_loss(one_weight("consistency"), schedule(), frozen, **settings)
+    x0 = torch.linspace(-1, 1, 16).view(1, 1, 4, 4)
+    assert_compiles_to_the_same_gradient(objective, objective.draw(x0, None, 3, range(1)))
 
 
 def other_objectives():

@@ -312,7 +312,11 @@ def test_the_script_in_the_docs_goes_on_after_its_time_limit(sweep, command, tmp
 @pytest.mark.long
 def test_submitit_itself_signals_and_starts_again_a_local_job_out_of_time(sweep, command, tmp_path):
     """Signalled 30 s after each start; six starts are allowed."""
-    options = ["mode=ict", *TINY, "steps=600", "batch_size=128", "backbone=unet_s", "save_every=1000", "log_every=10"]
+    options = ["mode=ict", *TINY, "batch_size=128", "backbone=unet_s", "save_every=1000", "log_every=10"]
+    assert command("train", *options, "steps=30", "name=speed").returncode == 0
+    last = (tmp_path / "runs" / "speed" / "metrics.jsonl").read_text().splitlines()[-1]
+    rate = json.loads(last)["steps_per_s"]
+    options += [f"steps={round(60 * rate)}"]  # a minute of training: three starts or four
     limits = ["hydra.launcher.timeout_min=1.5", "hydra.launcher.signal_delay_s=60"]
     end_of(sweep("submitit_local", *limits, *options, "name=slow"), patience_s=400)
     assert states(tmp_path) == ["finished"]

@@ -364,8 +364,8 @@ def test_killed_worker_of_joblib_leaves_a_table_and_nothing_behind(start, tmp_pa
         *TINY,
         "steps=100000",
     )
-    config = tmp_path / "runs" / "digits-edm-seed-1" / "config.yaml"
-    wait_for(config.exists)
+    for seed in (0, 1):  # both workers are at work, whichever was the first
+        wait_for((tmp_path / "runs" / f"digits-edm-seed-{seed}" / "config.yaml").exists)
     workers = [pid for pid in children(process.pid) if "LokyProcess" in cmdline(pid)]
     os.kill(workers[0], signal.SIGKILL)
     _, told = process.communicate(timeout=60)
