@@ -4,7 +4,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -13,10 +13,13 @@ import torch
 import torch.distributed as dist
 
 from .errors import InputError
+from .waiting import Watch
 
 # A rank that is silent for this long is taken for hung, and the job ends; CM_TRAIN_PATIENCE_S overrides it.
 PATIENCE_S = 1800.0
+STORE = "CM_TRAIN_STORE"  # the environment's name for the file where ranks of one machine meet
 _ROLL_CALL_S = 5.0
+_FOR_EVER = timedelta(days=100)  # the libraries' timeout, where `Watch` looks at the clock
 
 T = TypeVar("T")
 
@@ -38,6 +41,7 @@ class World:
     local_rank: int = 0
     host_group: Any = None  # for what the hosts agree on, past the devices' queues
     store: Any = None  # a few words that outlive a broken group
+    watch: Watch | None = None
 
     @property
     def is_main(self) -> bool:
@@ -56,7 +60,8 @@ class World:
     def sum_(self, values: torch.Tensor) -> torch.Tensor:
         """Sum a tensor over the ranks, in place."""
         if self.size > 1:
-            dist.all_reduce(values)
+            with self.waiting():
+                dist.all_reduce(values)
         return values
 
     def any(self, *flags: bool) -> list[bool]:
@@ -64,7 +69,8 @@ class World:
         if self.size == 1:
             return list(flags)
         votes = torch.tensor(flags, dtype=torch.int32)
-        dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.host_group)
+        with self.waiting():
+            dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.host_group)
         return votes.bool().tolist()
 
     def decide(self, choose: Callable[[], Any]) -> Any:
@@ -101,7 +107,8 @@ class World:
         if self.size == 1:
             return message
         messages: list[Any] = [None] * self.size
-        dist.all_gather_object(messages, message, group=self.host_group)
+        with self.waiting():
+            dist.all_gather_object(messages, message, group=self.host_group)
         return next((m for m in messages if m), "")
 
     def gather(self, values: torch.Tensor) -> torch.Tensor:
@@ -109,7 +116,8 @@ class World:
         if self.size == 1:
             return values
         parts: list[Any] | None = [None] * self.size if self.is_main else None
-        dist.gather_object(values, parts, dst=0, group=self.host_group)
+        with self.waiting():
+            dist.gather_object(values, parts, dst=0, group=self.host_group)
         return values if parts is None else torch.cat(parts)
 
     def from_main(self, value: Any) -> Any:
@@ -117,14 +125,22 @@ class World:
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.host_group)
+        with self.waiting():
+            dist.broadcast_object_list(box, src=0, group=self.host_group)
         return box[0]
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Around whatever waits for other ranks; they are given up when that takes too long."""
+        return nullcontext() if self.watch is None else self.watch.waiting()
 
     def check_peers(self, error: Exception) -> None:
         """Raise RankLost where `error` comes of another rank's silence, with the names of those that don't answer."""
         words = str(error).lower()
-        if not isinstance(error, RuntimeError) or not ("gloo" in words or "nccl" in words or "connection" in words):
-            return
+        if isinstance(error, RuntimeError) and ("gloo" in words or "nccl" in words or "connection" in words):
+            raise self.lost(str(error).splitlines()[0]) from error
+
+    def lost(self, reason: str) -> RankLost:
+        """What to raise when other ranks are silent; `reason` where none of them can be named."""
         missing = set(range(self.size))
         with suppress(Exception):  # where the store's own host is gone, nobody can be asked
             self.store.set(f"here-{self.rank}", "1")
@@ -134,9 +150,9 @@ class World:
                 time.sleep(0.1)
         present = sorted(set(range(self.size)) - missing)
         if not missing or not present:
-            raise RankLost(f"the ranks lost each other: {str(error).splitlines()[0]}", self.is_main) from error
+            return RankLost(f"the ranks lost each other: {reason}", self.is_main)
         names = f"rank {min(missing)}" if len(missing) == 1 else f"ranks {', '.join(map(str, sorted(missing)))}"
-        raise RankLost(f"{names} of {self.size} died or hangs, so the job ends", self.rank == present[0]) from error
+        return RankLost(f"{names} of {self.size} died or hangs, so the job ends", self.rank == present[0])
 
     def is_first_to_fail(self) -> bool:
         """Whether no other rank has failed by an error of its own before; that one has the cause."""
@@ -154,11 +170,15 @@ def is_launched() -> bool:
 
 
 @contextmanager
-def joined() -> Iterator[World]:
+def joined(give_up: Callable[[RankLost], Any]) -> Iterator[World]:
     """The world that the launcher's environment names, joined and left again.
+
+    Args:
+        give_up: called, from another thread, when the others have been silent for too long; ends this process.
 
     Raises:
         InputError: this machine has fewer GPUs than ranks.
+        RankLost: the others can't be met.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
@@ -166,12 +186,34 @@ def joined() -> Iterator[World]:
         if local_rank >= torch.cuda.device_count():
             raise InputError("more processes than GPUs", local_rank + 1, f"at most {torch.cuda.device_count()}")
         torch.cuda.set_device(local_rank)
-    patience = timedelta(seconds=float(os.environ.get("CM_TRAIN_PATIENCE_S", PATIENCE_S)))
-    store, rank, size = next(dist.rendezvous("env://", timeout=patience))
-    # The devices wait a little longer: the hosts' timeout can be caught, the devices' aborts the process.
-    backend, longer = ("nccl", patience * 1.2) if torch.cuda.is_available() else ("gloo", patience)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=longer)
-    host_group = dist.new_group(backend="gloo", timeout=patience)
-    yield World(rank, size, local_rank, host_group, store)
+    patience_s = float(os.environ.get("CM_TRAIN_PATIENCE_S", PATIENCE_S))
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    world = World(rank, size, local_rank)
+    watch = Watch(patience_s, lambda: give_up(world.lost("they are silent")))
+    with watch.waiting():
+        store = _store(rank, size, timedelta(seconds=patience_s))
+        world = World(rank, size, local_rank, None, store)
+        # A hung device's host goes on until it needs the device: that wait is NCCL's to end.
+        on_gpus = torch.cuda.is_available()
+        longest = timedelta(seconds=1.2 * patience_s) if on_gpus else _FOR_EVER
+        dist.init_process_group("nccl" if on_gpus else "gloo", store=store, rank=rank, world_size=size, timeout=longest)
+        host_group = dist.new_group(backend="gloo", timeout=_FOR_EVER)
+    world = World(rank, size, local_rank, host_group, store, watch)
+    yield world
     gc.collect()  # a wrapper that outlives the group aborts the interpreter at its exit
     dist.destroy_process_group()
+
+
+def _store(rank: int, size: int, patience: timedelta) -> Any:
+    """Where the ranks meet. Raises RankLost where they don't."""
+    if STORE in os.environ:
+        return dist.FileStore(os.environ[STORE], size)
+    try:
+        store, *_ = next(dist.rendezvous("env://", timeout=patience))
+    except dist.DistError as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        reason = str(error).splitlines()[0]
+        speaks = os.environ.get("LOCAL_RANK", "0") == "0"
+        raise RankLost(f"the nodes did not meet at {where}: {reason}", speaks) from error
+    # torchrun keeps its store when it starts ranks again; those of the first time have left their names in it.
+    return dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from . import cli
 from .signals import StopFlag
 
-_STARTED = time.time()
+_STARTED = time.monotonic()
 SWEPT = "CM_TRAIN_SWEPT"  # how the ranks of a job on several nodes hear of the keys that its sweep sets differently
 
 
@@ -21,12 +21,12 @@ def train(cfg: DictConfig, stop: StopFlag, started: float = _STARTED, swept: fro
     """The command on one composed config; its exit code.
 
     Args:
-        started: what max_hours counts from, in seconds since the epoch.
+        started: what max_hours counts from, as time.monotonic() counts.
         swept: the keys that the jobs of a sweep set differently.
     """
     from .config import parse  # torch is imported from here on
     from .distributed import is_launched
-    from .launching import heed_parent
+    from .rank import heed_parent
 
     config = parse(cfg)
     stop.deadline = None if config.max_hours is None else started + config.max_hours * 3600
@@ -42,7 +42,7 @@ def _train_as_rank(config: Any, cfg: DictConfig, stop: StopFlag, swept: frozense
     from . import registry, worker
     from .config import RunConfig, dump
     from .errors import InputError
-    from .launching import as_rank, tell
+    from .rank import as_rank, tell
 
     def lead(world: Any) -> int:
         def send_and_run(run: Any) -> bool:

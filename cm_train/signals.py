@@ -6,7 +6,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+# SIGXCPU is how a limit of processor time (ulimit -t) warns, some seconds before it kills.
+CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 # What clusters send a moment before they end a job. Ranks start with these blocked and StopFlag lets them in: one that
 # comes while Python is still starting waits, where its default would end the rank.
 EARLY = (signal.SIGUSR1, signal.SIGUSR2)
@@ -20,7 +21,8 @@ class StopFlag:
     Sooner it means the same: terminals and wrappers send it twice, or after a SIGTERM.
 
     Args:
-        deadline: seconds since the epoch, as time.time() counts.
+        deadline: seconds as time.monotonic() counts them, the same for all processes of a machine: no change of the
+            clock on the wall moves it.
         file: stops as soon as this exists.
 
     `caught` has the numbers of the signals that came.
@@ -33,7 +35,7 @@ class StopFlag:
 
     def __call__(self, reserve_s: float = 0.0) -> bool:
         """Whether to stop now; `reserve_s` is what one more step and a save would take."""
-        late = self.deadline is not None and time.time() + reserve_s >= self.deadline
+        late = self.deadline is not None and time.monotonic() + reserve_s >= self.deadline
         return bool(self.caught) or late or (self.file is not None and self.file.exists())
 
     def _catch(self, number: int, frame: FrameType | None) -> None:

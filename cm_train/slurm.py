@@ -26,7 +26,7 @@ def nodes() -> Nodes | None:
         return None
     # Alone on its node a job could take any port; those of other jobs have other numbers.
     port = _FIRST_PORT + int(job.raw_job_id) % _NUM_PORTS
-    return Nodes(job.num_nodes, job.node, job.hostnames[0], port, f"cm-train-{job.job_id}")
+    return Nodes(job.num_nodes, job.node, job.hostnames[0], port)
 
 
 def requeue_if_asked(stop: StopFlag) -> None:

@@ -48,7 +48,7 @@ class Steps:
         self.model: Any = objective
         if world.size > 1:
             ids = [world.local_rank] if device.type == "cuda" else None
-            with warnings.catch_warnings():  # the name that torch 2.11 knows is deprecated in 2.14
+            with warnings.catch_warnings(), world.waiting():  # the name that torch 2.11 knows is deprecated in 2.14
                 warnings.simplefilter("ignore", FutureWarning)
                 self.model = DistributedDataParallel(self.model, device_ids=ids, broadcast_buffers=False)
 
@@ -98,7 +98,9 @@ class Steps:
             # An infinite loss may have a finite gradient; this one tells every rank to skip the step.
             total = total * torch.where(torch.isfinite(total), 1.0, torch.nan)
             # Ranks average their gradients, so each counts its share `size` times.
-            (total * (self.state.loss_scale.factor * self.world.size / self.config.batch_size)).backward()
+            share = self.state.loss_scale.factor * self.world.size / self.config.batch_size
+            with self.world.waiting():  # DDP sums gradients in there
+                (total * share).backward()
         return {"loss": loss.detach(), **metrics}
 
     def prepare(self, should_stop: Callable[[], bool] = lambda: False) -> bool:

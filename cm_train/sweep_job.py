@@ -37,7 +37,7 @@ def run(cfg: DictConfig) -> float | None:
     Returns:
         The metric that `objective_metric` names, for sweepers that search; None where there is none.
     """
-    from . import launching, slurm  # torch is imported from here on
+    from . import rank, slurm  # torch is imported from here on
 
     folder = Path(HydraConfig.get().sweep.dir).resolve()
     sweep = json.loads((folder / "sweep.json").read_text())
@@ -45,22 +45,22 @@ def run(cfg: DictConfig) -> float | None:
     if not leading:
         sys.argv[:] = sweep["argv"]  # what messages and locks call this command
         if os.getppid() == sweep["pid"]:
-            launching.die_with_parent()
+            rank.die_with_parent()
     record = Job(int(HydraConfig.get().job.num), " ".join(_own(sweep)), sweep=sweep["started"])
     nodes = slurm.nodes()
     home = folder if nodes is None or nodes.index == 0 else None  # one of several nodes speaks for all
     with StopFlag(file=folder / "stop") as stop:
         if stop():
             return None
-        began = time.time()
-        started = began if slurm.in_job() else sweep["started"]  # the wait in a cluster's queue is not the job's time
+        began = time.monotonic()
+        started = began if slurm.in_job() else sweep["clock"]  # the wait in a cluster's queue is not the job's time
         if home is not None:
             total = f" of {sweep['total']}" if sweep["total"] else ""
             say(f"{record.label}{total}")
         beside_others = works_side_by_side(HydraConfig.get().launcher["_target_"])
         with labelled(f"job {record.number}") if beside_others else nullcontext():
             outcome = _attempt(cfg, stop, sweep, record, home, nodes, started)
-    record.took_s = time.time() - began
+    record.took_s = time.monotonic() - began
     record.state, record.complaint = _STATES[outcome.code], outcome.complaint
     value = _read_metric(cfg, record)
     if home is not None:

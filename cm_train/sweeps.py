@@ -24,6 +24,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from . import cli, plugins, sweep_job, sweep_table
+from .child_python import import_paths
 from .errors import InputError
 from .files import write_whole
 from .run_folder import MAY_CHANGE, lock
@@ -43,7 +44,8 @@ def asked_for(arguments: list[str]) -> bool:
 
 def lead(stop: StopFlag) -> NoReturn:
     """Run the sweep, print its table, and exit with 0 if every job finished."""
-    started = time.time()
+    started, clock = time.time(), time.monotonic()
+    os.environ.update(import_paths())  # jobs may be processes of their own
     cli.heed_quiet()
     try:
         overrides = _overrides(sys.argv[1:])
@@ -57,7 +59,8 @@ def lead(stop: StopFlag) -> NoReturn:
             _prepare(folder)
             _set_folder(folder)
             keys = [o.key_or_group for o in overrides if o.is_sweep_override()]
-            values = {"argv": sys.argv, "keys": keys, "total": len(grid), "started": started, "pid": os.getpid()}
+            values = {"argv": sys.argv, "keys": keys, "total": len(grid), "pid": os.getpid()}
+            values |= {"started": started, "clock": clock}  # to tell this sweep from others, and to count its time
             write_whole(folder / "sweep.json", json.dumps(values, indent=1).encode())
             code = _sweep(folder)
     except InputError as error:
@@ -68,7 +71,7 @@ def lead(stop: StopFlag) -> NoReturn:
         sys.exit(cli.FAILED)
     jobs, signalled = read_jobs(folder, started, grid), stop()
     if signalled or any(j.state != "not started" for j in jobs):
-        sweep_table.show(jobs, folder, time.time() - started)
+        sweep_table.show(jobs, folder, time.monotonic() - clock)
     else:
         jobs = []
         if new and not (folder / ".submitit").exists():

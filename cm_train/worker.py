@@ -16,10 +16,10 @@ from .denoiser import Denoiser
 from .distributed import ALONE, World
 from .errors import InputError
 from .guidance import guided
-from .launching import as_rank, stop_of_parent
 from .memory import shortage_explained
 from .noise import NoiseSchedule
 from .precision import arithmetic, autocast_type
+from .rank import as_rank, stop_of_parent
 from .run_folder import stored_config
 from .student import build_student, initialise, student_config
 from .tracking import SilentTracker, Tracker, say

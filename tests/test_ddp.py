@@ -1,5 +1,6 @@
 """Several processes are one: the same losses and weights, one folder, one log, no process left behind."""
 
+import errno
 import json
 import os
 import shutil
@@ -15,9 +16,12 @@ import torch
 import yaml
 from PIL import Image
 
+from cm_train import launching
 from cm_train.checkpoint import latest, read_state
 from cm_train.distributed import World
+from cm_train.errors import InputError
 from cm_train.loading import load_denoiser
+from cm_train.signals import StopFlag
 from conftest import ENVIRONMENT, TINY, children, wait_for
 
 # A batch that 1, 2 and 4 ranks can share, every average, a target, dropout and flips.
@@ -207,6 +211,19 @@ def test_torchrun_on_two_nodes_equals_one_process(command, tmp_path):
     assert_same_run(tmp_path / "runs" / "one", tmp_path / "runs" / "nodes")
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_torchrun_starts_ranks_again_after_one_was_killed(tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    argv = [*torchrun, "-m", "cm_train.train", "mode=ict", *TINY, "steps=400", "save_every=50", "log_every=1"]
+    metrics = tmp_path / "runs" / "digits-ict" / "metrics.jsonl"
+    with subprocess.Popen(argv, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as agent:
+        wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0)
+        os.kill(children(agent.pid)[-1], signal.SIGKILL)
+        _, err = agent.communicate(timeout=120)
+    assert agent.returncode == 0, err
+    assert [r["step"] for r in rows(metrics.parent)] == list(range(1, 401))
+
+
 def files_of(checkpoint):
     return {path.name: path.read_bytes() for path in checkpoint.glob("*.safetensors")}
 
@@ -234,8 +251,7 @@ def test_three_ranks_stopped_and_resumed_equal_three_uninterrupted_to_the_bit(co
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_rank_that_hangs_ends_the_job_and_is_named(start, tmp_path):
-    patience = {"CM_TRAIN_PATIENCE_S": "5", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1"}
-    process = start("train", "mode=ict", *TINY, "steps=100000", "devices=2", "log_every=1", **patience)
+    process = start("train", "mode=ict", *TINY, "steps=100000", "devices=2", "log_every=1", CM_TRAIN_PATIENCE_S="5")
     metrics = tmp_path / "runs" / "digits-ict" / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0)
     ranks = [pid for pid in children(process.pid) if "cm_train.worker" in Path(f"/proc/{pid}/cmdline").read_text()]
@@ -246,6 +262,46 @@ def test_a_rank_that_hangs_ends_the_job_and_is_named(start, tmp_path):
     assert err.count("rank 1 of 2 died or hangs, so the job ends") == 1, err
     assert "Traceback" not in err
     wait_for(lambda: not any(alive(pid) for pid in ranks))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_job_that_is_suspended_for_longer_than_the_patience_goes_on(start, tmp_path):
+    """As a laptop's lid, a debugger or a scheduler suspends it: every process of it at about the same time."""
+    process = start("train", "mode=ict", *TINY, "steps=100000", "devices=2", "log_every=1", CM_TRAIN_PATIENCE_S="5")
+    metrics = tmp_path / "runs" / "digits-ict" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0)
+    everyone = [process.pid, *children(process.pid)]
+    for pid in everyone:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(12)
+    length = metrics.stat().st_size
+    for pid in reversed(everyone):
+        os.kill(pid, signal.SIGCONT)
+    wait_for(lambda: metrics.stat().st_size > length)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 3, err
+
+
+@pytest.mark.skipif(shutil.which("ss") is None, reason="asks ss, which Linux has")
+def test_ranks_of_one_machine_listen_to_it_alone_and_leave_nothing_behind(start, tmp_path):
+    place = tmp_path / "temporary"
+    place.mkdir()
+    process = start("train", "mode=ict", *TINY, "steps=100000", "devices=2", "log_every=1", TMPDIR=str(place))
+    metrics = tmp_path / "runs" / "digits-ict" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0)
+    pids = [process.pid, *children(process.pid)]
+    listening = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True, check=True).stdout.splitlines()
+    own = [line.split()[3] for line in listening if any(f"pid={pid}," in line for pid in pids)]
+    assert own
+    assert all(address.startswith(("127.0.0.1:", "[::1]:")) for address in own), own
+    (meeting,) = place.glob("cm-train-ranks-*")
+    assert meeting.stat().st_mode & 0o077 == 0
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = start("train", "mode=ict", *TINY, "devices=2", "name=next", TMPDIR=str(place))
+    assert done.wait(timeout=60) == 0
+    assert not list(place.glob("cm-train*")) and not list(place.glob("torchelastic*"))
 
 
 def test_max_hours_saves_on_all_ranks_and_exits_3(command, tmp_path):
@@ -370,3 +426,14 @@ def test_share_divides_the_batch_in_order():
     shares = [World(rank=r, size=4).share(32) for r in range(4)]
     assert [row for share in shares for row in share] == list(range(32))
     assert World().share(7) == range(7)
+
+
+def test_without_room_to_meet_it_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(launching.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(launching.tempfile, "mkdtemp", full)
+    with pytest.raises(InputError, match=f"no room in the temporary folder {tmp_path} .*; fix: .* TMPDIR="):
+        launching.launch(2, "cm_train.worker", "runs/x", StopFlag())
+
+
+def full(prefix):
+    raise OSError(errno.ENOSPC, "No space left on device")

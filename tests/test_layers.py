@@ -17,9 +17,10 @@ PACKAGE = Path(cm_train.__file__).parent
 # Lower layers first; a module imports from layers below its own, or by name from its own line where listed.
 LAYERS = [
     {"errors"},
-    {"files", "memory", "registry", "rng"},
+    {"child_python", "files", "memory", "registry", "rng", "waiting"},
     {"distributed", "images", "precision", "signals", "state_file", "tracking"},
-    {"gpus", "host_memory", "image_files", "launching", "meters", "run_folder"},
+    {"gpus", "host_memory", "image_files", "meters", "rank", "run_folder"},
+    {"launching"},
     {"slurm"},
     {"noise", "distances", "lpips_distance", "ema", "optimizers", "backbones", "datasets"},
     {"compiling", "denoiser"},

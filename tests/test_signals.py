@@ -11,7 +11,7 @@ from cm_train.signals import EARLY, StopFlag
 
 def test_stop_flag_is_set_by_each_signal_and_handlers_come_back():
     before = signal.getsignal(signal.SIGTERM)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU):
         with StopFlag() as stop:
             assert not stop()
             os.kill(os.getpid(), number)
@@ -51,7 +51,7 @@ def test_signals_within_a_second_are_one(first):
 
 
 def test_stop_flag_keeps_the_reserve_before_its_deadline():
-    stop = StopFlag(deadline=time.time() + 100)
+    stop = StopFlag(deadline=time.monotonic() + 100)
     assert not stop()
     assert not stop(reserve_s=50)
     assert stop(reserve_s=101)

@@ -1,0 +1,43 @@
+"""How long a rank waits for the others: counted in time in which it could run."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_TICK_S = 1.0
+
+
+class Watch:
+    """Calls `expired`, in a thread of its own, when one wait has taken `patience_s`.
+
+    Time counts while this process can run: a job that is suspended (SIGSTOP, a laptop asleep) is no job that hangs,
+    and the libraries' own timeouts can't tell the two apart.
+    """
+
+    def __init__(self, patience_s: float, expired: Callable[[], None]):
+        self._patience_s, self._expired = patience_s, expired
+        self._waits, self._waited_s = False, 0.0
+        threading.Thread(target=self._count, name="watch", daemon=True).start()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around each wait for another rank."""
+        self._waited_s, self._waits = 0.0, True
+        try:
+            yield
+        finally:
+            self._waits = False
+
+    def _count(self) -> None:
+        tick = min(_TICK_S, self._patience_s / 10)
+        then = time.monotonic()
+        while True:
+            time.sleep(tick)
+            now = time.monotonic()
+            if self._waits:
+                self._waited_s += min(now - then, 2 * tick)  # what is beyond that it spent suspended
+                if self._waited_s > self._patience_s:
+                    self._expired()
+                    return
+            then = now
