@@ -5,7 +5,9 @@ step_00001000/  denoiser.safetensors  ema_<decay>.safetensors  state.pt  manifes
 
 import contextlib
 import hashlib
+import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,14 @@ from torch import nn
 
 from . import state_file
 from .errors import InputError
+from .files import may_pass, not_through_a_link, patiently, read_small, unreadable, write_whole
 from .manifest import MANIFEST, DamagedCheckpoint, Manifest, damaged, read_manifest, signed
 from .registry import shown
 from .tracking import complain
 
+_RECORD, _NEEDED_BY = ".saved.json", ".needed_by"
+_STEP = re.compile(r"step_[0-9]{1,15}", re.ASCII)
+_BRING_BACK = "bring them back; or start over under another name=..., or with this run's folder moved away"
 _DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}  # safetensors' names
 
 
@@ -37,7 +43,8 @@ def verify(folder: Path) -> Manifest:
     """The manifest of a checkpoint whose every file has been checked.
 
     Raises:
-        DamagedCheckpoint: a file is missing, truncated, altered, oversized or has a hostile header.
+        DamagedCheckpoint: a file was read whole and is not what it should be, is missing, or has a hostile header.
+        InputError: a file can't be read now, which says nothing about the checkpoint.
     """
 
     def bad(what: str) -> DamagedCheckpoint:
@@ -48,14 +55,14 @@ def verify(folder: Path) -> Manifest:
         file = folder / name
         if Path(name).name != name or name in ("", ".", ".."):
             raise bad(f"{MANIFEST} names a file outside the folder: {shown(name)!r}")
-        if os.path.islink(file) or not os.path.isfile(file):
-            raise bad(f"{shown(name)} is missing")
         try:
-            size, digest = file.stat().st_size, sha256_of(file)
-        except PermissionError:
-            raise InputError(f"{file} may not be read by this user", fix="ask its owner for chmod -R a+r") from None
-        except OSError as error:
-            raise bad(f"{name} can't be read ({error.strerror})") from None
+            size, digest = patiently(lambda file=file: _size_and_sha256(file))  # type: ignore[misc]
+        except FileNotFoundError:
+            raise bad(f"{shown(name)} is missing") from None
+        except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+            if isinstance(error, OSError) and may_pass(error):
+                raise unreadable(file, error) from None
+            raise bad(f"{shown(name)} is not a file") from None
         if size != entry.size:
             raise bad(f"{name} has {size} bytes instead of {shown(entry.size)}")
         if digest != entry.sha256:
@@ -71,14 +78,39 @@ def verify(folder: Path) -> Manifest:
     return manifest
 
 
+def _size_and_sha256(file: Path) -> tuple[int, str]:
+    with open(file, "rb", opener=not_through_a_link) as f:
+        return os.fstat(f.fileno()).st_size, hashlib.file_digest(f, "sha256").hexdigest()
+
+
 def folders(run: Path) -> list[Path]:
-    """Checkpoint folders of a run, newest first: by number, since names of eight digits and of nine don't sort."""
-    return sorted((run / "checkpoints").glob("step_[0-9]*"), key=_step_in_name, reverse=True)
+    """Checkpoint folders of a run, newest first: by number, since names of eight digits and of nine don't sort.
+
+    Raises:
+        InputError: there is something under their name that can't be looked into.
+    """
+    home = run / "checkpoints"
+    try:
+        names = patiently(lambda: os.listdir(home)) if os.path.lexists(home) else []
+    except OSError as error:
+        reason = "it leads nowhere" if isinstance(error, FileNotFoundError) else error.strerror
+        raise InputError(f"the checkpoints of {run} can't be seen: {home}: {reason}", fix=_BRING_BACK) from None
+    return sorted((home / name for name in names if _STEP.fullmatch(name)), key=_step_in_name, reverse=True)
 
 
 def _step_in_name(folder: Path) -> int:
-    digits = folder.name.removeprefix("step_")
-    return int(digits) if digits.isdecimal() else -1
+    return int(folder.name.removeprefix("step_"))
+
+
+def record_save(run: Path, step: int) -> None:
+    """Note, outside of `checkpoints/`, that a run has saved: what was saved and can't be seen must not start over."""
+    write_whole(run / _RECORD, json.dumps({"step": step}).encode())
+
+
+def _check_none_saved(run: Path) -> None:
+    """For a run without a checkpoint in sight. Raises InputError where it has saved one."""
+    if os.path.lexists(run / _RECORD):
+        raise InputError(f"{run} has saved checkpoints, and none is in {run / 'checkpoints'}", fix=_BRING_BACK)
 
 
 def latest(run: Path, set_aside: bool = False) -> tuple[Path, Manifest] | None:
@@ -89,6 +121,7 @@ def latest(run: Path, set_aside: bool = False) -> tuple[Path, Manifest] | None:
 
     Raises:
         DamagedCheckpoint: there are checkpoints and none is good.
+        InputError: there must be some, and they can't be seen or read.
     """
     bad: list[tuple[Path, DamagedCheckpoint]] = []
     for folder in folders(run):
@@ -106,6 +139,7 @@ def latest(run: Path, set_aside: bool = False) -> tuple[Path, Manifest] | None:
         return folder, manifest
     if bad:
         raise bad[0][1]
+    _check_none_saved(run)
     return None
 
 
@@ -115,11 +149,71 @@ def _unused(path: Path) -> Path:
 
 
 def newest_manifest(run: Path) -> Manifest | None:
-    """The manifest of a run's newest checkpoint whose manifest is readable, its files unchecked; None without any."""
+    """The manifest of a run's newest checkpoint whose manifest is readable, its files unchecked; None without any.
+
+    Raises:
+        DamagedCheckpoint: there are checkpoints, and no manifest is readable.
+        InputError: there must be some, and they can't be seen or read.
+    """
+    first: DamagedCheckpoint | None = None
     for folder in folders(run):
-        with contextlib.suppress(InputError):
+        try:
             return read_manifest(folder)
+        except DamagedCheckpoint as error:
+            first = first or error
+    if first is not None:
+        raise first
+    _check_none_saved(run)
     return None
+
+
+def averaged_sha256(manifest: Manifest) -> str:
+    """What a run's provenance knows its teacher by: the sha256 of the weights that `weights=ema` means."""
+    entry = manifest.files.get(f"{manifest.ema}.safetensors")
+    return "" if entry is None else entry.sha256
+
+
+def resolve_known(path: str | os.PathLike[str], sha256: str) -> tuple[Path, Manifest]:
+    """The checkpoint at `path`, or of the run that it belongs to, whose averaged weights have this hash, verified.
+
+    Raises:
+        InputError: it isn't there any more, or it is damaged.
+    """
+    given = Path(os.path.expanduser(path))
+    run = given.parent.parent if given.parent.name == "checkpoints" else given
+    for folder in folders(run) or [given]:
+        with contextlib.suppress(DamagedCheckpoint):
+            if averaged_sha256(read_manifest(folder)) == sha256:
+                return folder, verify(folder)
+    resolve(path)  # says what is wrong where there is no checkpoint at all
+    raise InputError(
+        f"no checkpoint of {run} is the teacher that this run began with",
+        allowed=f"one whose averaged weights have the sha256 {sha256[:16]}...",
+        fix="bring it back, name it with teacher=..., or start a run of its own with name=...",
+    )
+
+
+def mark_needed(folder: Path, by: Path) -> None:
+    """Have `keep` spare a checkpoint for as long as the run in `by` is there, where this user may write there."""
+    mark = folder / _NEEDED_BY
+    with contextlib.suppress(OSError, ValueError):
+        names = _needed_by(folder)
+        if str(by.resolve()) not in names:
+            write_whole(mark, "\n".join([*names, str(by.resolve())]).encode())
+
+
+def is_needed(folder: Path) -> bool:
+    """Whether a run that is still there has been marked as needing this checkpoint."""
+    with contextlib.suppress(OSError, ValueError):
+        return any(os.path.isfile(os.path.join(run, "config.yaml")) for run in _needed_by(folder))
+    return False
+
+
+def _needed_by(folder: Path) -> list[str]:
+    try:
+        return read_small(folder / _NEEDED_BY, 1 << 16).decode().splitlines()
+    except FileNotFoundError:
+        return []
 
 
 def resolve(path: str | os.PathLike[str]) -> tuple[Path, Manifest]:

@@ -16,7 +16,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .errors import InputError, TrainingFailed
+from .errors import InputError, TrainingFailed, printable
 
 # What the user says; for Hydra it is then set in any case, so that it raises its errors to us.
 FULL_ERRORS = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("0", "")
@@ -64,14 +64,16 @@ def attempt(body: Callable[[], int], full: bool = False) -> Outcome:
             raise
         return Outcome(FAILED, str(error))
     except OSError as error:
-        if full or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if full or error.errno is None:
             raise
-        return Outcome(FAILED, f"{error.strerror}: {error.filename or 'in the run folder'}; the same command goes on")
+        where = error.filename or "in the run folder"
+        fix = "; the same command goes on" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return Outcome(FAILED, f"{error.strerror}: {where}{fix}")
 
 
 def run(config_name: str, body: Callable[[DictConfig], int]) -> NoReturn:
     """Run `body` on the composed config and exit with its code, or with 2 after one line on wrong input."""
-    heed_quiet()
+    begin()
     codes: list[int] = []  # one a job
 
     def task(cfg: DictConfig) -> None:
@@ -106,7 +108,23 @@ def under_hydra(config_name: str, task: Callable[[DictConfig], Any]) -> int:
     return DONE
 
 
-def heed_quiet() -> None:
+def begin() -> None:
+    """What every command does first."""
+    _hold_streams()
+    _heed_quiet()
+
+
+def _hold_streams() -> None:
+    """Where this process was started without a stderr (2>&-), nothing else that is opened may become it."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115 - for good
+
+
+def _heed_quiet() -> None:
     """Take --quiet off the command line, which is Hydra's, and see that the ranks hear of it too."""
     if not {"--quiet", "-q"} & set(sys.argv[1:]):
         return
@@ -120,7 +138,7 @@ def complain(text: str) -> None:
     """One line on stderr, in the command's name."""
     name = Path(sys.argv[0]).name
     with contextlib.suppress(OSError):  # nobody listens; the exit code still tells
-        print(f"{name}: {text}", file=sys.stderr, flush=True)
+        print(f"{name}: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def _one_line(error: BaseException, config_name: str) -> str:

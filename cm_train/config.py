@@ -75,6 +75,11 @@ class RunConfig(Settings):
         return Path(os.path.expanduser(self.run_dir))
 
     @property
+    def usual_teacher(self) -> Path:
+        """The run that is its teacher where it needs one and names none."""
+        return self.folder.parent / f"{self.dataset['name']}-edm"
+
+    @property
     def num_schedule_steps(self) -> int:
         """What every schedule counts to."""
         return self.steps if self.schedule_steps is None else self.schedule_steps

@@ -1,5 +1,17 @@
 """What the commands turn into one line: wrong input (exit code 2), and training that can't go on (exit code 1)."""
 
+import unicodedata
+
+
+def printable(text: str) -> str:
+    """`text` with every character written out that a terminal would obey, or that can't be encoded."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c)[0] == "C" and c not in "\n\t" else c
+        for c in text
+    )
+
 
 class InputError(ValueError):
     """What is wrong, what was got, what is allowed and how to fix it, in one line."""
@@ -12,7 +24,7 @@ class InputError(ValueError):
             parts.append(f"allowed: {allowed}")
         if fix:
             parts.append(f"fix: {fix}")
-        super().__init__("; ".join(" ".join(part.split()) for part in parts))
+        super().__init__("; ".join(" ".join(printable(part).split()) for part in parts))
 
 
 class TrainingFailed(RuntimeError):

@@ -1,12 +1,68 @@
-"""Files in a run's folder: written whole or not at all, and never through a stranger's link."""
+"""Files of runs: written whole or not at all, never through a stranger's link, read again where reading fails."""
 
+import errno
 import os
+import stat
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+
+from .errors import InputError
+
+T = TypeVar("T")
+
+# What a network's file system or a tired disk says of files that are whole; a moment later it may be over.
+_NAMES = "EIO ESTALE EAGAIN EACCES EBUSY EINTR ETIMEDOUT ENOTCONN EHOSTDOWN EHOSTUNREACH EREMOTEIO ENFILE EMFILE"
+_PASSING = frozenset(getattr(errno, name, errno.EIO) for name in _NAMES.split())  # no system knows all of them
+_RETRY_AFTER_S = (0.1, 0.5, 2.0)
+
+
+def patiently(read: Callable[[], T]) -> T:
+    """What `read` returns; it is asked again a few times where it fails for a reason that may pass. Raises OSError."""
+    for pause in _RETRY_AFTER_S:
+        try:
+            return read()
+        except OSError as error:
+            if not may_pass(error):
+                raise
+        time.sleep(pause)
+    return read()
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether an error says of a file nothing more than that it can't be read now."""
+    return isinstance(error, OSError) and error.errno in _PASSING
+
+
+def unreadable(file: str | os.PathLike[str], error: OSError) -> InputError:
+    """What to raise about a file that could not be read even `patiently`."""
+    if isinstance(error, PermissionError):
+        return InputError(f"{file} may not be read by this user", fix="ask its owner for chmod -R a+r")
+    fix = "look at the disk or its network; nothing was changed, and the same command goes on from here"
+    return InputError(f"{file} can't be read now: {error.strerror or error}", fix=fix)
 
 
 def not_through_a_link(path: str, flags: int) -> int:
-    """For `open`: a stranger's run folder must not lead outside of itself."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    """For `open`: a regular file, where it says. A link might lead out of a stranger's folder, and a pipe nowhere."""
+    handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return handle
+
+
+def read_small(path: Path, most: int) -> bytes:
+    """A file of at most `most` bytes, patiently. Raises OSError, or ValueError where it is larger."""
+
+    def read() -> bytes:
+        with open(path, "rb", opener=not_through_a_link) as file:
+            return file.read(most + 1)
+
+    content = patiently(read)
+    if len(content) > most:
+        raise ValueError(f"larger than {most} bytes")
+    return content
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from .errors import InputError
+from .files import not_through_a_link
 from .tracking import say
 
 
@@ -60,7 +63,8 @@ def _take(num: int, names: list[str], held: contextlib.ExitStack) -> list[str] |
     mine = []
     with contextlib.ExitStack() as attempt:
         for name in names:
-            handle = attempt.enter_context(open(_folder() / f"{name.replace('/', '-')}.lock", "w"))
+            path = _folder() / f"{name.replace('/', '-')}.lock"
+            handle = attempt.enter_context(open(path, "w", opener=not_through_a_link))
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 mine.append(name)
@@ -72,5 +76,11 @@ def _take(num: int, names: list[str], held: contextlib.ExitStack) -> list[str] |
 
 def _folder() -> Path:
     folder = Path(tempfile.gettempdir()) / f"cm-train-gpus-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = os.lstat(folder)
+    except OSError as error:
+        raise InputError(f"can't lock GPUs in {folder}: {error.strerror}", fix="set TMPDIR=...") from None
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():  # anybody may write beside it
+        raise InputError(f"can't lock GPUs in {folder}: it is somebody else's", fix="set TMPDIR=...")
     return folder

@@ -1,12 +1,14 @@
 """Image files as users have them: listed in a folder or a zip from anywhere, read with bounds, decoded to uint8."""
 
+import errno
 import io
 import os
 import stat
 import threading
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -14,21 +16,36 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .files import patiently
 from .tracking import progress
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif")
 # Nothing else is tried: Pillow also knows formats that start other programs (EPS) or that nobody has tested much.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 _MAX_BYTES = 2**28  # a file
-_MAX_PIXELS = 89_478_485  # an image: where Pillow starts to warn of decompression bombs; a quarter of a GiB in RGB
+_MAX_PIXELS = 89_478_485  # an image: where Pillow starts to warn of decompression bombs; a third of a GiB in memory
+_LARGE_PIXELS = 2**24  # an image above which only one is decoded at a time, whatever the number of threads
+_MAX_VISITS = 64  # of one real folder, by links: a few that point at each other can stand for millions
+_SAMPLED_BYTES = 2**14  # of a file, at its beginning, middle and end, to tell it from others of its name and size
+_large = threading.Lock()
 
 
 class ImageFiles(Protocol):
-    """Where images come from; `identities` maps a relative path (with /) to what tells one content from another."""
+    """Where images come from.
+
+    Attributes:
+        identities: for each relative path (with /) what is known of its content without reading it.
+        stamps: for each what changes when it is written to, where `identities` does not tell contents apart.
+    """
 
     identities: dict[str, str]
+    stamps: dict[str, int]
 
-    def read(self, name: str) -> bytes: ...
+    def read(self, name: str) -> bytes:
+        """The whole file. Raises OSError, or ValueError where it is none that may be read."""
+
+    def sample(self, name: str) -> bytes:
+        """A few bytes that tell it from most other files of its size; none where its identity does. Raises OSError."""
 
     def close(self) -> None: ...
 
@@ -54,42 +71,78 @@ class _Folder:
         self.root = root
         try:
             with progress(None, "listing images") as bar:
-                self.identities = {}
-                for name, identity in self._scan():
-                    self.identities[name] = identity
+                self.identities: dict[str, str] = {}
+                self.stamps: dict[str, int] = {}
+                for name, found in self._scan():
+                    self.identities[name] = str(None if found is None else found.st_size)
+                    self.stamps[name] = 0 if found is None else found.st_mtime_ns
                     bar.advance()
         except OSError as error:
             raise InputError("can't list a folder of images", str(error)) from error
 
-    def _scan(self) -> Iterator[tuple[str, str]]:
-        """All images with their sizes; symbolic links are followed, but not round in circles."""
+    def _scan(self) -> Iterator[tuple[str, os.stat_result | None]]:
+        """All images; symbolic links are followed, but not round in circles. A link to nothing is a broken image."""
         todo: list[tuple[list[str], frozenset[str]]] = [([], frozenset())]
+        visits: Counter[str] = Counter()
         while todo:
             parts, above = todo.pop()
             folder = os.path.join(self.root, *parts)
             real = os.path.realpath(folder)
             if real in above:
                 continue
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    path = [*parts, entry.name]
-                    if os.path.isdir(entry.path):  # unlike entry.is_dir, False for a link to itself
-                        todo.append((path, above | {real}))
-                    elif _wanted(path):
-                        # A dangling link is kept: it is a broken image, not none.
-                        yield "/".join(path), str(os.path.getsize(entry.path) if os.path.isfile(entry.path) else None)
+            visits[real] += 1
+            if visits[real] > _MAX_VISITS:
+                raise InputError(f"links lead to {real} more than {_MAX_VISITS} times", fix="remove some of them")
+            for entry in patiently(lambda folder=folder: _entries(folder)):  # type: ignore[misc]
+                path, found = [*parts, entry.name], _stat(entry.path)
+                if found is not None and stat.S_ISDIR(found.st_mode):
+                    todo.append((path, above | {real}))
+                elif _wanted(path):
+                    yield "/".join(path), found if found is not None and stat.S_ISREG(found.st_mode) else None
 
     def read(self, name: str) -> bytes:
         path = self.root / name
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # a pipe would block for ever
-            raise ValueError("not a regular file")
-        if found.st_size > _MAX_BYTES:
-            raise ValueError(f"{found.st_size} bytes are more than {_MAX_BYTES}")
-        return path.read_bytes()
+        with open(path, "rb", opener=_regular) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > _MAX_BYTES:
+                raise ValueError(f"{size} bytes are more than {_MAX_BYTES}")
+            return file.read(_MAX_BYTES)
+
+    def sample(self, name: str) -> bytes:
+        try:
+            with open(self.root / name, "rb", buffering=0, opener=_regular) as file:
+                size = os.fstat(file.fileno()).st_size
+                starts = {0, max(0, size // 2 - _SAMPLED_BYTES // 2), max(0, size - _SAMPLED_BYTES)}
+                return b"".join(os.pread(file.fileno(), _SAMPLED_BYTES, start) for start in sorted(starts))
+        except (ValueError, FileNotFoundError):
+            return b""  # broken, as its identity says
 
     def close(self) -> None:
         pass
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return list(entries)
+
+
+def _stat(path: str) -> os.stat_result | None:
+    """None for a link to nothing, or to itself. Raises other OSErrors."""
+    try:
+        return patiently(lambda: os.stat(path))
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) or error.errno == errno.ELOOP:
+            return None
+        raise
+
+
+def _regular(path: str, flags: int) -> int:
+    """For `open`: a pipe would block for ever."""
+    handle = os.open(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise ValueError("not a regular file")
+    return handle
 
 
 class _Zip:
@@ -100,9 +153,12 @@ class _Zip:
         try:
             self._zip = zipfile.ZipFile(root)
             self._members = dict(self._scan())
+            if sum(info.compress_size for info in self._members.values()) > root.stat().st_size:
+                raise ValueError("its members overlap")  # so that a small file inflates for ever
         except Exception as error:  # a file that only looks like a zip raises nearly anything
             raise InputError("not a zip of images", f"{root}: {error}", "a folder, or a .zip") from error
         self.identities = {name: f"{info.file_size} {info.CRC}" for name, info in self._members.items()}
+        self.stamps: dict[str, int] = {}
 
     def _scan(self) -> Iterator[tuple[str, zipfile.ZipInfo]]:
         for info in self._zip.infolist():
@@ -119,6 +175,9 @@ class _Zip:
             raise ValueError("compressed in another way than zip's usual one")
         with self._lock, self._zip.open(info) as member:
             return member.read(info.file_size)  # asked for no size, it inflates up to a GiB, whatever was declared
+
+    def sample(self, name: str) -> bytes:
+        return b""
 
     def close(self) -> None:
         self._zip.close()
@@ -141,10 +200,11 @@ def decode(data: bytes, image_size: int, channels: int, background: int) -> Tens
         if image.width * image.height > _MAX_PIXELS:
             raise ValueError(f"{image.width}x{image.height} pixels are more than {_MAX_PIXELS}")
         image.draft(None, (2 * image_size, 2 * image_size))  # a large JPEG is decoded at 1/2, 1/4 or 1/8
-        image.load()
-        with suppress(Exception):  # damaged EXIF data says nothing about the pixels
-            ImageOps.exif_transpose(image, in_place=True)
-        flat = _flatten(image, channels, background)
+        with _large if image.width * image.height > _LARGE_PIXELS else nullcontext():
+            image.load()
+            with suppress(Exception):  # damaged EXIF data says nothing about the pixels
+                ImageOps.exif_transpose(image, in_place=True)
+            flat = _flatten(image, channels, background)
     side = min(flat.size)
     left, top = (flat.width - side) // 2, (flat.height - side) // 2  # whole pixels: a crop alone must not blur
     box = (left, top, left + side, top + side)

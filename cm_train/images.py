@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .files import not_through_a_link
+
 _GAP_GREY = 90  # neither the black nor the white that images end in
 
 
@@ -44,4 +46,5 @@ def save_png(picture: Tensor, path: str | os.PathLike[str]) -> None:
 
     array = picture.permute(1, 2, 0).contiguous().cpu().numpy()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(path)
+    with open(path, "wb", opener=not_through_a_link) as file:
+        Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(file, "PNG")

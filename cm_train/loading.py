@@ -39,7 +39,7 @@ def load_resolved(
     with torch.device(device):
         denoiser = build_denoiser(manifest.denoiser, backbone)
     if made:
-        posthoc.reconstruct(folder.parent.parent, manifest.step, weights, denoiser)
+        posthoc.reconstruct(folder.parent.parent, manifest, weights, denoiser)
     else:
         checkpoint.read_weights(folder, manifest, weights, denoiser)
     return denoiser.requires_grad_(False).eval()

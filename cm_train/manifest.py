@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ from pydantic import Field
 from . import registry
 from .denoiser import DenoiserConfig
 from .errors import InputError
+from .files import may_pass, read_small, unreadable
 from .registry import MOST, Settings, shown
 
 FORMAT = 1
@@ -37,6 +37,8 @@ class Manifest(Settings):
     backbone: dict[str, Any]
     provenance: dict[str, str]  # sha256 of the teacher, fingerprint of the data set
     files: dict[str, FileEntry]
+    snapshots: list[int] | None = None  # the steps of a run's snapshots until then; None where it takes none
+    threads: int | None = None  # of each process that summed; another number adds in another order
 
 
 class DamagedCheckpoint(InputError):
@@ -63,18 +65,20 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         DamagedCheckpoint: it is missing or not a manifest.
+        InputError: it can't be read now, or has another format.
     """
     path = folder / MANIFEST
-    if not os.path.isfile(path):  # nor a pipe, which would block for ever
-        raise damaged(folder, f"{MANIFEST} is missing")
     try:
-        small = path.stat().st_size <= _MAX_MANIFEST_BYTES
-        values = json.loads(path.read_text(encoding="utf-8")) if small else None
+        values = json.loads(read_small(path, _MAX_MANIFEST_BYTES).decode("utf-8"))
         whole = isinstance(values, dict) and values.pop("sha256", None) == _digest(values)
+    except FileNotFoundError:
+        raise damaged(folder, f"{MANIFEST} is missing") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise damaged(folder, f"{MANIFEST} can't be read ({type(error).__name__})") from None
+        if isinstance(error, OSError) and may_pass(error):
+            raise unreadable(path, error) from None
+        raise damaged(folder, f"{MANIFEST} can't be read: {shown(error)}") from None
     if not isinstance(values, dict):
-        raise damaged(folder, f"{MANIFEST} is not an object of at most {_MAX_MANIFEST_BYTES} bytes")
+        raise damaged(folder, f"{MANIFEST} is not an object")
     if not whole:
         raise damaged(folder, f"{MANIFEST} does not match its own sha256")
     if values.get("format") != FORMAT:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from . import checkpoint
 from .ema import MAX_WIDTH, power_exponent
 from .errors import InputError
-from .manifest import read_manifest
+from .manifest import DamagedCheckpoint, Manifest
 from .tracking import say
 
 PREFIX = "power_"
@@ -51,29 +51,37 @@ def mixture(times: Sequence[float], widths: Sequence[float], time: float, width:
     return parts, missed.clamp(min=0).sqrt().item()
 
 
-def reconstruct(run: Path, until: int, weights: str, module: nn.Module) -> None:
-    """Load "power_<width>" into `module`, made of a run's snapshots up to the newest one not after step `until`.
+def reconstruct(run: Path, of: Manifest, weights: str, module: nn.Module) -> None:
+    """Load "power_<width>" into `module`, made of a run's snapshots up to the newest one not after a checkpoint.
+
+    Args:
+        of: the checkpoint's manifest.
 
     Raises:
-        InputError: not a width, or no snapshots.
-        DamagedCheckpoint: a snapshot is not what its manifest says.
+        InputError: not a width, no snapshots, or others than the checkpoint's manifest lists.
+        DamagedCheckpoint: a snapshot is not what its own manifest says.
     """
     width = _width(weights)
-    files: list[Path] = []
-    for folder in sorted((run / "snapshots").glob("step_[0-9]*")):
-        if read_manifest(folder).step <= until:
-            files += [folder / name for name in checkpoint.verify(folder).files]
-    if not files:
+    kept = {file for file in of.files if file.startswith(PREFIX)}
+    parts = _snapshots(run, of)
+    if not parts or not kept:
         raise InputError(f"{run} has no snapshots to make an average of", weights, "ema, raw", "train with ema=power")
-    steps = [int(file.parent.name.removeprefix("step_")) for file in files]
-    widths = [_width(file.stem) for file in files]
-    parts, error = mixture(steps, widths, max(steps), width)
+    files, steps, widths = [], [], []
+    for folder in parts:
+        manifest = checkpoint.verify(folder)
+        if manifest.step != _step(folder) or set(manifest.files) != kept:
+            raise DamagedCheckpoint(f"snapshot {folder} is of step {manifest.step}, or has other widths than the run")
+        for name in sorted(kept):
+            files.append(folder / name)
+            steps.append(manifest.step)
+            widths.append(_width(Path(name).stem))
+    shares, error = mixture(steps, widths, max(steps), width)
     if error > _LARGE_ERROR:
-        kept = ", ".join(str(w) for w in sorted(set(widths)))
-        say(f"note: {weights} can't be made well of widths {kept}: its profile is off by {error:.0%}")
+        known = ", ".join(str(w) for w in sorted(set(widths)))
+        say(f"note: {weights} can't be made well of widths {known}: its profile is off by {error:.0%}")
     # On the CPU, where files are read to, whatever device the network is on.
     total = {name: torch.zeros_like(value, device="cpu") for name, value in module.state_dict().items()}
-    for file, part in zip(files, parts.tolist(), strict=True):
+    for file, part in zip(files, shares.tolist(), strict=True):
         checkpoint.check_fits(file, module)
         for name, value in load_file(file).items():
             total[name] += part * value if value.is_floating_point() else 0
@@ -81,6 +89,29 @@ def reconstruct(run: Path, until: int, weights: str, module: nn.Module) -> None:
         for name, value in module.state_dict().items():
             if value.is_floating_point():
                 value.copy_(total[name])
+
+
+def snapshots(run: Path) -> dict[int, Path]:
+    """The snapshots that lie in a run's folder, by their steps."""
+    return {_step(folder): folder for folder in (run / "snapshots").glob("step_[0-9]*") if folder.name[5:].isdecimal()}
+
+
+def _snapshots(run: Path, of: Manifest) -> list[Path]:
+    """The folders of those that belong to a checkpoint. Raises InputError where one is gone."""
+    there = snapshots(run)
+    wanted = sorted(step for step in there if step <= of.step) if of.snapshots is None else of.snapshots
+    missing = [str(step) for step in wanted if step not in there]
+    if missing:
+        raise InputError(
+            f"snapshots of {run} that an average is made of are gone",
+            f"{len(missing)} of {len(wanted)}, of step {', '.join(missing[:3])}",
+            fix="bring them back, or use weights=ema",
+        )
+    return [there[step] for step in wanted]
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
 
 
 def _width(weights: str) -> float:

@@ -11,9 +11,14 @@ from typing import Any
 import yaml
 
 from .errors import InputError
-from .files import not_through_a_link, write_whole
+from .files import may_pass, not_through_a_link, patiently, read_small, unreadable, write_whole
 from .registry import shown
 from .tracking import complain
+
+# What a folder may hold that is no run yet: what a command leaves that is killed at once, and what systems put there.
+_NOTHING = frozenset([".lock", ".config.yaml.writing", ".DS_Store", "lost+found"])
+_PARTS = ("checkpoints", "samples", "snapshots", "tensorboard", "wandb")  # its folders
+_KEYS = frozenset(["mode", "objective", "dataset", "backbone", "noise", "steps", "seed"])  # of every run's config
 
 _MAX_CONFIG_BYTES = 1 << 18
 _MAX_CONFIG_DEPTH = 32
@@ -24,6 +29,7 @@ _PLAIN = [f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float
 # What may differ between the command that started a run and the one that resumes it.
 MAY_CHANGE = frozenset(
     [
+        "dataset.root",  # its fingerprint tells whether it is the same
         "dataset.skip_broken",
         "name",
         "run_dir",
@@ -117,6 +123,30 @@ def lock(folder: Path, what: str = "run folder", setting: str = "run_dir") -> It
         yield
 
 
+def check_ours(folder: Path) -> None:
+    """Refuse a folder that holds somebody's files and no run, and one whose parts are links out of it.
+
+    The run folder itself may be a link, to a larger disk for example. Raises InputError.
+    """
+    try:
+        names = patiently(lambda: set(os.listdir(folder)))
+    except OSError:
+        return  # there is none yet, or the lock says what is wrong with it
+    others = sorted(name for name in names - _NOTHING if not name.startswith(".nfs"))
+    stored = stored_config(folder) if others else None
+    if others and (stored is None or not set(stored) >= _KEYS):
+        found = ", ".join(shown(name) for name in others[:3]) + (", ..." if len(others) > 3 else "")
+        raise InputError(
+            f"{folder} holds other files and no run", found, "an empty folder or a run's", "set name=... or run_dir=..."
+        )
+    for name in _PARTS:
+        if os.path.islink(folder / name):
+            raise InputError(
+                f"{folder / name} is a link, which a run does not follow",
+                fix="bring the folder itself back; for a larger disk move the whole run there, and set run_dir=...",
+            )
+
+
 def _command() -> str:
     return f"({' '.join(Path(a).name for a in sys.argv[:1])} {' '.join(sys.argv[1:])})"
 
@@ -125,15 +155,16 @@ def stored_config(folder: Path) -> dict[str, Any] | None:
     """The config of the run in `folder`, or None where there is none.
 
     Raises:
-        InputError: `config.yaml` is there and is not a config.
+        InputError: `config.yaml` is there and is not a config, or can't be read now.
     """
     path = folder / "config.yaml"
     if not os.path.lexists(path):
         return None
     try:
-        small = path.is_file() and path.stat().st_size <= _MAX_CONFIG_BYTES  # a pipe would block for ever
-        values = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader) if small else None
-    except Exception:  # what is no YAML makes its reader raise nearly anything
+        values = yaml.load(read_small(path, _MAX_CONFIG_BYTES).decode("utf-8"), _PlainLoader)
+    except Exception as error:  # what is no YAML makes its reader raise nearly anything
+        if isinstance(error, OSError) and may_pass(error):
+            raise unreadable(path, error) from None
         values = None
     if not isinstance(values, dict):
         raise InputError(f"{path} is not a run's config", fix="name another run folder with name=... or run_dir=...")

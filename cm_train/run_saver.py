@@ -1,18 +1,21 @@
 """What is saved of a run as it trains, and when it must be: checkpoints, and snapshots of power-function averages."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from . import checkpoint
+from . import checkpoint, posthoc
 from .config import RunConfig
 from .distributed import World
 from .errors import TrainingFailed
 from .registry import settings
-from .saving import Saver
+from .saving import Saver, prune
 from .train_state import TrainState
 
+_MOST_REFUSED = 3  # saves in a row that may fail for want of renaming, before the run is not worth its time
 _SLOW_DISK = 100e6  # bytes a second: what a save is reckoned with until one was seen
 
 
@@ -35,8 +38,12 @@ class RunSaver:
         self._config, self._state, self._provenance, self._world = config, state, provenance, world
         num_bytes = state.weights.nbytes * (1 + len(state.averages) + 3)  # the optimizer's two moments, and a target
         expected_s = num_bytes / _SLOW_DISK
-        self._checkpoints = Saver(config.folder, config.keep, before, state.step, expected_s)
-        self._snapshots = Saver(config.folder, keep=None)
+        self._checkpoints = Saver(self._before_saving, self._after_saving, state.step, expected_s)
+        self._snapshots = Saver(after=lambda step: self._taken.append(step))
+        known = state.snapshots
+        if known is None:  # of a checkpoint that was written before they were listed
+            known = [step for step in posthoc.snapshots(config.folder) if step <= state.step]
+        self._sync, self._taken = before, known
         if world.is_main:
             self._checkpoints.prepare(state.networks(), state.rest())
             self._snapshots.prepare(self._powers(), None)
@@ -47,6 +54,11 @@ class RunSaver:
     def longest_s(self) -> float:
         """What writing a checkpoint takes at most, as far as is known; in seconds."""
         return self._checkpoints.longest_s
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether saving has been refused for good."""
+        return self._checkpoints.num_refused >= _MOST_REFUSED
 
     def save(self, must: bool) -> None:
         """Write a checkpoint: beside training, or, where it `must` be there, at once.
@@ -87,6 +99,20 @@ class RunSaver:
         self._checkpoints.close()
         self._snapshots.close()
 
+    def _before_saving(self, step: int) -> dict[str, Any]:
+        """What a checkpoint of `step` counts on is on the disk; the snapshots are named that there are until then."""
+        self._sync()
+        if self._snapshot_every is None:
+            return {}
+        self._snapshots.settle()
+        return {"snapshots": sorted({s for s in self._taken if s <= step})}
+
+    def _after_saving(self, step: int) -> None:
+        folder = self._config.folder
+        with contextlib.suppress(OSError):  # a full disk; the next save notes it too
+            checkpoint.record_save(folder, step)
+        prune(folder, self._config.keep)
+
     def _powers(self) -> dict[str, dict[str, Tensor]]:
         return {a.name: a.denoiser.state_dict() for a in self._state.averages if a.name.startswith("power_")}
 
@@ -98,4 +124,5 @@ class RunSaver:
             "denoiser": self._state.objective.denoiser.config,
             "backbone": self._config.backbone,
             "provenance": self._provenance,
+            "threads": torch.get_num_threads(),
         }

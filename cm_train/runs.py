@@ -119,6 +119,7 @@ def _train(
     from .teachers import inherit
     from .tracking import say
 
+    run_folder.check_ours(config.folder)
     with run_folder.lock(config.folder):
         newest = checkpoint.newest_manifest(config.folder)
         if config.start is not None and newest is None:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from . import cli, registry
 from .errors import InputError
+from .files import not_through_a_link
 from .registry import Settings
 
 if TYPE_CHECKING:
@@ -136,7 +137,8 @@ def _make(folder: Path) -> None:
 def _save_npz(images: "Tensor", path: Path) -> None:
     import numpy as np
 
-    np.savez(path, images.permute(0, 2, 3, 1).contiguous().numpy())  # arr_0, uint8 NHWC
+    with open(path, "wb", opener=not_through_a_link) as file:
+        np.savez(file, images.permute(0, 2, 3, 1).contiguous().numpy())  # arr_0, uint8 NHWC
 
 
 def main() -> None:

@@ -15,10 +15,17 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .checkpoint import folders, sha256_of
+from .checkpoint import folders, is_needed, sha256_of
+from .errors import InputError
 from .host_memory import HostMemory
 from .manifest import FORMAT, MANIFEST, FileEntry, Manifest, signed
 from .tracking import complain
+
+_NO_RENAMING = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV)
+
+
+class CantAppear(OSError):
+    """A checkpoint is written, and its folder can't get its name: on this file system none ever will."""
 
 
 def write(
@@ -60,7 +67,12 @@ def write(
         _fsync(beside)
         if folder.exists():  # a damaged leftover: a good one is never written twice
             shutil.rmtree(folder)
-        os.replace(beside, folder)
+        try:
+            os.replace(beside, folder)
+        except OSError as error:
+            if error.errno not in _NO_RENAMING:
+                raise
+            raise CantAppear(error.errno, f"this file system can't rename folders ({error.strerror})") from error
         _fsync(folder.parent)
     except (SafetensorError, RuntimeError) as error:  # what the two writers make of a full disk
         raise OSError(errno.EIO, str(error).splitlines()[0]) from error
@@ -86,31 +98,37 @@ def _fsync(path: Path) -> None:
 
 def prune(run: Path, keep: int) -> None:
     """Delete the oldest checkpoints of a run, leaving the newest `keep`; what can't be deleted stays for now."""
-    for folder in folders(run)[keep:]:
+    old: list[Path] = []
+    with contextlib.suppress(InputError):  # they can't be seen now
+        old = [folder for folder in folders(run)[keep:] if not is_needed(folder)]
+    for folder in old:
         with contextlib.suppress(OSError):  # under another name first: half a checkpoint must not look like one
             os.replace(folder, doomed := folder.with_name(f".{folder.name}.writing"))
             shutil.rmtree(doomed, ignore_errors=True)
 
 
 class Saver:
-    """Saves a run's checkpoints: at leisure beside training, or at once. One write at a time.
+    """Saves checkpoints: at leisure beside training, or at once. One write at a time.
 
     Args:
-        run: the run folder; keep: how many checkpoints it keeps, None where that is not this saver's business.
-        before: called ahead of each write; what it syncs is on the disk before the checkpoint appears.
+        before: called with the step ahead of each write: what it syncs is on the disk before the checkpoint appears,
+            and what it returns is in its manifest too.
+        after: called with the step once the checkpoint is there.
         saved_step: of the newest checkpoint that there is.
         expected_s: what a write may take, before one has been seen.
+
+    Attributes:
+        num_refused: how many writes in a row ended because the file system can't rename folders.
     """
 
     def __init__(
         self,
-        run: Path,
-        keep: int | None,
-        before: Callable[[], None] = lambda: None,
+        before: Callable[[int], Mapping[str, Any]] = lambda step: {},
+        after: Callable[[int], None] = lambda step: None,
         saved_step: int = 0,
         expected_s: float = 0.0,
     ):
-        self._run, self._keep, self._before = run, keep, before
+        self._before, self._after, self.num_refused = before, after, 0
         self._memory = HostMemory()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None  # why the last write failed
@@ -145,8 +163,14 @@ class Saver:
         if self._error is not None:
             raise self._error
 
+    def settle(self) -> None:
+        """Return when nothing is being written; from any thread."""
+        thread = self._thread
+        if thread is not None:
+            thread.join()
+
     def wait(self) -> None:
-        """Return when nothing is being written."""
+        """`settle`, from the thread that starts writes."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -163,6 +187,7 @@ class Saver:
                 self._write(folder, weights, state, manifest)
             except BaseException as error:  # whatever it is, who waits for this save hears of it
                 self._error = error
+                self.num_refused = self.num_refused + 1 if isinstance(error, CantAppear) else 0
                 if complaining:
                     reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
                     complain(f"could not save step {manifest['step']}: {reason}; trying again at the next save")
@@ -171,10 +196,8 @@ class Saver:
         self._thread.start()
 
     def _write(self, folder: Path, weights: Any, state: Any, manifest: dict[str, Any]) -> None:
-        began = time.monotonic()
-        self._before()
-        write(folder, weights, state, **manifest)
+        began, step = time.monotonic(), manifest["step"]
+        write(folder, weights, state, **manifest, **self._before(step))
         self.longest_s = max(self.longest_s, time.monotonic() - began)
-        self._saved_step = manifest["step"]
-        if self._keep is not None:
-            prune(self._run, self._keep)
+        self._saved_step, self.num_refused = step, 0
+        self._after(step)

@@ -16,6 +16,10 @@ _STATE_GLOBALS = re.compile(
 )
 
 
+_GETS, _PUTS = ("GET", "BINGET", "LONG_BINGET"), ("PUT", "BINPUT", "LONG_BINPUT")
+_LEAVES = ("GLOBAL", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE")  # what may stand in many places
+
+
 def read(file: Path) -> dict[str, Any]:
     """Nested dicts of tensors and numbers, on the CPU. Raises nearly anything where the file holds anything else."""
     if not os.path.isfile(file):  # nor a pipe, which would block for ever
@@ -47,10 +51,24 @@ def _check_archive(file: Path, size: int) -> None:
 
 
 def _check_pickle(pickled: bytes) -> None:
-    """Refuse a pickle that names more than tensors: torch also allows bytearray(10**12), and a set of it."""
+    """Refuse a pickle that names more than tensors, or builds more than it is long. Raises ValueError.
+
+    Torch also allows bytearray(10**12). And a container that is used twice may hold one that is used twice, and so on:
+    sixty bytes stand for a tree without end, which Python walks when it is a key of a dict.
+    """
+    before, memo = "", dict[Any, str]()
     for opcode, argument, _ in pickletools.genops(pickled):
-        if opcode.name == "GLOBAL" and not _STATE_GLOBALS.fullmatch(str(argument)):
+        name = opcode.name
+        if name == "GLOBAL" and not _STATE_GLOBALS.fullmatch(str(argument)):
             raise ValueError(f"it holds more than numbers and tensors: {argument}")
+        if name == "STACK_GLOBAL" or name == "DUP" or (name in _GETS and memo.get(argument) not in _LEAVES):
+            raise ValueError("it holds the same thing twice")
+        if name == "MEMOIZE":
+            memo[len(memo)] = before
+        elif name in _PUTS:
+            memo[argument] = before
+        else:
+            before = name
 
 
 def _num_bytes(tree: Any) -> int:

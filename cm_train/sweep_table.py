@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import checkpoint
+from .errors import InputError
 from .files import write_whole
 from .tracking import last_values, say
 from .tracking.terminal import is_quiet
@@ -39,7 +40,9 @@ class Job:
     def measure(self, metric: str | None = None) -> tuple[str, float | None]:
         """Note how far its run has come; returns the name and the value of `metric`, see `final_metric`."""
         folder = Path(os.path.expanduser(self.folder))
-        newest = checkpoint.newest_manifest(folder)
+        newest = None
+        with suppress(InputError):  # whoever trains it says so
+            newest = checkpoint.newest_manifest(folder)
         name, logged, value = final_metric(folder, metric)
         self.step = logged if newest is None else newest.step
         if value is not None:

@@ -46,7 +46,7 @@ def lead(stop: StopFlag) -> NoReturn:
     """Run the sweep, print its table, and exit with 0 if every job finished."""
     started, clock = time.time(), time.monotonic()
     os.environ.update(import_paths())  # jobs may be processes of their own
-    cli.heed_quiet()
+    cli.begin()
     try:
         overrides = _overrides(sys.argv[1:])
     except HydraException:

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def inherit(config: Any, cfg: DictConfig, train: Callable[[Any], bool], stop: St
     from .registry import settings
 
     if config.needs_teacher() and config.teacher is None:
-        home = config.folder.parent / f"{config.dataset['name']}-edm"
+        home = config.usual_teacher
         if home.resolve() == config.folder.resolve():
             raise InputError(f"{home} can't be its own teacher", fix="set teacher=..., or init=random")
         if not _teacher_ready(config, cfg, home, train, stop, swept):
@@ -70,15 +70,21 @@ def _teacher_ready(
     """Make sure of a finished teacher in `home`, of this run's data; False where its training was stopped."""
     from . import checkpoint
     from .config import read_back
-    from .errors import TrainingFailed
+    from .errors import InputError, TrainingFailed
     from .run_folder import FolderInUse
     from .tracking import say
 
+    own = checkpoint.newest_manifest(config.folder)
+    if own is not None and (known := own.provenance.get("teacher")) is not None:
+        with suppress(InputError):  # the one that this run began with is there: what became of it since is no matter
+            checkpoint.resolve_known(home, known)
+            return True
     said = False
     while not _is_finished(newest := checkpoint.newest_manifest(home), home):
         # One that was begun goes on with its own settings, whatever they were.
         teacher = _teacher_config(config, cfg, home, swept) if newest is None else read_back(home)
         _check_data(config, teacher.dataset, home)
+        teacher = teacher.model_copy(update={"dataset": {**teacher.dataset, **_root(config.dataset)}})
         # Where its curves go is this command's to say: a stored tracker must not put private pictures online unasked.
         tracking = config.tracking.model_copy(update={"tags": teacher.tracking.tags})
         teacher = teacher.model_copy(update={"name": home.name, "run_dir": str(home), "tracking": tracking})
@@ -122,11 +128,18 @@ def _check_data(config: Any, data: dict[str, Any], home: Path) -> None:
     from .errors import InputError
 
     mine, theirs = ({k: v for k, v in d.items() if k not in _NOT_DATA} for d in (config.dataset, data))
+    if "root" in theirs and not os.path.exists(os.path.expanduser(str(theirs["root"]))):  # it was moved
+        theirs |= _root(config.dataset)
     if mine != theirs:
         raise InputError(
             f"the teacher in {home} was trained on other data: {data}",
             fix="set teacher=..., or run_dir=... in a folder of its own",
         )
+
+
+def _root(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a data set lies now, where it is one that lies somewhere."""
+    return {"root": dataset["root"]} if "root" in dataset else {}
 
 
 def _teacher_config(config: Any, cfg: DictConfig, home: Path, swept: frozenset[str]) -> Any:

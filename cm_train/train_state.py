@@ -20,6 +20,7 @@ from .meters import Window
 from .objectives.base import Objective
 from .precision import LossScale
 from .registry import build, settings
+from .tracking import say
 
 
 @dataclass
@@ -42,6 +43,8 @@ class TrainState:
     def __init__(self, config: RunConfig, objective: Objective, device: torch.device, autocast: torch.dtype | None):
         self.objective, self.device = objective, device
         self.step = 0  # steps done
+        # The steps at which power-function averages were kept; None where a checkpoint doesn't know.
+        self.snapshots: list[int] | None = []
         self.is_torn = False  # whether a step has moved a part of this and failed before the rest
 
         # The denoiser's weights come first, so that averages and target follow a slice; whatever else an objective
@@ -102,7 +105,10 @@ class TrainState:
             self._load_rest(stored, world)
         except (KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise InputError(f"{folder}/state.pt does not fit this run: {error}") from None
-        self.step = manifest.step
+        self.step, self.snapshots = manifest.step, manifest.snapshots
+        if manifest.threads not in (None, torch.get_num_threads()) and world.is_main and self.device.type == "cpu":
+            now = torch.get_num_threads()
+            say(f"note: saved with {manifest.threads} threads a process, and now there are {now}: rounding differs")
 
     def _load_rest(self, stored: dict[str, Any], world: World) -> None:
         own = self.rest()

@@ -20,6 +20,8 @@ from .run_saver import RunSaver
 from .steps import Steps
 from .tracking import SilentTracker
 
+_NO_RENAMING = "its file system can't rename folders, by which checkpoints appear whole; fix: run_dir=... elsewhere"
+
 
 class Trainer(Steps):
     """Trains `objective` on what `loader` gives, in the run folder of `config`.
@@ -81,7 +83,10 @@ class Trainer(Steps):
             data, trouble = self._try_fetch()
             timed = seconds_between is not None and clock() - saved_at >= seconds_between
             reserve = longest + 2 * self.saver.longest_s
-            stop, timed, failed = self.world.any(self.should_stop(reserve), timed, bool(trouble))
+            votes = self.should_stop(reserve), timed, bool(trouble), self.saver.is_stuck
+            stop, timed, failed, stuck = self.world.any(*votes)
+            if stuck:
+                raise TrainingFailed(f"nothing can be saved in {config.folder}: {_NO_RENAMING}")
             reason = self.world.first_of(trouble) if failed else ""
             if stop or timed or failed:
                 self.saver.save(must=stop or failed)

@@ -81,19 +81,26 @@ def build_trainer(
     dataset.to(device)
     provenance = {"dataset": dataset.fingerprint()}
 
+    # Rank 0 looks, since what is damaged is renamed on the way.
+    found = world.decide(lambda: checkpoint.latest(config.folder, set_aside=True))
     teacher = None
     if config.needs_teacher():
         assert config.teacher is not None, "the command fills in the teacher"
-        path = config.teacher
-        folder, manifest = world.decide(lambda: checkpoint.resolve(path))
+        path, known = config.teacher, None if found is None else found[1].provenance.get("teacher")
+        folder, manifest = world.decide(
+            lambda: checkpoint.resolve(path) if known is None else checkpoint.resolve_known(path, known)
+        )
         teacher = world.agree(lambda: loading.load_resolved(folder, manifest, device=device))
-        provenance["teacher"] = manifest.files[f"{manifest.ema}.safetensors"].sha256
+        if world.is_main:
+            checkpoint.mark_needed(folder, config.folder)  # the teacher's own run may go on
+        provenance["teacher"] = checkpoint.averaged_sha256(manifest)
         _check_teacher(teacher, config.teacher, dataset)
         if manifest.provenance.get("dataset", provenance["dataset"]) != provenance["dataset"]:
+            if config.teacher == str(config.usual_teacher):  # nobody has chosen it
+                fix = "set teacher=..., or run_dir=... in a folder of its own"
+                raise InputError(f"the teacher in {config.teacher} was trained on other data", fix=fix)
             say(f"note: teacher {config.teacher} was trained on other data than this run's")
 
-    # Rank 0 looks, since what is damaged is renamed on the way.
-    found = world.decide(lambda: checkpoint.latest(config.folder, set_aside=True))
     if found is not None:
         recorded = found[1].provenance
         world.agree(lambda: _check_provenance(config.folder, recorded, provenance))

@@ -273,7 +273,8 @@ def test_a_checkpoint_that_may_not_be_read_is_not_a_damaged_one(tmp_path, monkey
     def denied(path):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(checkpoint, "sha256_of", denied)
+    monkeypatch.setattr(checkpoint, "_size_and_sha256", denied)
+    monkeypatch.setattr(files.time, "sleep", lambda _: None)
     with pytest.raises(InputError, match="may not be read by this user") as refused:
         checkpoint.latest(tmp_path, set_aside=True)
     assert not isinstance(refused.value, DamagedCheckpoint)

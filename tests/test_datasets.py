@@ -28,6 +28,11 @@ CONF = Path(__file__).parents[1] / "conf" / "dataset"
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
 def build(name, **values):
     return registry.build("dataset", {"name": name, **values})
 

@@ -20,7 +20,7 @@ LAYERS = [
     {"child_python", "files", "memory", "registry", "rng", "waiting"},
     {"distributed", "images", "precision", "signals", "state_file", "tracking"},
     {"gpus", "host_memory", "image_files", "meters", "rank", "run_folder"},
-    {"launching"},
+    {"fingerprint", "launching"},
     {"slurm"},
     {"noise", "distances", "lpips_distance", "ema", "optimizers", "backbones", "datasets"},
     {"compiling", "denoiser"},

@@ -112,7 +112,7 @@ def test_what_is_read_from_files_meets_no_tensor_of_another_device(build):  # no
     run(trainer)
     folder, manifest = checkpoint.resolve(trainer.config.folder)
     network = Elsewhere(trainer.objective.denoiser)
-    posthoc.reconstruct(trainer.config.folder, manifest.step, "power_0.1", network)
+    posthoc.reconstruct(trainer.config.folder, manifest, "power_0.1", network)
     made = {name: value.as_subclass(torch.Tensor).clone() for name, value in network.weights.items()}
     for weights in ("raw", "ema", "power_0.1"):
         checkpoint.read_weights(folder, manifest, weights, network)

@@ -25,6 +25,10 @@ def arguments(run, step, weights):
     return checkpoint.step_folder(run, step), dict.fromkeys(("denoiser", "ema_0.9"), weights), {}, manifest
 
 
+def of_run(run):
+    return saving.Saver(after=lambda step: saving.prune(run, 3))
+
+
 def start(saver, run, step, weights):
     folder, weights, state, manifest = arguments(run, step, weights)
     saver.start(folder, weights, state, provenance={}, **manifest)
@@ -32,7 +36,7 @@ def start(saver, run, step, weights):
 
 def test_a_background_save_holds_the_weights_of_its_moment(gate, tmp_path):
     """Training goes on, and changes the weights, while the writer has not begun."""
-    module, saver = network(0), saving.Saver(tmp_path, keep=3)
+    module, saver = network(0), of_run(tmp_path)
     start(saver, tmp_path, 1, module.state_dict())
     expected = {name: value.clone() for name, value in module.state_dict().items()}
     with torch.no_grad():
@@ -46,7 +50,7 @@ def test_a_background_save_holds_the_weights_of_its_moment(gate, tmp_path):
 
 
 def test_a_second_save_waits_for_the_first(gate, tmp_path):
-    saver, weights = saving.Saver(tmp_path, keep=3), network(0).state_dict()
+    saver, weights = of_run(tmp_path), network(0).state_dict()
     start(saver, tmp_path, 1, weights)
     threading.Timer(0.2, gate.set).start()
     start(saver, tmp_path, 2, weights)
@@ -57,7 +61,12 @@ def test_a_second_save_waits_for_the_first(gate, tmp_path):
 
 def test_what_must_be_synced_is_synced_before_the_checkpoint_appears(tmp_path):
     seen = []
-    saver = saving.Saver(tmp_path, keep=3, before=lambda: seen.append(list(tmp_path.rglob("step_*"))))
+
+    def before(step):
+        seen.append(list(tmp_path.rglob("step_*")))
+        return {}
+
+    saver = saving.Saver(before)
     start(saver, tmp_path, 1, network(0).state_dict())
     saver.wait()
     assert seen == [[]]
@@ -72,7 +81,7 @@ def test_a_failed_background_save_is_said_and_the_next_one_works(monkeypatch, tm
         write(*args, **kwargs)
 
     monkeypatch.setattr(saving, "write", sometimes)
-    saver, weights = saving.Saver(tmp_path, keep=3), network(0).state_dict()
+    saver, weights = of_run(tmp_path), network(0).state_dict()
     start(saver, tmp_path, 1, weights)
     start(saver, tmp_path, 2, weights)
     saver.wait()
@@ -81,7 +90,7 @@ def test_a_failed_background_save_is_said_and_the_next_one_works(monkeypatch, tm
 
 
 def test_now_does_not_write_the_same_step_twice(monkeypatch, tmp_path):
-    saver, weights = saving.Saver(tmp_path, keep=3), network(0).state_dict()
+    saver, weights = of_run(tmp_path), network(0).state_dict()
     start(saver, tmp_path, 1, weights)
     saver.wait()
     monkeypatch.setattr(saving, "write", lambda *_, **__: pytest.fail("written again"))
@@ -92,10 +101,10 @@ def test_now_does_not_write_the_same_step_twice(monkeypatch, tmp_path):
 def test_a_save_that_must_be_there_tells_of_any_error(tmp_path, capsys):
     """A writer that dies of something else than the disk must not look like one that is done."""
 
-    def broken():
+    def broken(step):
         raise MemoryError("no room for the metrics")
 
-    saver, weights = saving.Saver(tmp_path, keep=3, before=broken), network(0).state_dict()
+    saver, weights = saving.Saver(before=broken), network(0).state_dict()
     folder, weights, state, manifest = arguments(tmp_path, 1, weights)
     with pytest.raises(MemoryError):
         saver.now(folder, weights, state, provenance={}, **manifest)

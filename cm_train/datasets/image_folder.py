@@ -1,6 +1,5 @@
 """Any folder or zip of images as a data set: nested, of mixed formats, modes and sizes."""
 
-import hashlib
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from .. import fingerprint
 from ..errors import InputError
+from ..files import may_pass, patiently, unreadable
 from ..image_files import SUFFIXES, decode, open_files, reason
 from ..registry import Settings, register
 from ..tracking import progress
@@ -75,14 +76,12 @@ class ImageFolder(Dataset):
         return self
 
     def fingerprint(self) -> str:
-        """A sha256 in hex: of pixels and labels where they are in memory, else of names, sizes and settings."""
+        """A sha256 in hex: of pixels and labels where they are in memory, else of files and settings."""
         if self._held is not None:
             return self._held.fingerprint()
         c = self.config
-        digest = hashlib.sha256(repr((c.image_size, c.channels, c.conditional, c.background)).encode())
-        for name in self._names:
-            digest.update(repr((name, self._files.identities[name])).encode())
-        return digest.hexdigest()
+        settings = c.image_size, c.channels, c.conditional, c.background
+        return fingerprint.of_files(self._files, self._names, settings, self._pool)
 
     def _decode_all(self) -> InMemory:
         images = torch.empty(len(self._names), self.channels, self.image_size, self.image_size, dtype=torch.uint8)
@@ -126,8 +125,11 @@ class ImageFolder(Dataset):
         """Image i, uint8 [C, S, S]; None where it is broken and may be skipped."""
         name, c = self._names[i], self.config
         try:
-            return decode(self._files.read(name), c.image_size, c.channels, c.background)
+            data = patiently(lambda: self._files.read(name))
+            return decode(data, c.image_size, c.channels, c.background)
         except Exception as error:  # a bad file makes Pillow raise nearly anything
+            if isinstance(error, OSError) and may_pass(error):  # which says nothing about the image
+                raise unreadable(f"image {name!r} in {c.root}", error) from None
             self._broken[name] = reason(error)
             if c.skip_broken:
                 return None

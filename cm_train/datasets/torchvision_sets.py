@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from ..errors import InputError
+from ..files import may_pass, patiently, unreadable
 from ..registry import Settings, register
 from ..tracking import watched
 from .base import InMemory
@@ -52,11 +53,13 @@ class _TorchvisionSet(InMemory):
             with watched(root / self.folder, self.source), _one_at_a_time(root, config.download), _quiet():
                 # Archives that are all there need no network, so they are unpacked whether or not it may be used.
                 ready = config.download or all(check_integrity(path, md5) for path, md5 in archives.items())
-                found = cls(str(root), train=config.split == "train", download=ready)
+                found = patiently(lambda: cls(str(root), train=config.split == "train", download=ready))
             images, labels = torch.as_tensor(found.data), torch.as_tensor(found.targets, dtype=torch.int64)
             if not 0 < len(images) == len(labels):
                 raise ValueError(f"{len(images)} images, {len(labels)} labels")
         except Exception as error:  # a bad file makes torchvision raise nearly anything
+            if isinstance(error, OSError) and may_pass(error):
+                raise unreadable(root, error) from None
             raise self._explain(cls, root, archives, config.download, error) from error
         images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
         super().__init__(images, labels if config.conditional else None, list(found.classes), config.hflip)

@@ -9,30 +9,43 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files import not_through_a_link, write_whole
+from ..errors import InputError
+from ..files import not_through_a_link, patiently, write_whole
 
 _TAIL_BYTES = 1 << 20  # of a file, for its last lines
 
 
 class MetricsFile:
-    """The open file of a run that starts at `step`."""
+    """The open file of a run that starts at `step`. Raises InputError where it can't be one."""
 
     def __init__(self, path: Path, step: int):
-        kept = b"".join(self._lines_until(path, step)) if path.exists() else b""
-        if not path.exists() or path.read_bytes() != kept:
-            write_whole(path, kept)
-        self._file = open(path, "ab", buffering=0, opener=not_through_a_link)  # noqa: SIM115 - open as long as the run
+        try:
+            found = patiently(lambda: self._content(path))
+            kept = b"".join(self._lines_until(found or b"", step))
+            if found != kept:
+                write_whole(path, kept)
+            self._file = open(path, "ab", buffering=0, opener=not_through_a_link)  # noqa: SIM115 - as long as the run
+        except OSError as error:
+            raise InputError(f"can't write {path}: {error.strerror}", fix="look what it is, and move it away") from None
         self._lock = threading.Lock()
         self._waiting = b""  # lines that a full disk did not take yet
 
     @staticmethod
-    def _lines_until(path: Path, step: int) -> list[bytes]:
+    def _content(path: Path) -> bytes | None:
+        try:
+            with open(path, "rb", opener=not_through_a_link) as file:
+                return file.read()
+        except FileNotFoundError:
+            return None
+
+    @staticmethod
+    def _lines_until(content: bytes, step: int) -> list[bytes]:
         lines = []
-        for line in path.read_bytes().splitlines(keepends=True):
+        for line in content.splitlines(keepends=True):
             try:
                 if not line.endswith(b"\n") or json.loads(line)["step"] > step:
                     break
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 break  # torn by a crash; whatever follows is later than any checkpoint
             lines.append(line)
         return lines
@@ -72,6 +85,8 @@ def last_values(path: Path) -> dict[str, float]:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
             lines = file.read().splitlines()
         for line in lines:
-            with contextlib.suppress(ValueError, AttributeError):  # torn by a crash, or by where reading began
+            with contextlib.suppress(
+                ValueError, AttributeError, RecursionError
+            ):  # torn by a crash, or by where reading began
                 found |= {k: v for k, v in json.loads(line).items() if isinstance(v, int | float)}
     return found

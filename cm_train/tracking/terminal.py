@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ..errors import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
@@ -60,7 +62,7 @@ def put(text: str, console: "Console") -> None:
     """One line of plain text on `console`."""
     with contextlib.suppress(OSError, SystemExit):  # a full disk or a closed pipe behind stderr must not end a run
         label = f"[{os.environ[_LABEL]}] " if is_shared() else ""
-        console.print(label + text, highlight=False, markup=False, soft_wrap=True)
+        console.print(printable(label + text), highlight=False, markup=False, soft_wrap=True)
 
 
 def restore_cursor() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files import not_through_a_link
+from ..files import not_through_a_link, read_small
 from .base import Backend
 from .config import TrackingConfig
 from .terminal import say
@@ -102,4 +102,4 @@ def _identity(file: Path) -> str:
         chosen = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
         with open(file, "w", opener=not_through_a_link) as new:
             new.write(chosen or secrets.token_hex(4))
-    return file.read_text().strip()
+    return read_small(file, 256).decode().strip()

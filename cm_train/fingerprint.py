@@ -1,0 +1,68 @@
+"""What tells one set of image files from another, without decoding any."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from concurrent.futures import Executor
+from contextlib import suppress
+from pathlib import Path
+
+from .files import patiently, read_small, unreadable, write_whole
+from .image_files import ImageFiles
+from .tracking import progress
+
+_CHUNK = 256  # files a thread looks at in one go
+
+
+def of_files(files: ImageFiles, names: list[str], settings: object, pool: Executor) -> str:
+    """A sha256 in hex of names, sizes, settings and a sample of each file's bytes.
+
+    The bytes are looked at once, and remembered in the user's cache for as long as no file is written to.
+
+    Args:
+        names: of `files`, in the order that matters.
+        settings: what else makes a difference, as its repr shows it.
+
+    Raises:
+        InputError: a file can't be read now.
+    """
+    listed = hashlib.sha256(repr(settings).encode())
+    for name in names:
+        listed.update(repr((name, files.identities[name])).encode())
+    if not files.stamps:
+        return listed.hexdigest()
+    stamped = listed.copy()
+    for name in names:
+        stamped.update(f"{files.stamps[name]} ".encode())
+    known = _cache() / stamped.hexdigest()
+    with suppress(OSError, ValueError):
+        if len(digest := read_small(known, 64).decode("ascii")) == 64:
+            return digest
+    listed.update(_sampled(files, names, pool))
+    with suppress(OSError):  # it is no more than a shortcut
+        known.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(known, listed.hexdigest().encode())
+    return listed.hexdigest()
+
+
+def _sampled(files: ImageFiles, names: list[str], pool: Executor) -> bytes:
+    def digest(chunk: Iterable[str]) -> bytes:
+        sums = hashlib.sha256()
+        for name in chunk:
+            try:
+                sums.update(hashlib.sha256(patiently(lambda name=name: files.sample(name))).digest())  # type: ignore[misc]
+            except OSError as error:
+                raise unreadable(name, error) from None
+        return sums.digest()
+
+    chunks = [names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK)]
+    whole = hashlib.sha256()
+    with progress(len(names), "looking at images") as bar:
+        for chunk, part in zip(chunks, pool.map(digest, chunks), strict=True):
+            whole.update(part)
+            bar.advance(len(chunk))
+    return whole.digest()
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cm-train" / "fingerprints"
