@@ -5,12 +5,11 @@ import unicodedata
 
 def printable(text: str) -> str:
     """`text` with every character written out that a terminal would obey, or that can't be encoded."""
-    if text.isprintable():
-        return text
-    return "".join(
-        c.encode("unicode_escape").decode() if unicodedata.category(c)[0] == "C" and c not in "\n\t" else c
-        for c in text
-    )
+    return text if text.isprintable() else "".join(map(_printable, text))
+
+
+def _printable(c: str) -> str:
+    return c.encode("unicode_escape").decode() if unicodedata.category(c)[0] == "C" and c not in "\n\t" else c
 
 
 class InputError(ValueError):

@@ -50,7 +50,7 @@ def _sampled(files: ImageFiles, names: list[str], pool: Executor) -> bytes:
         sums = hashlib.sha256()
         for name in chunk:
             try:
-                sums.update(hashlib.sha256(patiently(lambda name=name: files.sample(name))).digest())  # type: ignore[misc]
+                sums.update(hashlib.sha256(patiently(lambda: files.sample(name))).digest())  # noqa: B023 - called at once
             except OSError as error:
                 raise unreadable(name, error) from None
         return sums.digest()

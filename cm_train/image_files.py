@@ -93,7 +93,7 @@ class _Folder:
             visits[real] += 1
             if visits[real] > _MAX_VISITS:
                 raise InputError(f"links lead to {real} more than {_MAX_VISITS} times", fix="remove some of them")
-            for entry in patiently(lambda folder=folder: _entries(folder)):  # type: ignore[misc]
+            for entry in patiently(lambda: _entries(folder)):  # noqa: B023 - called at once
                 path, found = [*parts, entry.name], _stat(entry.path)
                 if found is not None and stat.S_ISDIR(found.st_mode):
                     todo.append((path, above | {real}))

@@ -83,6 +83,9 @@ def build_trainer(
 
     # Rank 0 looks, since what is damaged is renamed on the way.
     found = world.decide(lambda: checkpoint.latest(config.folder, set_aside=True))
+    if found is not None:
+        recorded = found[1].provenance
+        world.agree(lambda: _check_data(config.folder, recorded, provenance))
     teacher = None
     if config.needs_teacher():
         assert config.teacher is not None, "the command fills in the teacher"
@@ -100,10 +103,6 @@ def build_trainer(
                 fix = "set teacher=..., or run_dir=... in a folder of its own"
                 raise InputError(f"the teacher in {config.teacher} was trained on other data", fix=fix)
             say(f"note: teacher {config.teacher} was trained on other data than this run's")
-
-    if found is not None:
-        recorded = found[1].provenance
-        world.agree(lambda: _check_provenance(config.folder, recorded, provenance))
 
     resumed = None if found is None else found[1].denoiser
     settings = world.agree(lambda: student_config(config, dataset, teacher, resumed))
@@ -170,11 +169,10 @@ def check_divides(config: RunConfig, ranks: int) -> None:
         )
 
 
-def _check_provenance(folder: Path, recorded: dict[str, str], found: dict[str, str]) -> None:
-    changed = [name for name in recorded if recorded[name] != found.get(name)]
-    if changed:
+def _check_data(folder: Path, recorded: dict[str, str], found: dict[str, str]) -> None:
+    if recorded.get("dataset") != found["dataset"]:
         raise InputError(
-            f"the {' and '.join(changed)} of {folder} changed since the run began",
+            f"the dataset of {folder} changed since the run began",
             fix="bring the old one back, or start a run of its own with name=...",
         )
 

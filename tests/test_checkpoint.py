@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cm_train import checkpoint, loading, saving
+from cm_train import checkpoint, files, loading, saving
 from cm_train.denoiser import DenoiserConfig, build_denoiser
 from cm_train.errors import InputError
 from cm_train.manifest import DamagedCheckpoint, signed
@@ -270,7 +270,7 @@ def test_a_checkpoint_that_may_not_be_read_is_not_a_damaged_one(tmp_path, monkey
     for step in (1, 2):
         write(tmp_path, step)
 
-    def denied(path):
+    def denied(path, size):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(checkpoint, "_size_and_sha256", denied)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..files import not_through_a_link, patiently, write_whole
+from ..files import not_through_a_link, patiently
 
+_MOST_BYTES = 1 << 20  # of one line
 _TAIL_BYTES = 1 << 20  # of a file, for its last lines
 
 
@@ -20,35 +21,12 @@ class MetricsFile:
 
     def __init__(self, path: Path, step: int):
         try:
-            found = patiently(lambda: self._content(path))
-            kept = b"".join(self._lines_until(found or b"", step))
-            if found != kept:
-                write_whole(path, kept)
+            patiently(lambda: _cut(path, step))
             self._file = open(path, "ab", buffering=0, opener=not_through_a_link)  # noqa: SIM115 - as long as the run
         except OSError as error:
             raise InputError(f"can't write {path}: {error.strerror}", fix="look what it is, and move it away") from None
         self._lock = threading.Lock()
         self._waiting = b""  # lines that a full disk did not take yet
-
-    @staticmethod
-    def _content(path: Path) -> bytes | None:
-        try:
-            with open(path, "rb", opener=not_through_a_link) as file:
-                return file.read()
-        except FileNotFoundError:
-            return None
-
-    @staticmethod
-    def _lines_until(content: bytes, step: int) -> list[bytes]:
-        lines = []
-        for line in content.splitlines(keepends=True):
-            try:
-                if not line.endswith(b"\n") or json.loads(line)["step"] > step:
-                    break
-            except (ValueError, KeyError, TypeError, RecursionError):
-                break  # torn by a crash; whatever follows is later than any checkpoint
-            lines.append(line)
-        return lines
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append one line, whole or not yet. Raises OSError on a full disk; the next call tries again."""
@@ -75,6 +53,21 @@ class MetricsFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _cut(path: Path, step: int) -> None:
+    """Leave the lines until `step`, and nothing after one that is torn: that is later than any checkpoint."""
+    with contextlib.suppress(FileNotFoundError), open(path, "r+b", opener=not_through_a_link) as file:
+        kept = 0
+        while line := file.readline(_MOST_BYTES):
+            try:
+                if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                    break
+            except (ValueError, KeyError, TypeError, RecursionError):
+                break
+            kept += len(line)
+        file.truncate(kept)
+        os.fsync(file.fileno())
 
 
 def last_values(path: Path) -> dict[str, float]:
