@@ -128,7 +128,7 @@ def test_tensorboard_that_is_not_installed_is_told_before_a_teacher_trains(tmp_p
 
 def test_tensorboard_that_cannot_write_ends_no_run(command, tmp_path):
     run = tmp_path / "runs" / "digits-ict"
-    run.mkdir(parents=True)
+    assert command("train", "mode=ict", *TINY, "steps=2", "schedule_steps=6").returncode == 0
     (run / "tensorboard").write_text("in the way")
     done = command("train", "mode=ict", *TINY[1:], "tracking=tensorboard")
     assert done.returncode == 0, done.stderr
