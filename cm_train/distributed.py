@@ -1,7 +1,10 @@
 """Ranks: who this process is among them, what they agree on, and what they make of one that is gone."""
 
+import fcntl
 import gc
 import os
+import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -141,6 +144,8 @@ class World:
 
     def lost(self, reason: str) -> RankLost:
         """What to raise when other ranks are silent; `reason` where none of them can be named."""
+        if self.store is None:
+            return RankLost(f"rank {self.rank} of {self.size} did not meet the others: {reason}", self.local_rank == 0)
         missing = set(range(self.size))
         with suppress(Exception):  # where the store's own host is gone, nobody can be asked
             self.store.set(f"here-{self.rank}", "1")
@@ -204,14 +209,28 @@ def joined(give_up: Callable[[RankLost], Any]) -> Iterator[World]:
     dist.destroy_process_group()
 
 
+def _address(interface: str) -> str:
+    """The IPv4 address of one of this machine's interfaces. Raises OSError where it has none."""
+    get_address = 0x8915  # SIOCGIFADDR of linux/sockios.h
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        found = fcntl.ioctl(any_socket, get_address, struct.pack("256s", interface.encode()[:15]))
+    return socket.inet_ntoa(found[20:24])
+
+
 def _store(rank: int, size: int, patience: timedelta) -> Any:
     """Where the ranks meet. Raises RankLost where they don't."""
     if STORE in os.environ:
         return dist.FileStore(os.environ[STORE], size)
+    host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    interface, of_torchrun = os.environ.get("GLOO_SOCKET_IFNAME"), "TORCHELASTIC_RUN_ID" in os.environ
     try:
-        store, *_ = next(dist.rendezvous("env://", timeout=patience))
-    except dist.DistError as error:
-        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        if rank == 0 and interface and not of_torchrun:  # else it would listen on every address of this machine
+            held = socket.create_server((_address(interface), int(port)))
+            store = dist.TCPStore(host, int(port), size, True, patience, False, True, held.detach())
+        else:
+            store, *_ = next(dist.rendezvous("env://", timeout=patience))
+    except (dist.DistError, OSError) as error:
+        where = f"{host}:{port}"
         reason = str(error).splitlines()[0]
         speaks = os.environ.get("LOCAL_RANK", "0") == "0"
         raise RankLost(f"the nodes did not meet at {where}: {reason}", speaks) from error

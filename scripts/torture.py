@@ -38,6 +38,7 @@ MODES = {
     "ict": BACKBONE,
 }
 PATIENCE_S = 180.0  # for anything: a run that takes longer hangs
+HANGING_S = 10.0  # what the ranks of these runs take for one that hangs
 SIGNAL_S = 30.0
 
 
@@ -74,6 +75,7 @@ class Run:
         """The command, in a process group of its own."""
         options = [*SMALL, *MODES[self.mode], f"name={self.name}", f"devices={self.ranks}"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0"}
+        environment["CM_TRAIN_PATIENCE_S"] = str(HANGING_S)
         argv = [sys.executable, "-m", "cm_train.train", f"mode={self.mode}", *options]
         log = open(self.home / f"{self.name}.log", "ab")  # noqa: SIM115 - the process owns it
         return subprocess.Popen(argv, cwd=self.home, env=environment, stderr=log, stdout=log, start_new_session=True)
@@ -195,6 +197,66 @@ def send(number: signal.Signals) -> Harm:
     return harm
 
 
+def send_two(run: Run, moment: random.Random) -> bool:
+    """SIGTERM and SIGINT at once, as wrappers and terminals send them: that is one wish to stop."""
+    process = run.start()
+    while process.poll() is None and not catches(process.pid, signal.SIGINT):
+        time.sleep(0.01)
+    run.wait_for_a_moment(process, moment)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process.send_signal(number)
+    code = wait(process, SIGNAL_S)
+    if code not in (3, 0) or (code == 0 and run.steps_saved()[-1:] != [STEPS]):
+        raise Lost(f"exit code {code} after two signals: {run.last_words()}")
+    return code == 3
+
+
+def suspend(run: Run, moment: random.Random) -> bool:
+    """Stop every process for longer than ranks wait for each other, then let them go on: nothing may end."""
+    process = run.start()
+    run.wait_for_a_moment(process, moment)
+    everyone = [process.pid, *ranks_of(process)]
+    try:
+        for pid in everyone:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(1.5 * HANGING_S)
+        for pid in reversed(everyone):
+            os.kill(pid, signal.SIGCONT)
+    except ProcessLookupError:  # it had just ended
+        wait(process)
+        return False
+    if code := wait(process):
+        raise Lost(f"exit code {code} after it was suspended: {run.last_words()}")
+    return True
+
+
+def hide_checkpoints(run: Run, moment: random.Random) -> bool:
+    """Kill, put the checkpoints out of sight, and start: that is refused and empties nothing; then bring them back."""
+    process = run.start()
+    while process.poll() is None and len(run.steps_saved()) < 2:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    time.sleep(0.5)
+    home, away, log = run.folder / "checkpoints", run.home / f"{run.name}-away", run.folder / "metrics.jsonl"
+    os.rename(home, away)
+    how = moment.choice(["empty", "gone", "a link to nothing"])
+    if how == "empty":
+        home.mkdir()
+    elif how == "a link to nothing":
+        home.symlink_to(run.home / "nowhere")
+    before = log.read_bytes()
+    code = wait(run.start())
+    if code != 2 or log.read_bytes() != before:
+        raise Lost(f"exit code {code} where the checkpoints were {how}: {run.last_words()}")
+    if home.is_symlink():
+        home.unlink()
+    elif home.exists():
+        home.rmdir()
+    os.rename(away, home)
+    return True
+
+
 def flip_bit(run: Run, moment: random.Random) -> bool:
     """Kill, then change one bit of the newest checkpoint; the one before must take its place."""
     process = run.start()
@@ -246,6 +308,10 @@ HARMS: dict[str, tuple[Harm, tuple[int, ...]]] = {
     "SIGINT": (send(signal.SIGINT), (1, 2)),
     "SIGUSR1": (send(signal.SIGUSR1), (1, 2)),
     "SIGHUP": (send(signal.SIGHUP), (1, 2)),
+    "SIGXCPU": (send(signal.SIGXCPU), (1, 2)),
+    "SIGTERM and SIGINT at once": (send_two, (1, 2)),
+    "every process suspended for a while": (suspend, (2, 3)),
+    "checkpoints out of sight": (hide_checkpoints, (1, 2)),
     "a bit flipped in the newest checkpoint": (flip_bit, (1, 2)),
     "the disk full for a while": (fill_disk, (1, 2)),
 }

@@ -17,8 +17,8 @@ def test_torture_loses_nothing():
     done = subprocess.run(argv, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     counts = re.findall(r"│ (\d+) +│ (\d+) +│ (\d+) +│", done.stdout)
-    assert len(counts) == 8
+    assert len(counts) == 12
     assert all(survived == tried and lost == "0" for tried, survived, lost in counts)
-    assert sum(int(tried) for tried, _, _ in counts) >= 7, (
+    assert sum(int(tried) for tried, _, _ in counts) >= 11, (
         "the full disk needs the right to mount one, the rest nothing"
     )
