@@ -22,7 +22,7 @@ from pathlib import Path
 
 import yaml
 
-from cm_train import sample, train
+from cm_train import generation, sample, train, worker  # noqa: F401 - two here rather than in every child
 from cm_train.manifest import signed
 from conftest import TINY
 
@@ -69,13 +69,9 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
             yield f"config {key}={str(value)[:12]!r}", lambda k=key, v=value: in_config(k, v)
     for name in NAMES:
         yield f"a checkpoint called {name!r}", lambda name=name: shutil.copytree(NEWEST, NEWEST.with_name(name))
-    tuples = b"}()q\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"K\x01u"
-    for what, pickled in {
-        "deep lists": b"]" * 100_000 + b"a" * 99_999,
-        "a tree": tuples,
-        "dup": b")" + b"2\x86" * 60,
-    }.items():
-        yield f"a state of {what}", lambda pickled=pickled: in_state(pickled)
+    yield "a state of deep lists", lambda: in_state(b"]" * 100_000 + b"a" * 99_999)
+    yield "a state of a tree", lambda: in_state(b"}()q\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"K\x01u")
+    yield "a state of duplicates", lambda: in_state(b")" + b"2\x86" * 60)
 
 
 def put(path: Path, make: Callable[[Path], object]) -> None:
