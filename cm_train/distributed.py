@@ -22,6 +22,7 @@ from .waiting import Watch
 PATIENCE_S = 1800.0
 STORE = "CM_TRAIN_STORE"  # the environment's name for the file where ranks of one machine meet
 _ROLL_CALL_S = 5.0
+_EXCHANGED_BYTES = 1 << 28  # of each rank, in one go
 _FOR_EVER = timedelta(days=100)  # the libraries' timeout, where `Watch` looks at the clock
 
 T = TypeVar("T")
@@ -122,6 +123,17 @@ class World:
         with self.waiting():
             dist.gather_object(values, parts, dst=0, group=self.host_group)
         return values if parts is None else torch.cat(parts)
+
+    def exchange_(self, rows: torch.Tensor) -> None:
+        """Give every rank all rows of a CPU tensor [N, ...], of which each has its own N / size in their place."""
+        if self.size == 1:
+            return
+        parts = list(rows.chunk(self.size))
+        each = max(1, _EXCHANGED_BYTES // max(1, rows[0].nbytes))  # rows at once
+        for start in range(0, len(parts[0]), each):
+            some = [part[start : start + each] for part in parts]
+            with self.waiting():
+                dist.all_gather(some, some[self.rank].clone(), group=self.host_group)
 
     def from_main(self, value: Any) -> Any:
         """What rank 0 holds, on every rank."""

@@ -77,7 +77,8 @@ def build_trainer(
     """Data, networks, objective and trainer of a run, resumed where the folder holds a checkpoint."""
     check_divides(config, world.size)
     device = world.device
-    dataset = world.agree(lambda: registry.build("dataset", config.dataset))
+    dataset = world.agree(lambda: registry.build("dataset", config.dataset, world))
+    dataset.load()
     dataset.to(device)
     provenance = {"dataset": dataset.fingerprint()}
 

@@ -226,6 +226,25 @@ MUTANTS = [Mutant(*row) for row in (
      "a checkpoint of a step that memory ran out in the middle of"),
     ("sums-on-device", "cm_train/posthoc.py", 'torch.zeros_like(value, device="cpu")', "torch.zeros_like(value)",
      "tests/test_posthoc.py", "files' tensors added to those of a GPU"),
+    # --------------------------------------------------------------------------------------- runs, folders and machines
+    ("saves-forgotten", "cm_train/checkpoint.py", "if os.path.lexists(run / _RECORD):", "if False:",
+     "tests/test_harm.py", "a run whose checkpoints are out of sight starts over"),
+    ("passing-is-damage", "cm_train/files.py", "return isinstance(error, OSError) and error.errno in _PASSING",
+     "return False", "tests/test_harm.py", "a disk that falters for a moment has damaged a checkpoint"),
+    ("foreign-folder", "cm_train/run_folder.py", "if others and (stored is None or not _KEYS <= set(stored)):", "if False:",
+     "tests/test_harm.py", "a run on top of somebody's project"),
+    ("links-followed", "cm_train/run_folder.py", "if os.path.islink(folder / name):", "if False:",
+     "tests/test_harm.py", "writing and pruning where a stranger's link leads"),
+    ("used-twice", "cm_train/state_file.py", "memo.get(argument) not in _LEAVES", "False",
+     "tests/test_harm.py", "a few hundred bytes that stand for a tree without end"),
+    ("heard-by-all", "cm_train/launching.py", "**_loopback()", "", "tests/test_ddp.py",
+     "ranks of one machine that the whole network can talk to"),
+    ("asleep-is-hung", "cm_train/waiting.py", "min(now - then, 2 * tick)", "now - then", "tests/test_ddp.py",
+     "a suspended job counts as one that hangs"),
+    ("stale-snapshots", "cm_train/posthoc.py", "if of.snapshots is None else of.snapshots", "if True else of.snapshots",
+     "tests/test_harm.py", "averages made of snapshots of another past"),
+    ("needed-pruned", "cm_train/saving.py", "if not is_needed(folder)", "if True", "tests/test_harm.py",
+     "a teacher's run deletes what its student goes on with"),
 )]
 # fmt: on
 

@@ -154,6 +154,45 @@ def test_an_image_that_one_rank_cannot_read_ends_all_with_everything_saved(comma
     assert f"resuming at step {int(saved.name.removeprefix('step_'))}" in done.stderr
 
 
+COUNTING = """
+import os
+from cm_train import worker
+from cm_train.datasets import image_folder
+decode, count = image_folder.decode, []
+def counted(*args):
+    count.append(1)
+    return decode(*args)
+image_folder.decode = counted
+build = worker.build_trainer
+def built(*args):
+    trainer = build(*args)
+    open(f"decoded-{os.environ['RANK']}", "w").write(str(len(count)))
+    return trainer
+worker.build_trainer = built
+worker.main()
+"""
+
+
+def test_ranks_share_the_decoding_of_a_set_that_memory_holds(command, tmp_path):
+    broken_photos(tmp_path / "photos", 201, broken=[77, 200])
+    options = ["mode=ict", "dataset=image_folder", "dataset.root=photos", "dataset.image_size=8", "backbone=unet_xs"]
+    options += [*TINY, "dataset.skip_broken=true", "schedule_steps=6"]
+    for name, steps in (("one", 6), ("two", 1)):
+        assert command("train", *options, f"steps={steps}", f"name={name}").returncode == 0
+    stored = tmp_path / "runs" / "two" / "config.yaml"
+    stored.write_text(stored.read_text().replace("steps: 1\n", "steps: 6\n", 1))
+    (tmp_path / "counting.py").write_text(COUNTING)
+    code = "from cm_train import launching, signals; import sys; "
+    code += "sys.exit(launching.launch(2, 'counting', 'runs/two', signals.StopFlag())[0])"
+    env = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr  # a resume: it is the same data set as one process has decoded
+    assert [int((tmp_path / f"decoded-{rank}").read_text()) for rank in (0, 1)] == [101, 100]
+    assert done.stderr.count("left out 2 of 201 images, e.g. '077.png'") == 1, done.stderr
+    one, two = (rows(tmp_path / "runs" / name)[-1]["loss"] for name in ("one", "two"))
+    assert two == pytest.approx(one, rel=1e-3)
+
+
 def test_all_checkpoints_damaged_is_one_line_on_ranks_too(command, tmp_path):
     assert command("train", "mode=ict", *TINY).returncode == 0
     for state in (tmp_path / "runs" / "digits-ict" / "checkpoints").glob("*/state.pt"):

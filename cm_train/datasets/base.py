@@ -15,7 +15,7 @@ _SIGMA_PIXELS = 2**22  # values looked at in one go, so that a set that is decod
 
 
 class Dataset(ABC):
-    """Square uint8 images of one size, addressed by index.
+    """Square uint8 images of one size, addressed by index. Built as `cls(config, world)`.
 
     Attributes:
         image_size: height and width in pixels.
@@ -32,6 +32,13 @@ class Dataset(ABC):
     hflip: bool
     lazy: bool = False
     device: torch.device = torch.device("cpu")
+
+    def load(self) -> None:  # noqa: B027 - most sets have nothing left to read
+        """Share the reading with the other ranks, which call this too, where building has left it to do.
+
+        Raises:
+            InputError: an image can't be read, on every rank where that happens to one.
+        """
 
     @property
     def num_classes(self) -> int:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from .. import rng
+from ..distributed import ALONE, World
 from ..errors import InputError
 from ..registry import Settings, register
 from .base import InMemory
@@ -30,7 +31,7 @@ class Digits(InMemory):
         conditional: bool = False
         hflip: bool = False
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, world: World = ALONE):
         table = torch.from_numpy(_read())  # [N, 65]
         order = rng.permutation(0, "digits", 0, _NUM)
         part = {"all": order, "train": order[_NUM_TEST:], "test": order[:_NUM_TEST]}[config.split].sort().values

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from .. import fingerprint
+from ..distributed import ALONE, World
 from ..errors import InputError
 from ..files import may_pass, patiently, unreadable
 from ..image_files import SUFFIXES, decode, open_files, reason
@@ -24,6 +25,8 @@ _CHUNK = 32  # images a thread decodes in one go
 @register("dataset", "image_folder")
 class ImageFolder(Dataset):
     """Every image below `root`, scaled by its short side and cropped to the central square.
+
+    Alone it is ready when it is built; ranks of one run `load` it together, each decoding its share.
 
     Raises:
         InputError: no such folder or zip, no images in it, no class folders where labels are wanted, or an image
@@ -40,11 +43,11 @@ class ImageFolder(Dataset):
         skip_broken: bool = False  # leave out what can't be decoded, with a warning
         memory_gb: Annotated[float, Field(ge=0)] = 4.0  # larger sets (decoded, in 1e9 bytes) are decoded on the fly
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, world: World = ALONE):
         from PIL import Image
 
         Image.init()  # here, since loading Pillow's plugins is not made for threads
-        self.config = config
+        self.config, self._world = config, world
         self.image_size, self.channels, self.hflip = config.image_size, config.channels, config.hflip
         self._files = open_files(config.root)
         self._names = sorted(self._files.identities)
@@ -57,7 +60,13 @@ class ImageFolder(Dataset):
         self._broken: dict[str, str] = {}
         self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
         self.lazy = len(self._names) * self.channels * self.image_size**2 > config.memory_gb * 1e9
-        self._held = None if self.lazy else self._decode_all()
+        self._held: InMemory | None = None
+        if world.size == 1:
+            self.load()
+
+    def load(self) -> None:
+        if not self.lazy and self._held is None:
+            self._held = self._decode_all()
 
     def __len__(self) -> int:
         return len(self._names) if self._held is None else len(self._held)
@@ -84,29 +93,37 @@ class ImageFolder(Dataset):
         return fingerprint.of_files(self._files, self._names, settings, self._pool)
 
     def _decode_all(self) -> InMemory:
-        images = torch.empty(len(self._names), self.channels, self.image_size, self.image_size, dtype=torch.uint8)
-        whole = torch.zeros(len(self._names), dtype=torch.bool)
+        world, num = self._world, len(self._names)
+        share = -(-num // world.size)  # images of each rank; the last one may have fewer
+        mine = range(min(num, world.rank * share), min(num, (world.rank + 1) * share))
+        images = torch.empty(share * world.size, self.channels, self.image_size, self.image_size, dtype=torch.uint8)
+        whole = torch.zeros(share * world.size, dtype=torch.uint8)
 
         def fill(chunk: range) -> None:
             for i in chunk:
                 image = self._decode(i)
                 if image is not None:
-                    images[i], whole[i] = image, True
+                    images[i], whole[i] = image, 1
 
-        starts = range(0, len(self._names), _CHUNK)
-        chunks = [range(start, min(start + _CHUNK, len(self._names))) for start in starts]
-        with self._pool, progress(len(self._names), "decoding images") as bar:
-            for chunk, _ in zip(chunks, self._pool.map(fill, chunks), strict=True):
-                bar.advance(len(chunk))
+        def decode_mine() -> None:
+            chunks = [mine[start : start + _CHUNK] for start in range(0, len(mine), _CHUNK)]
+            with self._pool, progress(len(mine), "decoding images") as bar:
+                for chunk, _ in zip(chunks, self._pool.map(fill, chunks), strict=True):
+                    bar.advance(len(chunk))
+
+        world.agree(decode_mine)
         self._files.close()
-        labels = self._labels
-        if self._broken:
-            if not whole.any():
-                raise InputError("none of the images can be decoded", self._example(), fix="look at dataset.root")
-            warnings.warn(
-                f"left out {len(self._broken)} of {len(self._names)} images, e.g. {self._example()}", stacklevel=3
-            )
-            images, labels = images[whole], None if labels is None else labels[whole]
+        for shared in (images, whole):
+            world.exchange_(shared)
+        images, kept, labels = images[:num], whole[:num].bool(), self._labels
+        if not kept.all():
+            example = world.first_of(self._example() if self._broken else "")
+            if not kept.any():
+                raise InputError("none of the images can be decoded", example, fix="look at dataset.root")
+            if world.is_main:
+                left_out = num - int(kept.sum())
+                warnings.warn(f"left out {left_out} of {num} images, e.g. {example}", stacklevel=3)
+            images, labels = images[kept], None if labels is None else labels[kept]
         return InMemory(images, labels, self.class_names, self.hflip)
 
     def _decode_near(self, i: int) -> tuple[int, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from ..distributed import ALONE, World
 from ..errors import InputError
 from ..files import may_pass, patiently, unreadable
 from ..registry import Settings, register
@@ -41,7 +42,7 @@ class _TorchvisionSet(InMemory):
     source: str  # the name of torchvision's class
     folder: str  # where under the root its archives belong
 
-    def __init__(self, config: _Config):
+    def __init__(self, config: _Config, world: World = ALONE):
         from torchvision import datasets
         from torchvision.datasets.utils import check_integrity
 
