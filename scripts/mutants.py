@@ -42,6 +42,7 @@ class Mutant(NamedTuple):
 PROOFS, OBJECTIVES, TRAINER = "tests/test_proofs.py", "tests/test_objectives.py", "tests/test_trainer.py"
 DENOISER, SAMPLING, ECT = "tests/test_denoiser.py", "tests/test_sampling.py", "tests/test_ect.py"
 NOISE, EMA, DISTANCES = "tests/test_noise.py", "tests/test_ema.py", "tests/test_distances.py"
+HARM = "tests/test_harm.py"
 OPTIMIZERS, IMAGES, RNG = "tests/test_optimizers.py", "tests/test_images.py", "tests/test_rng.py"
 EDM_CODE, CONSISTENCY = "cm_train/objectives/edm.py", "cm_train/objectives/consistency.py"
 ECT_CODE, STATE_CODE = "cm_train/objectives/ect.py", "cm_train/train_state.py"
@@ -228,22 +229,26 @@ MUTANTS = [Mutant(*row) for row in (
      "tests/test_posthoc.py", "files' tensors added to those of a GPU"),
     # --------------------------------------------------------------------------------------- runs, folders and machines
     ("saves-forgotten", "cm_train/checkpoint.py", "if os.path.lexists(run / _RECORD):", "if False:",
-     "tests/test_harm.py", "a run whose checkpoints are out of sight starts over"),
+     f"{HARM}::test_a_run_whose_checkpoints_are_out_of_sight_never_starts_over",
+     "a run whose checkpoints are out of sight starts over"),
     ("passing-is-damage", "cm_train/files.py", "return isinstance(error, OSError) and error.errno in _PASSING",
-     "return False", "tests/test_harm.py", "a disk that falters for a moment has damaged a checkpoint"),
-    ("foreign-folder", "cm_train/run_folder.py", "if others and (stored is None or not _KEYS <= set(stored)):", "if False:",
-     "tests/test_harm.py", "a run on top of somebody's project"),
+     "return False", f"{HARM}::test_a_read_that_fails_for_a_moment_is_tried_again",
+     "a disk that falters for a moment has damaged a checkpoint"),
+    ("foreign-folder", "cm_train/run_folder.py", "not set(stored) >= _KEYS", "False",
+     f"{HARM}::test_a_folder_of_somebody_else_is_refused_untouched", "a run on top of somebody's project"),
     ("links-followed", "cm_train/run_folder.py", "if os.path.islink(folder / name):", "if False:",
-     "tests/test_harm.py", "writing and pruning where a stranger's link leads"),
-    ("used-twice", "cm_train/state_file.py", "memo.get(argument) not in _LEAVES", "False",
-     "tests/test_harm.py", "a few hundred bytes that stand for a tree without end"),
-    ("heard-by-all", "cm_train/launching.py", "**_loopback()", "", "tests/test_ddp.py",
+     f"{HARM}::test_a_run_does_not_follow_links_out_of_itself", "writing and pruning where a stranger's link leads"),
+    ("heard-by-all", "cm_train/launching.py", "**_loopback()", "**{}",
+     "tests/test_ddp.py::test_ranks_of_one_machine_listen_to_it_alone_and_leave_nothing_behind",
      "ranks of one machine that the whole network can talk to"),
-    ("asleep-is-hung", "cm_train/waiting.py", "min(now - then, 2 * tick)", "now - then", "tests/test_ddp.py",
+    ("asleep-is-hung", "cm_train/waiting.py", "min(now - then, 2 * tick)", "now - then",
+     "tests/test_waiting.py",
      "a suspended job counts as one that hangs"),
     ("stale-snapshots", "cm_train/posthoc.py", "if of.snapshots is None else of.snapshots", "if True else of.snapshots",
-     "tests/test_harm.py", "averages made of snapshots of another past"),
-    ("needed-pruned", "cm_train/saving.py", "if not is_needed(folder)", "if True", "tests/test_harm.py",
+     f"{HARM}::test_an_average_is_made_of_the_snapshots_that_its_checkpoint_lists",
+     "averages made of snapshots of another past"),
+    ("needed-pruned", "cm_train/saving.py", "if not is_needed(folder)", "if True",
+     f"{HARM}::test_a_student_goes_on_with_the_teacher_that_it_began_with",
      "a teacher's run deletes what its student goes on with"),
 )]
 # fmt: on

@@ -306,7 +306,10 @@ def test_a_rank_that_hangs_ends_the_job_and_is_named(start, tmp_path):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_job_that_is_suspended_for_longer_than_the_patience_goes_on(start, tmp_path):
     """As a laptop's lid, a debugger or a scheduler suspends it: every process of it at about the same time."""
-    process = start("train", "mode=ict", *TINY, "steps=100000", "devices=2", "log_every=1", CM_TRAIN_PATIENCE_S="5")
+    place = tmp_path / "temporary"
+    place.mkdir()
+    settings = {"CM_TRAIN_PATIENCE_S": "5", "TMPDIR": str(place)}
+    process = start("train", "mode=ict", *TINY, "steps=100000", "devices=2", "log_every=1", **settings)
     metrics = tmp_path / "runs" / "digits-ict" / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0)
     everyone = [process.pid, *children(process.pid)]
@@ -317,6 +320,7 @@ def test_a_job_that_is_suspended_for_longer_than_the_patience_goes_on(start, tmp
     for pid in reversed(everyone):
         os.kill(pid, signal.SIGCONT)
     wait_for(lambda: metrics.stat().st_size > length)
+    shutil.rmtree(place)  # nor does stopping need any room there
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 3, err
@@ -333,6 +337,9 @@ def test_ranks_of_one_machine_listen_to_it_alone_and_leave_nothing_behind(start,
     listening = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True, check=True).stdout.splitlines()
     own = [line.split()[3] for line in listening if any(f"pid={pid}," in line for pid in pids)]
     assert own
+    for pid in pids[1:]:  # a machine may know itself by its loopback address alone, and listen there unasked
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        assert {b"GLOO_SOCKET_IFNAME=lo", b"NCCL_SOCKET_IFNAME=lo"} <= set(environment)
     assert all(address.startswith(("127.0.0.1:", "[::1]:")) for address in own), own
     (meeting,) = place.glob("cm-train-ranks-*")
     assert meeting.stat().st_mode & 0o077 == 0
