@@ -3,7 +3,7 @@
 import fcntl
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -139,11 +139,16 @@ def check_ours(folder: Path) -> None:
         raise InputError(
             f"{folder} holds other files and no run", found, "an empty folder or a run's", "set name=... or run_dir=..."
         )
-    for name in _PARTS:
+    refuse_links(folder, _PARTS, "run_dir")
+
+
+def refuse_links(folder: Path, parts: Iterable[str], setting: str) -> None:
+    """Refuse to write into parts of a folder that lie elsewhere. Raises InputError, naming the key of the folder."""
+    for name in parts:
         if os.path.islink(folder / name):
             raise InputError(
-                f"{folder / name} is a link, which a run does not follow",
-                fix="bring the folder itself back; for a larger disk move the whole run there, and set run_dir=...",
+                f"{folder / name} is a link, which is not followed",
+                fix=f"bring the folder itself back; for a larger disk move all of it there, and set {setting}=...",
             )
 
 

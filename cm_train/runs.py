@@ -114,13 +114,15 @@ def _train(
     swept: frozenset[str] = frozenset(),
 ) -> bool:
     """Train the run of `config`, new or resumed; False where it was stopped early."""
-    from . import announce, checkpoint, run_folder
+    from . import announce, checkpoint, run_folder, saving
     from .config import complete, dump, read_back
     from .teachers import inherit
     from .tracking import say
 
     run_folder.check_ours(config.folder)
     with run_folder.lock(config.folder):
+        for part in ("checkpoints", "snapshots"):
+            saving.remove_unfinished(config.folder / part)
         newest = checkpoint.newest_manifest(config.folder)
         if config.start is not None and newest is None:
             checkpoint.resolve(config.start)  # now rather than after a teacher has trained

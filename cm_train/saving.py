@@ -42,8 +42,7 @@ def write(
         OSError: the disk is full or not writable; a checkpoint that existed before is untouched.
     """
     beside = folder.with_name(f".{folder.name}.writing")
-    for stale in folder.parent.glob(".step_*.writing"):  # what a killed run left half written
-        shutil.rmtree(stale, ignore_errors=True)
+    remove_unfinished(folder.parent)
     beside.mkdir(parents=True)
     try:
         for stem, tensors in weights.items():
@@ -80,6 +79,13 @@ def write(
         shutil.rmtree(beside, ignore_errors=True)
 
 
+def remove_unfinished(home: Path) -> None:
+    """Remove what a killed run has left half written or half deleted among the checkpoints in `home`."""
+    for left in home.glob(".step_*.writing"):
+        with contextlib.suppress(OSError):
+            left.unlink() if left.is_symlink() else shutil.rmtree(left)
+
+
 def _whole(tree: Any) -> Any:
     """`tree` with a storage of its own for each tensor: with a view, `torch.save` writes all that it is a view of."""
     if isinstance(tree, Mapping):
@@ -103,8 +109,9 @@ def prune(run: Path, keep: int) -> None:
         old = [folder for folder in folders(run)[keep:] if not is_needed(folder)]
     for folder in old:
         with contextlib.suppress(OSError):  # under another name first: half a checkpoint must not look like one
-            os.replace(folder, doomed := folder.with_name(f".{folder.name}.writing"))
-            shutil.rmtree(doomed, ignore_errors=True)
+            os.replace(folder, folder.with_name(f".{folder.name}.writing"))
+    if old:
+        remove_unfinished(run / "checkpoints")
 
 
 class Saver:

@@ -27,7 +27,7 @@ from . import cli, plugins, sweep_job, sweep_table
 from .child_python import import_paths
 from .errors import InputError
 from .files import write_whole
-from .run_folder import MAY_CHANGE, lock
+from .run_folder import MAY_CHANGE, lock, refuse_links
 from .signals import StopFlag
 from .sweep_table import Job, read_jobs
 
@@ -171,6 +171,7 @@ def _prepare(folder: Path) -> None:
     foreign = {path.name for path in folder.iterdir()} - {".lock"}
     if foreign and not (folder / "sweep.json").exists():
         raise InputError(f"hydra.sweep.dir={folder} is a folder of other things", fix="name one that is not there yet")
+    refuse_links(folder, ("jobs", ".submitit"), "hydra.sweep.dir")
     (folder / "jobs").mkdir(exist_ok=True)
     (folder / "stop").unlink(missing_ok=True)
 

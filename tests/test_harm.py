@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from test_trainer import after, build, lines, run  # noqa: F401 - build is a fixture
+from test_trainer import after, build, run  # noqa: F401 - build is a fixture
 
 from cm_train import checkpoint, files, fingerprint, gpus, image_files, posthoc, registry, run_folder, saving, teachers
 from cm_train.errors import InputError, TrainingFailed
@@ -381,15 +381,17 @@ def test_another_number_of_threads_is_noted_at_a_resume(build, capsys):  # noqa:
 # ------------------------------------------------------------------------------------------------------------- litter
 
 
-def test_what_a_killed_prune_left_is_removed_at_the_next_start(build):  # noqa: F811
-    trainer = build("mode=ict")
-    left = trainer.config.folder / "checkpoints" / ".step_00000001.writing"
-    left.mkdir(parents=True)
-    (left / "denoiser.safetensors").write_bytes(bytes(100))
-    again = build("mode=ict")
-    run(again)
-    assert not left.exists()
-    assert lines(again)
+def test_what_a_killed_prune_left_is_removed_at_the_next_start(command, tmp_path):
+    """Of a finished run too, which writes nothing any more; a link is removed, and not what it leads to."""
+    assert command("train", "mode=ict", *TINY).returncode == 0
+    home, outside = tmp_path / "runs" / "digits-ict" / "checkpoints", tmp_path / "outside"
+    for folder in (home / ".step_00000001.writing", outside):
+        folder.mkdir()
+        (folder / "denoiser.safetensors").write_bytes(bytes(100))
+    (home / ".step_00000002.writing").symlink_to(outside)
+    assert command("train", "mode=ict", *TINY).returncode == 0
+    assert sorted(path.name for path in home.iterdir()) == ["step_00000003", "step_00000006"]
+    assert (outside / "denoiser.safetensors").exists()
 
 
 def test_modes_of_files_follow_the_umask(build):  # noqa: F811
