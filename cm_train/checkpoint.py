@@ -18,12 +18,12 @@ from torch import nn
 
 from . import state_file
 from .errors import InputError
-from .files import may_pass, not_through_a_link, patiently, read_small, unreadable, write_whole
+from .files import is_there, may_pass, not_through_a_link, patiently, read_small, unreadable, write_whole
 from .manifest import MANIFEST, DamagedCheckpoint, Manifest, damaged, read_manifest, signed
 from .registry import shown
 from .tracking import complain
 
-_RECORD, _NEEDED_BY = ".saved.json", ".needed_by"
+_RECORD, _NEEDED_BY = ".saved.json", ".needed_by_"
 _STEP = re.compile(r"step_[0-9]{1,15}", re.ASCII)
 _BRING_BACK = "bring them back; or start over under another name=..., or with this run's folder moved away"
 _DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}  # safetensors' names
@@ -60,7 +60,7 @@ def verify(folder: Path) -> Manifest:
         except FileNotFoundError:
             raise bad(f"{shown(name)} is missing") from None
         except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
-            if isinstance(error, OSError) and may_pass(error):
+            if may_pass(error):
                 raise unreadable(file, error) from None
             raise bad(f"{shown(name)} is not a file") from None
         if size != entry.size:
@@ -68,14 +68,19 @@ def verify(folder: Path) -> Manifest:
         if digest != entry.sha256:
             raise bad(f"{name} does not match its sha256")
     for file in sorted(folder.glob("*.safetensors")):
-        if not os.path.isfile(file):
-            raise bad(f"{file.name} is not a file")
         try:
-            with safe_open(file, "pt"):  # checks that the header is bounded, and its offsets inside the file
-                pass
+            patiently(lambda: _check_header(file))  # noqa: B023 - called at once
         except (SafetensorError, OSError) as error:
+            if may_pass(error):
+                raise unreadable(file, error) from None
             raise bad(f"{file.name}: {error}") from None
     return manifest
+
+
+def _check_header(file: Path) -> None:
+    os.close(not_through_a_link(str(file), os.O_RDONLY))
+    with safe_open(file, "pt"):  # checks that the header is bounded, and its offsets inside the file
+        pass
 
 
 def _size_and_sha256(file: Path, wanted: int) -> tuple[int, str]:
@@ -93,7 +98,7 @@ def folders(run: Path) -> list[Path]:
     """
     home = run / "checkpoints"
     try:
-        names = patiently(lambda: os.listdir(home)) if os.path.lexists(home) else []
+        names = patiently(lambda: os.listdir(home)) if is_there(home) else []
     except OSError as error:
         reason = "it leads nowhere" if isinstance(error, FileNotFoundError) else error.strerror
         raise InputError(f"the checkpoints of {run} can't be seen: {home}: {reason}", fix=_BRING_BACK) from None
@@ -105,13 +110,21 @@ def _step_in_name(folder: Path) -> int:
 
 
 def record_save(run: Path, step: int) -> None:
-    """Note, outside of `checkpoints/`, that a run has saved: what was saved and can't be seen must not start over."""
-    write_whole(run / _RECORD, json.dumps({"step": step}).encode())
+    """Note, outside of `checkpoints/`, that a run has saved: what was saved and can't be seen must not start over.
+
+    Where that can't be written it is left to the next time.
+    """
+    with contextlib.suppress(OSError):
+        write_whole(run / _RECORD, json.dumps({"step": step}).encode())
 
 
 def _check_none_saved(run: Path) -> None:
-    """For a run without a checkpoint in sight. Raises InputError where it has saved one."""
-    if os.path.lexists(run / _RECORD):
+    """For a run without a checkpoint in sight. Raises InputError where it has saved one, or that can't be told."""
+    try:
+        has_saved = is_there(run / _RECORD)
+    except OSError as error:
+        raise unreadable(run, error) from None
+    if has_saved:
         raise InputError(f"{run} has saved checkpoints, and none is in {run / 'checkpoints'}", fix=_BRING_BACK)
 
 
@@ -184,9 +197,11 @@ def resolve_known(path: str | os.PathLike[str], sha256: str) -> tuple[Path, Mani
     given = Path(os.path.expanduser(path))
     run = given.parent.parent if given.parent.name == "checkpoints" else given
     for folder in folders(run) or [given]:
+        known = ""
         with contextlib.suppress(DamagedCheckpoint):
-            if averaged_sha256(read_manifest(folder)) == sha256:
-                return folder, verify(folder)
+            known = averaged_sha256(read_manifest(folder))
+        if known == sha256:
+            return folder, verify(folder)
     resolve(path)  # says what is wrong where there is no checkpoint at all
     raise InputError(
         f"no checkpoint of {run} is the teacher that this run began with",
@@ -196,26 +211,28 @@ def resolve_known(path: str | os.PathLike[str], sha256: str) -> tuple[Path, Mani
 
 
 def mark_needed(folder: Path, by: Path) -> None:
-    """Have `keep` spare a checkpoint for as long as the run in `by` is there, where this user may write there."""
-    mark = folder / _NEEDED_BY
+    """Have `keep` spare a checkpoint for as long as the run in `by` is there, where this user may write there.
+
+    It is looked for where it is now, and as far away from the checkpoint as it is now: both may move together.
+    """
+    run = os.path.realpath(by)
+    places = [run, os.path.relpath(run, os.path.realpath(folder))]
+    mark = folder / f"{_NEEDED_BY}{hashlib.sha256(run.encode()).hexdigest()[:16]}"
     with contextlib.suppress(OSError, ValueError):
-        names = _needed_by(folder)
-        if str(by.resolve()) not in names:
-            write_whole(mark, "\n".join([*names, str(by.resolve())]).encode())
+        write_whole(mark, json.dumps(places).encode())
 
 
 def is_needed(folder: Path) -> bool:
-    """Whether a run that is still there has been marked as needing this checkpoint."""
-    with contextlib.suppress(OSError, ValueError):
-        return any(os.path.isfile(os.path.join(run, "config.yaml")) for run in _needed_by(folder))
-    return False
+    """Whether a run that was marked as needing this checkpoint may still be there."""
+    return any(map(_may_need, folder.glob(f"{_NEEDED_BY}*[0-9a-f]")))
 
 
-def _needed_by(folder: Path) -> list[str]:
+def _may_need(mark: Path) -> bool:
     try:
-        return read_small(folder / _NEEDED_BY, 1 << 16).decode().splitlines()
-    except FileNotFoundError:
-        return []
+        places = [str(place) for place in json.loads(read_small(mark, 1 << 14))]
+        return any(is_there(os.path.join(mark.parent, place, "config.yaml")) for place in places)
+    except (OSError, ValueError, TypeError, RecursionError):
+        return True  # what can't be told is no reason to delete anything
 
 
 def resolve(path: str | os.PathLike[str]) -> tuple[Path, Manifest]:
@@ -288,6 +305,8 @@ def check_fits(file: Path, module: nn.Module) -> None:
             headers = {name: stored.get_slice(name) for name in own if name in names}
             types = {name: (header.get_dtype(), header.get_shape()) for name, header in headers.items()}
     except (SafetensorError, OSError) as error:
+        if may_pass(error):
+            raise unreadable(file, error) from None
         raise DamagedCheckpoint(f"{file} can't be read: {error}") from None
     for name in [*own, *sorted(names)]:
         if name not in names or name not in own:
@@ -310,7 +329,9 @@ def read_state(folder: Path) -> dict[str, Any]:
     """
     file = folder / "state.pt"
     try:
-        return state_file.read(file)
+        return patiently(lambda: state_file.read(file))
     except Exception as error:  # torch raises a dozen types here
+        if may_pass(error):
+            raise unreadable(file, error) from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DamagedCheckpoint(f"{file} can't be read: {shown(reason)}") from None

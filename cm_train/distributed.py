@@ -221,12 +221,16 @@ def joined(give_up: Callable[[RankLost], Any]) -> Iterator[World]:
     dist.destroy_process_group()
 
 
-def _address(interface: str) -> str:
-    """The IPv4 address of one of this machine's interfaces. Raises OSError where it has none."""
+def _chosen_address(host: str) -> str | None:
+    """The address of the interface that GLOO_SOCKET_IFNAME names, where `host` is that one; None: every address."""
+    interface = os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0]
     get_address = 0x8915  # SIOCGIFADDR of linux/sockios.h
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         found = fcntl.ioctl(any_socket, get_address, struct.pack("256s", interface.encode()[:15]))
-    return socket.inet_ntoa(found[20:24])
+        address = socket.inet_ntoa(found[20:24])
+        if address in socket.gethostbyname_ex(host)[2]:
+            return address
+    return None
 
 
 def _store(rank: int, size: int, patience: timedelta) -> Any:
@@ -234,17 +238,17 @@ def _store(rank: int, size: int, patience: timedelta) -> Any:
     if STORE in os.environ:
         return dist.FileStore(os.environ[STORE], size)
     host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
-    interface, of_torchrun = os.environ.get("GLOO_SOCKET_IFNAME"), "TORCHELASTIC_RUN_ID" in os.environ
     try:
-        if rank == 0 and interface and not of_torchrun:  # else it would listen on every address of this machine
-            held = socket.create_server((_address(interface), int(port)))
-            store = dist.TCPStore(host, int(port), size, True, patience, False, True, held.detach())
-        else:
+        address = _chosen_address(host) if rank == 0 and "TORCHELASTIC_RUN_ID" not in os.environ else None
+        if address is None:
             store, *_ = next(dist.rendezvous("env://", timeout=patience))
+        else:
+            held = socket.create_server((address, int(port)))
+            store = dist.TCPStore(host, int(port), size, True, patience, False, True, held.detach())
     except (dist.DistError, OSError) as error:
         where = f"{host}:{port}"
         reason = str(error).splitlines()[0]
         speaks = os.environ.get("LOCAL_RANK", "0") == "0"
         raise RankLost(f"the nodes did not meet at {where}: {reason}", speaks) from error
-    # torchrun keeps its store when it starts ranks again; those of the first time have left their names in it.
+    # Whoever starts ranks again may keep the store, in which those of the first time have left their names.
     return dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

@@ -6,15 +6,16 @@ import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 from .errors import InputError
 
 T = TypeVar("T")
 
-# What a network's file system or a tired disk says of files that are whole; a moment later it may be over.
-_NAMES = "EIO ESTALE EAGAIN EACCES EBUSY EINTR ETIMEDOUT ENOTCONN EHOSTDOWN EHOSTUNREACH EREMOTEIO ENFILE EMFILE"
-_PASSING = frozenset(getattr(errno, name, errno.EIO) for name in _NAMES.split())  # no system knows all of them
+# What says something about a file: that it is not there, or no file. All else may be over in a moment: a network's file
+# system has many words for being away.
+_NAMES = "ENOENT ENOTDIR EISDIR ELOOP ENAMETOOLONG EINVAL ENXIO ENODEV"
+_LASTING = frozenset(getattr(errno, name) for name in _NAMES.split())
 _RETRY_AFTER_S = (0.1, 0.5, 2.0)
 
 
@@ -30,9 +31,20 @@ def patiently(read: Callable[[], T]) -> T:
     return read()
 
 
-def may_pass(error: Exception) -> bool:
+def may_pass(error: Exception) -> TypeGuard[OSError]:
     """Whether an error says of a file nothing more than that it can't be read now."""
-    return isinstance(error, OSError) and error.errno in _PASSING
+    return isinstance(error, OSError) and error.errno is not None and error.errno not in _LASTING
+
+
+def is_there(path: str | os.PathLike[str]) -> bool:
+    """Whether something has this name, be it a link to nothing. Raises OSError where that can't be told now."""
+    try:
+        patiently(lambda: os.lstat(path))
+    except OSError as error:
+        if may_pass(error):
+            raise
+        return False
+    return True
 
 
 def unreadable(file: str | os.PathLike[str], error: OSError) -> InputError:

@@ -14,10 +14,15 @@ from .tracking import progress
 _CHUNK = 256  # files a thread looks at in one go
 
 
-def of_files(files: ImageFiles, names: list[str], settings: object, pool: Executor) -> str:
-    """A sha256 in hex of names, sizes, settings and a sample of each file's bytes.
+def of_listing(files: ImageFiles, names: list[str], settings: object) -> str:
+    """A sha256 in hex of names, of what is known of each file without reading it, and of settings."""
+    return _listing(files, names, settings).hexdigest()
 
-    The bytes are looked at once, and remembered in the user's cache for as long as no file is written to.
+
+def of_files(files: ImageFiles, names: list[str], settings: object, pool: Executor) -> str:
+    """ "files:" and a sha256 in hex of names, sizes, settings and a sample of each file's bytes.
+
+    The bytes are looked at once, and remembered in the user's cache for as long as no file is written to or replaced.
 
     Args:
         names: of `files`, in the order that matters.
@@ -26,23 +31,28 @@ def of_files(files: ImageFiles, names: list[str], settings: object, pool: Execut
     Raises:
         InputError: a file can't be read now.
     """
-    listed = hashlib.sha256(repr(settings).encode())
-    for name in names:
-        listed.update(repr((name, files.identities[name])).encode())
+    listed = _listing(files, names, settings)
     if not files.stamps:
-        return listed.hexdigest()
+        return f"files:{listed.hexdigest()}"
     stamped = listed.copy()
     for name in names:
         stamped.update(f"{files.stamps[name]} ".encode())
     known = _cache() / stamped.hexdigest()
     with suppress(OSError, ValueError):
         if len(digest := read_small(known, 64).decode("ascii")) == 64:
-            return digest
+            return f"files:{digest}"
     listed.update(_sampled(files, names, pool))
     with suppress(OSError):  # it is no more than a shortcut
         known.parent.mkdir(parents=True, exist_ok=True)
         write_whole(known, listed.hexdigest().encode())
-    return listed.hexdigest()
+    return f"files:{listed.hexdigest()}"
+
+
+def _listing(files: ImageFiles, names: list[str], settings: object) -> "hashlib._Hash":
+    listed = hashlib.sha256(repr(settings).encode())
+    for name in names:
+        listed.update(repr((name, files.identities[name])).encode())
+    return listed
 
 
 def _sampled(files: ImageFiles, names: list[str], pool: Executor) -> bytes:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .files import patiently
+from .files import may_pass, patiently
 from .tracking import progress
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif")
@@ -39,7 +39,7 @@ class ImageFiles(Protocol):
     """
 
     identities: dict[str, str]
-    stamps: dict[str, int]
+    stamps: dict[str, str]
 
     def read(self, name: str) -> bytes:
         """The whole file. Raises OSError, or ValueError where it is none that may be read."""
@@ -72,10 +72,10 @@ class _Folder:
         try:
             with progress(None, "listing images") as bar:
                 self.identities: dict[str, str] = {}
-                self.stamps: dict[str, int] = {}
+                self.stamps: dict[str, str] = {}
                 for name, found in self._scan():
                     self.identities[name] = str(None if found is None else found.st_size)
-                    self.stamps[name] = 0 if found is None else found.st_mtime_ns
+                    self.stamps[name] = "" if found is None else _stamp(found)
                     bar.advance()
         except OSError as error:
             raise InputError("can't list a folder of images", str(error)) from error
@@ -114,8 +114,10 @@ class _Folder:
                 size = os.fstat(file.fileno()).st_size
                 starts = {0, max(0, size // 2 - _SAMPLED_BYTES // 2), max(0, size - _SAMPLED_BYTES)}
                 return b"".join(os.pread(file.fileno(), _SAMPLED_BYTES, start) for start in sorted(starts))
-        except (ValueError, FileNotFoundError):
-            return b""  # broken, as its identity says
+        except (ValueError, OSError) as error:
+            if may_pass(error):
+                raise
+            return b""  # broken, and no more than its identity is known of it
 
     def close(self) -> None:
         pass
@@ -134,6 +136,11 @@ def _stat(path: str) -> os.stat_result | None:
         if isinstance(error, FileNotFoundError) or error.errno == errno.ELOOP:
             return None
         raise
+
+
+def _stamp(found: os.stat_result) -> str:
+    """What no two files share, and what changes when one is written to."""
+    return f"{found.st_dev} {found.st_ino} {found.st_mtime_ns} {found.st_ctime_ns}"
 
 
 def _regular(path: str, flags: int) -> int:
@@ -158,7 +165,7 @@ class _Zip:
         except Exception as error:  # a file that only looks like a zip raises nearly anything
             raise InputError("not a zip of images", f"{root}: {error}", "a folder, or a .zip") from error
         self.identities = {name: f"{info.file_size} {info.CRC}" for name, info in self._members.items()}
-        self.stamps: dict[str, int] = {}
+        self.stamps: dict[str, str] = {}
 
     def _scan(self) -> Iterator[tuple[str, zipfile.ZipInfo]]:
         for info in self._zip.infolist():

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from .tracking.terminal import restore_cursor
 _FAREWELL_S = 10.0  # that the peers of a failed rank get to find out, and to say what they know
 _MOST_WORDS = 65536  # bytes that ranks may tell of why they end: what a pipe holds
 _MEETING = "cm-train-ranks-"  # how the folders begin in which the ranks of a command meet
+_NEW_S = 60.0
 _MEETING_BYTES = 1 << 16  # what they write there at most
 
 
@@ -84,21 +86,22 @@ def launch_across(nodes: Nodes, num: int, module: str, arguments: Sequence[str],
 @contextlib.contextmanager
 def _meeting_folder() -> Iterator[Path]:
     """A folder of this user alone. Raises InputError where the temporary folder has no room for it."""
-    place = Path(tempfile.gettempdir())
-    _sweep_up(place)
     try:
-        folder = Path(tempfile.mkdtemp(prefix=_MEETING))
+        place = Path(tempfile.gettempdir())
+        _sweep_up(place)
+        folder = Path(tempfile.mkdtemp(prefix=_MEETING, dir=place))
         room = folder / "room"
         room.write_bytes(bytes(_MEETING_BYTES))
         room.unlink()
         held = open(folder / "held", "w")  # noqa: SIM115 - locked for as long as this process lives
     except OSError as error:
         raise InputError(
-            f"no room in the temporary folder {place} for the ranks to meet: {error.strerror}",
+            f"no room in the temporary folder for the ranks to meet: {error.strerror or error}",
             fix="make some, or set TMPDIR=... to another folder",
         ) from None
     with held:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(OSError):  # a file system without locks: then nothing is swept up there
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
             yield folder
         finally:
@@ -109,7 +112,9 @@ def _sweep_up(place: Path) -> None:
     """Remove what killed commands of this user left: the system has let go of their locks."""
     for folder in place.glob(f"{_MEETING}*"):
         with contextlib.suppress(OSError):
-            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+            found = folder.lstat()
+            is_new = time.time() - found.st_mtime < _NEW_S  # its owner may be about to lock it
+            if is_new or not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
                 continue
             with open(folder / "held", opener=not_through_a_link) as held:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -117,7 +122,7 @@ def _sweep_up(place: Path) -> None:
 
 
 def _loopback() -> dict[str, str]:
-    """What has gloo and NCCL open no port that another machine could reach."""
+    """What has gloo and NCCL open no port that another machine could reach, where this one has a loopback interface."""
     name = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
     return {} if name is None else {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
 
@@ -180,13 +185,17 @@ def _outcome(
     ranks: Sequence[int], processes: Sequence[subprocess.Popen[bytes]], told_to_end: frozenset[int]
 ) -> tuple[int, str]:
     """The exit code of all these together, and what killed one of them."""
-    codes = [process.returncode for process in processes]
-    killed = [(ranks[i], -code) for i, code in enumerate(codes) if code < 0 and i not in told_to_end]
+    # Those that were ended after the first failure have said nothing of their own.
+    codes = {
+        rank: process.returncode
+        for i, (rank, process) in enumerate(zip(ranks, processes, strict=True))
+        if i not in told_to_end
+    }
+    killed = [(rank, -code) for rank, code in codes.items() if code < 0]
     if killed:
         return 1, _obituary(*killed[0])
-    # Ranks that were ended after the first wrong input have said nothing of their own.
-    failed = {code for code in codes if code > 0}
-    return (max(failed) if failed == {2} else 1 if any(codes) else 0), ""
+    failed = {code for code in codes.values() if code}
+    return (0 if not failed else 2 if failed == {2} else 1), ""
 
 
 def _obituary(rank: int, number: int) -> str:

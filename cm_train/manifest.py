@@ -74,7 +74,7 @@ def read_manifest(folder: Path) -> Manifest:
     except FileNotFoundError:
         raise damaged(folder, f"{MANIFEST} is missing") from None
     except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, OSError) and may_pass(error):
+        if may_pass(error):
             raise unreadable(path, error) from None
         raise damaged(folder, f"{MANIFEST} can't be read: {shown(error)}") from None
     if not isinstance(values, dict):

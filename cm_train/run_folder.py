@@ -17,6 +17,7 @@ from .tracking import complain
 
 # What a folder may hold that is no run yet: what a command leaves that is killed at once, and what systems put there.
 _NOTHING = frozenset([".lock", ".config.yaml.writing", ".DS_Store", "lost+found"])
+_LOGS = (".log", ".out", ".err")  # the shell or a cluster may have made one before the command began
 _PARTS = ("checkpoints", "samples", "snapshots", "tensorboard", "wandb")  # its folders
 _KEYS = frozenset(["mode", "objective", "dataset", "backbone", "noise", "steps", "seed"])  # of every run's config
 
@@ -130,9 +131,11 @@ def check_ours(folder: Path) -> None:
     """
     try:
         names = patiently(lambda: set(os.listdir(folder)))
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return  # there is none yet, or the lock says what is wrong with it
-    others = sorted(name for name in names - _NOTHING if not name.startswith(".nfs"))
+    except OSError as error:
+        raise unreadable(folder, error) from None
+    others = sorted(name for name in names - _NOTHING if not name.startswith(".nfs") and not name.endswith(_LOGS))
     stored = stored_config(folder) if others else None
     if others and (stored is None or not set(stored) >= _KEYS):
         found = ", ".join(shown(name) for name in others[:3]) + (", ..." if len(others) > 3 else "")
@@ -168,7 +171,7 @@ def stored_config(folder: Path) -> dict[str, Any] | None:
     try:
         values = yaml.load(read_small(path, _MAX_CONFIG_BYTES).decode("utf-8"), _PlainLoader)
     except Exception as error:  # what is no YAML makes its reader raise nearly anything
-        if isinstance(error, OSError) and may_pass(error):
+        if may_pass(error):
             raise unreadable(path, error) from None
         values = None
     if not isinstance(values, dict):

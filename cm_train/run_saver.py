@@ -1,6 +1,5 @@
 """What is saved of a run as it trains, and when it must be: checkpoints, and snapshots of power-function averages."""
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ from .config import RunConfig
 from .distributed import World
 from .errors import TrainingFailed
 from .registry import settings
-from .saving import Saver, prune
+from .saving import CantAppear, Saver, prune
 from .train_state import TrainState
 
 _MOST_REFUSED = 3  # saves in a row that may fail for want of renaming, before the run is not worth its time
@@ -73,12 +72,10 @@ class RunSaver:
             try:
                 write(folder, self._state.networks(), self._state.rest() | {"window": window}, **self._manifest())
             except OSError as error:
-                trouble = error.strerror or str(error)
+                fix = "run_dir=... elsewhere" if isinstance(error, CantAppear) else "make room"
+                trouble = f"{error.strerror or error}; fix: {fix}, and the same command goes on from the one before"
         if must and (trouble := self._world.from_main(trouble)):
-            raise TrainingFailed(
-                f"the checkpoint of step {self._state.step} could not be written: {trouble}; "
-                "fix: make room, and the same command goes on from the one before"
-            )
+            raise TrainingFailed(f"the checkpoint of step {self._state.step} could not be written: {trouble}")
 
     def snapshot(self) -> None:
         """Keep the power-function averages where one is due, beside training; a missed one is no great loss."""
@@ -109,8 +106,7 @@ class RunSaver:
 
     def _after_saving(self, step: int) -> None:
         folder = self._config.folder
-        with contextlib.suppress(OSError):  # a full disk; the next save notes it too
-            checkpoint.record_save(folder, step)
+        checkpoint.record_save(folder, step)
         prune(folder, self._config.keep)
 
     def _powers(self) -> dict[str, dict[str, Tensor]]:

@@ -99,10 +99,13 @@ def _execute(config: Any, stop: StopFlag) -> bool:
         code, words = launching.launch(num, "cm_train.worker", str(config.folder), stop)
     if code == cli.WRONG_INPUT:
         raise InputError(words)
-    newest = checkpoint.newest_manifest(config.folder)
     if code != cli.DONE:
-        kept = "nothing was saved yet" if newest is None else f"the same command goes on from step {newest.step}"
+        kept = "what was saved can't be seen now"
+        with contextlib.suppress(InputError):
+            newest = checkpoint.newest_manifest(config.folder)
+            kept = "nothing was saved yet" if newest is None else f"the same command goes on from step {newest.step}"
         raise TrainingFailed(words if "; fix: " in words else f"{words or 'a rank failed'}; {kept}")
+    newest = checkpoint.newest_manifest(config.folder)
     return newest is not None and newest.step >= config.steps
 
 
@@ -132,6 +135,7 @@ def _train(
             return False
         # Before its first checkpoint a run has nothing to lose: a mistaken first command may be corrected.
         if newest is not None:
+            checkpoint.record_save(config.folder, newest.step)  # of a version that did not, or killed before it could
             stored = read_back(config.folder)
             # Raising `steps` moves the end; what the schedules count to stays as it was first set.
             if config.schedule_steps is None:

@@ -199,8 +199,9 @@ class Saver:
                     reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
                     complain(f"could not save step {manifest['step']}: {reason}; trying again at the next save")
 
-        self._thread = threading.Thread(target=work, name="save", daemon=True)  # `wait` is how to end in good order
-        self._thread.start()
+        thread = threading.Thread(target=work, name="save", daemon=True)  # `wait` is how to end in good order
+        thread.start()
+        self._thread = thread  # only now: `settle` may be asked by another thread, and waits for none that is to start
 
     def _write(self, folder: Path, weights: Any, state: Any, manifest: dict[str, Any]) -> None:
         began, step = time.monotonic(), manifest["step"]

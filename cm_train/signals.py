@@ -6,7 +6,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-# SIGXCPU is how a limit of processor time (ulimit -t) warns, some seconds before it kills.
+# SIGXCPU is how a soft limit of processor time (ulimit -S -t) warns before the hard one kills.
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 # What clusters send a moment before they end a job. Ranks start with these blocked and StopFlag lets them in: one that
 # comes while Python is still starting waits, where its default would end the rank.

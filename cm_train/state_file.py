@@ -17,6 +17,8 @@ _STATE_GLOBALS = re.compile(
 
 
 _GETS, _PUTS = ("GET", "BINGET", "LONG_BINGET"), ("PUT", "BINPUT", "LONG_BINPUT")
+_FILLS = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
+_MOST_DEPTH = 100
 _LEAVES = ("GLOBAL", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE")  # what may stand in many places
 
 
@@ -51,24 +53,48 @@ def _check_archive(file: Path, size: int) -> None:
 
 
 def _check_pickle(pickled: bytes) -> None:
-    """Refuse a pickle that names more than tensors, or builds more than it is long. Raises ValueError.
+    """Refuse a pickle that names more than tensors, or builds more than it looks like. Raises ValueError.
 
-    Torch also allows bytearray(10**12). And a container that is used twice may hold one that is used twice, and so on:
-    sixty bytes stand for a tree without end, which Python walks when it is a key of a dict.
+    Torch also allows bytearray(10**12). A container that is used twice may hold one that is used twice, and so on:
+    sixty bytes stand for a tree without end, which Python walks when it is a key of a dict. A million tuples around
+    each other end the process when that walks them.
     """
     before, memo = "", dict[Any, str]()
+    depths: list[int | None] = []  # of what is on the pickle's stack; None is a mark
     for opcode, argument, _ in pickletools.genops(pickled):
         name = opcode.name
         if name == "GLOBAL" and not _STATE_GLOBALS.fullmatch(str(argument)):
             raise ValueError(f"it holds more than numbers and tensors: {argument}")
-        if name == "STACK_GLOBAL" or name == "DUP" or (name in _GETS and memo.get(argument) not in _LEAVES):
+        if name in ("STACK_GLOBAL", "DUP") or (name in _GETS and memo.get(argument) not in _LEAVES):
             raise ValueError("it holds the same thing twice")
-        if name == "MEMOIZE":
-            memo[len(memo)] = before
-        elif name in _PUTS:
-            memo[argument] = before
-        else:
-            before = name
+        if name == "MEMOIZE" or name in _PUTS:
+            memo[len(memo) if name == "MEMOIZE" else argument] = before
+            continue
+        before = name
+        if name == "MARK":
+            depths.append(None)
+            continue
+        taken = _taken(opcode, depths)
+        if opcode.stack_after:
+            # What is put into a container that is there already makes that no deeper by itself.
+            inside, around = (taken[1:], taken[:1]) if name in _FILLS else (taken, [])
+            depths.append(max([0, *around, *(depth + 1 for depth in inside)]))
+            if max(0, depths[-1] or 0) > _MOST_DEPTH:
+                raise ValueError("it is nested too deeply")
+
+
+def _taken(opcode: pickletools.OpcodeInfo, depths: list[int | None]) -> list[int]:
+    """Take off the stack of depths what an instruction takes off a pickle's, the lowest first. Raises ValueError."""
+    wanted, taken = list(opcode.stack_before), list[int]()
+    if pickletools.markobject in wanted:
+        wanted = wanted[: wanted.index(pickletools.markobject)]
+        while depths and (depth := depths.pop()) is not None:
+            taken.append(depth)
+    for _ in wanted:
+        if not depths or (depth := depths.pop()) is None:
+            raise ValueError("it is no pickle")
+        taken.append(depth)
+    return taken[::-1]
 
 
 def _num_bytes(tree: Any) -> int:

@@ -92,7 +92,7 @@ class Steps:
     def _backward(self, batch: Batch, last: bool) -> dict[str, Tensor]:
         """Add a micro-batch's share to the gradient; the last one of a step averages it over the ranks."""
         with contextlib.nullcontext() if last or self.world.size == 1 else self.model.no_sync():
-            with self._autocast():
+            with self._autocast(), self.world.waiting():  # DDP may agree on its buckets in there
                 loss, metrics = self.model(batch)
             total = loss.sum()
             # An infinite loss may have a finite gradient; this one tells every rank to skip the step.

@@ -41,10 +41,11 @@ def run(cfg: DictConfig) -> float | None:
 
     folder = Path(HydraConfig.get().sweep.dir).resolve()
     sweep = json.loads((folder / "sweep.json").read_text())
+    is_child = os.getppid() == sweep["pid"]
     leading = os.getpid() == sweep["pid"] and not slurm.in_job()
     if not leading:
         sys.argv[:] = sweep["argv"]  # what messages and locks call this command
-        if os.getppid() == sweep["pid"]:
+        if is_child:
             rank.die_with_parent()
     record = Job(int(HydraConfig.get().job.num), " ".join(_own(sweep)), sweep=sweep["started"])
     nodes = slurm.nodes()
@@ -53,7 +54,8 @@ def run(cfg: DictConfig) -> float | None:
         if stop():
             return None
         began = time.monotonic()
-        started = began if slurm.in_job() else sweep["clock"]  # the wait in a cluster's queue is not the job's time
+        # The wait in a cluster's queue is not the job's time; nor has another machine the leader's clock.
+        started = sweep["clock"] if leading or (is_child and not slurm.in_job()) else began
         if home is not None:
             total = f" of {sweep['total']}" if sweep["total"] else ""
             say(f"{record.label}{total}")

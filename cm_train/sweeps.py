@@ -32,7 +32,7 @@ from .signals import StopFlag
 from .sweep_table import Job, read_jobs
 
 # A sweep that differs in these alone is the same one.
-_NO_MATTER = MAY_CHANGE - {"name", "objective_metric", "run_dir", "steps", "teacher"}
+_NO_MATTER = MAY_CHANGE - {"dataset.root", "name", "objective_metric", "run_dir", "steps", "teacher"}
 _HOME, _LONGEST_FOLDER = Path("runs/sweeps"), 100
 
 

@@ -17,27 +17,27 @@ class Watch:
 
     def __init__(self, patience_s: float, expired: Callable[[], None]):
         self._patience_s, self._expired = patience_s, expired
-        self._waits, self._waited_s = False, 0.0
+        self._wait: list[float] | None = None  # the seconds that the present wait has taken so far
         threading.Thread(target=self._count, name="watch", daemon=True).start()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Around each wait for another rank."""
-        self._waited_s, self._waits = 0.0, True
+        outer, self._wait = self._wait, [0.0]
         try:
             yield
         finally:
-            self._waits = False
+            self._wait = outer
 
     def _count(self) -> None:
         tick = min(_TICK_S, self._patience_s / 10)
         then = time.monotonic()
         while True:
             time.sleep(tick)
-            now = time.monotonic()
-            if self._waits:
-                self._waited_s += min(now - then, 2 * tick)  # what is beyond that it spent suspended
-                if self._waited_s > self._patience_s:
+            now, wait = time.monotonic(), self._wait
+            if wait is not None:
+                wait[0] += min(now - then, 2 * tick)  # what is beyond that it spent suspended
+                if wait[0] > self._patience_s:
                     self._expired()
                     return
             then = now

@@ -49,7 +49,7 @@ def _run(config: RunConfig, should_stop: Callable[[float], bool], world: World) 
         trainer = build_trainer(config, should_stop, world)
     if not trainer.prepare(lambda: should_stop(0.0)):  # before the clocks of progress and rate begin to count
         return False
-    with _tracker(trainer, world, should_stop) as tracker:
+    with world.agree(lambda: _tracker(trainer, world, should_stop)) as tracker:
         finished = trainer.run(tracker)
         if finished and world.is_main and config.tracking.artifact:
             tracker.model(checkpoint.averaged_only(checkpoint.step_folder(config.folder, trainer.step)))
@@ -80,13 +80,13 @@ def build_trainer(
     dataset = world.agree(lambda: registry.build("dataset", config.dataset, world))
     dataset.load()
     dataset.to(device)
-    provenance = {"dataset": dataset.fingerprint()}
+    provenance = {"dataset": world.decide(dataset.fingerprint)}
 
     # Rank 0 looks, since what is damaged is renamed on the way.
     found = world.decide(lambda: checkpoint.latest(config.folder, set_aside=True))
     if found is not None:
-        recorded = found[1].provenance
-        world.agree(lambda: _check_data(config.folder, recorded, provenance))
+        recorded = found[1].provenance.get("dataset", "")
+        world.decide(lambda: _check_data(config.folder, recorded, dataset))
     teacher = None
     if config.needs_teacher():
         assert config.teacher is not None, "the command fills in the teacher"
@@ -95,15 +95,10 @@ def build_trainer(
             lambda: checkpoint.resolve(path) if known is None else checkpoint.resolve_known(path, known)
         )
         teacher = world.agree(lambda: loading.load_resolved(folder, manifest, device=device))
+        provenance["teacher"] = checkpoint.averaged_sha256(manifest)
+        _check_teacher(teacher, config, dataset, manifest.provenance.get("dataset"), provenance["dataset"])
         if world.is_main:
             checkpoint.mark_needed(folder, config.folder)  # the teacher's own run may go on
-        provenance["teacher"] = checkpoint.averaged_sha256(manifest)
-        _check_teacher(teacher, config.teacher, dataset)
-        if manifest.provenance.get("dataset", provenance["dataset"]) != provenance["dataset"]:
-            if config.teacher == str(config.usual_teacher):  # nobody has chosen it
-                fix = "set teacher=..., or run_dir=... in a folder of its own"
-                raise InputError(f"the teacher in {config.teacher} was trained on other data", fix=fix)
-            say(f"note: teacher {config.teacher} was trained on other data than this run's")
 
     resumed = None if found is None else found[1].denoiser
     settings = world.agree(lambda: student_config(config, dataset, teacher, resumed))
@@ -146,8 +141,8 @@ def build_trainer(
     return trainer
 
 
-def _check_teacher(teacher: Denoiser, path: str, dataset: Dataset) -> None:
-    c = teacher.config
+def _check_teacher(teacher: Denoiser, config: RunConfig, dataset: Dataset, its_data: str | None, data: str) -> None:
+    c, path = teacher.config, config.teacher
     got, wanted = (c.image_size, c.image_channels), (dataset.image_size, dataset.channels)
     if got != wanted:
         raise InputError(f"teacher {path} makes other images", f"size, channels {got}", f"{wanted}", "set teacher=...")
@@ -157,6 +152,13 @@ def _check_teacher(teacher: Denoiser, path: str, dataset: Dataset) -> None:
         )
     if c.preconditioning != "edm":
         raise InputError(f"teacher {path} is not a diffusion model", c.preconditioning, "a run of mode=edm")
+    if its_data not in (None, data):
+        # A set in memory is known by its pixels and another by its files, which says nothing of one another.
+        comparable = its_data is not None and its_data.partition(":")[1] == data.partition(":")[1]
+        if comparable and path == str(config.usual_teacher):  # nobody has chosen it
+            fix = "set teacher=..., or run_dir=... in a folder of its own"
+            raise InputError(f"the teacher in {path} was trained on other data", fix=fix)
+        say(f"note: teacher {path} was trained on other data than this run's, as far as can be told")
 
 
 def check_divides(config: RunConfig, ranks: int) -> None:
@@ -170,8 +172,8 @@ def check_divides(config: RunConfig, ranks: int) -> None:
         )
 
 
-def _check_data(folder: Path, recorded: dict[str, str], found: dict[str, str]) -> None:
-    if recorded.get("dataset") != found["dataset"]:
+def _check_data(folder: Path, recorded: str, dataset: Dataset) -> None:
+    if not dataset.is_known_as(recorded):
         raise InputError(
             f"the dataset of {folder} changed since the run began",
             fix="bring the old one back, or start a run of its own with name=...",

@@ -345,6 +345,8 @@ def test_ranks_of_one_machine_listen_to_it_alone_and_leave_nothing_behind(start,
     assert meeting.stat().st_mode & 0o077 == 0
     process.send_signal(signal.SIGKILL)
     process.wait()
+    wait_for(lambda: not any(alive(pid) for pid in pids[1:]))
+    os.utime(meeting, (0, 0))  # what is younger than a minute may be about to be used
     done = start("train", "mode=ict", *TINY, "devices=2", "name=next", TMPDIR=str(place))
     assert done.wait(timeout=60) == 0
     assert not list(place.glob("cm-train*")) and not list(place.glob("torchelastic*"))

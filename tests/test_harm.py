@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import hashlib
 import io
 import json
 import os
@@ -179,7 +180,9 @@ def faltering(monkeypatch, times, number, wanted):
     monkeypatch.setattr(os, "open", sometimes)
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EACCES])
+@pytest.mark.parametrize(
+    "number", [errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EACCES, errno.ENOMEM, errno.ECONNRESET]
+)
 @pytest.mark.parametrize("wanted", ["manifest.json", "denoiser.safetensors"])
 def test_a_read_that_fails_for_a_moment_is_tried_again(number, wanted, build, monkeypatch, quick):  # noqa: F811
     trainer = build("mode=ict", "save_every=3")
@@ -200,6 +203,19 @@ def test_what_can_not_be_read_now_is_neither_damaged_nor_set_aside(wanted, build
     assert not isinstance(refused.value, DamagedCheckpoint)
     monkeypatch.undo()
     assert snapshot(folder) == before
+
+
+def test_headers_that_can_not_be_read_now_are_not_damaged(build, monkeypatch, quick):  # noqa: F811
+    trainer = build("mode=ict", "save_every=3")
+    run(trainer)
+
+    def away(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(checkpoint, "safe_open", away)
+    with pytest.raises(InputError, match="can't be read now") as refused:
+        checkpoint.latest(trainer.config.folder, set_aside=True)
+    assert not isinstance(refused.value, DamagedCheckpoint)
 
 
 def pictures(folder, count=4, size=12):
@@ -316,6 +332,11 @@ def test_a_student_goes_on_with_the_teacher_that_it_began_with(build):  # noqa: 
     run_folder.store_config(student.config.folder, {"mode": "cd"})
     run(longer)
     assert [f.name for f in checkpoint.folders(home)] == ["step_00000020", "step_00000018", "step_00000006"]
+    # Both together elsewhere: as far from each other as before.
+    both = home.parent.rename(home.parent.with_name("moved"))
+    saving.prune(both / home.name, 2)
+    assert len(checkpoint.folders(both / home.name)) == 3
+    both.rename(home.parent)
     rest = build("mode=cd", teacher, name="student")
     assert rest.step == 3
     assert rest.provenance["teacher"] == known
@@ -405,6 +426,58 @@ def test_modes_of_files_follow_the_umask(build):  # noqa: F811
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o644}
 
 
+def test_a_run_of_a_version_that_kept_no_record_gets_one_when_it_is_met(command, tmp_path):
+    assert command("train", "mode=ict", *TINY).returncode == 0
+    folder = tmp_path / "runs" / "digits-ict"
+    (folder / ".saved.json").unlink()
+    assert "is finished" in command("train", "mode=ict", *TINY).stderr
+    assert (folder / ".saved.json").exists()
+
+
+def test_a_metrics_file_that_is_none_is_one_line_with_ranks_too(command, tmp_path):
+    """Only the first rank opens it."""
+    assert command("train", "mode=ict", *TINY).returncode == 0
+    metrics = tmp_path / "runs" / "digits-ict" / "metrics.jsonl"
+    metrics.unlink()
+    metrics.mkdir()
+    done = command("train", "mode=ict", *TINY, "steps=8", "schedule_steps=6", "devices=2")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("can't write runs/digits-ict/metrics.jsonl: Is a directory") == 1
+
+
+def test_files_of_the_same_sizes_and_times_elsewhere_are_others(tmp_path, monkeypatch):
+    """As archives unpack them whose times are all the same."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    found = []
+    for name, flip in (("a", False), ("b", True)):
+        root = pictures(tmp_path / name)
+        if flip:
+            (root / "0.bmp").write_bytes((root / "1.bmp").read_bytes())
+        for path in root.iterdir():
+            os.utime(path, (1, 1))
+        found.append(image_folder(root, memory_gb=0).fingerprint())
+    assert found[0] != found[1]
+
+
+def test_a_lazy_set_that_an_earlier_version_knew_by_names_and_sizes_is_known(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    found = image_folder(pictures(tmp_path / "set"), memory_gb=0)
+    settings = repr((8, 3, False, 255)).encode()
+    listed = b"".join(
+        repr((f"{i}.bmp", str((tmp_path / "set" / f"{i}.bmp").stat().st_size))).encode() for i in range(4)
+    )
+    assert found.is_known_as(hashlib.sha256(settings + listed).hexdigest())
+    assert found.is_known_as(found.fingerprint())
+    assert not found.is_known_as("0" * 64)
+
+
+def test_a_lazy_set_with_a_link_to_itself_is_as_good_as_any(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = pictures(tmp_path / "set")
+    (root / "z.png").symlink_to("z.png")
+    assert image_folder(root, memory_gb=0, skip_broken=True).fingerprint()
+
+
 def test_a_record_of_a_save_names_its_step(build):  # noqa: F811
     trainer = build("mode=ict", "save_every=3")
     run(trainer)
@@ -456,7 +529,7 @@ def pickled(instructions):
         b"]q\x00" + b"(h\x00h\x00lq\x00" * 60,  # the same of lists
         b")" + b"2\x86" * 60,  # by duplicating what is on the stack
     ],
-    ids=["tuples", "lists", "dup"],
+    ids=["tuples", "lists", "duplicates"],
 )
 def test_a_state_of_things_used_twice_is_refused_at_once(instructions, tmp_path):
     """Some hundred bytes, a tree of 2^60: walking it, as a dict does with its keys, would never end."""
@@ -464,6 +537,17 @@ def test_a_state_of_things_used_twice_is_refused_at_once(instructions, tmp_path)
     assert len(content) < 1000
     (tmp_path / "state.pt").write_bytes(content)
     with pytest.raises(DamagedCheckpoint, match="the same thing twice"):
+        checkpoint.read_state(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "instructions",
+    [b"})" + b"\x85" * 10**6 + b"K\x01s", b"]" * 10**5 + b"a" * (10**5 - 1), b"(" * 10**5 + b"t" * 10**5],
+)
+def test_a_state_nested_without_end_is_refused_at_once(instructions, tmp_path):
+    """Walking it in C, as a dict does with its keys, ends the process."""
+    (tmp_path / "state.pt").write_bytes(pickled(instructions))
+    with pytest.raises(DamagedCheckpoint, match="nested too deeply"):
         checkpoint.read_state(tmp_path)
 
 

@@ -64,6 +64,10 @@ class Dataset(ABC):
     def fingerprint(self) -> str:
         """A sha256 in hex that changes with the images, their order or their labels."""
 
+    def is_known_as(self, recorded: str) -> bool:
+        """Whether `recorded` is a fingerprint of this set, now or by an earlier version."""
+        return recorded == self.fingerprint()
+
     def to(self, device: torch.device | str) -> "Dataset":
         """Prepare for batches on `device`; returns the set itself."""
         self.device = torch.device(device)

@@ -59,7 +59,7 @@ class _TorchvisionSet(InMemory):
             if not 0 < len(images) == len(labels):
                 raise ValueError(f"{len(images)} images, {len(labels)} labels")
         except Exception as error:  # a bad file makes torchvision raise nearly anything
-            if isinstance(error, OSError) and may_pass(error):
+            if may_pass(error):
                 raise unreadable(root, error) from None
             raise self._explain(cls, root, archives, config.download, error) from error
         images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
