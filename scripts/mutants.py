@@ -228,7 +228,7 @@ MUTANTS = [Mutant(*row) for row in (
     ("sums-on-device", "cm_train/posthoc.py", 'torch.zeros_like(value, device="cpu")', "torch.zeros_like(value)",
      "tests/test_posthoc.py", "files' tensors added to those of a GPU"),
     # --------------------------------------------------------------------------------------- runs, folders and machines
-    ("saves-forgotten", "cm_train/checkpoint.py", "if os.path.lexists(run / _RECORD):", "if False:",
+    ("saves-forgotten", "cm_train/checkpoint.py", "    if has_saved:", "    if False:",
      f"{HARM}::test_a_run_whose_checkpoints_are_out_of_sight_never_starts_over",
      "a run whose checkpoints are out of sight starts over"),
     ("passing-is-damage", "cm_train/files.py", "error.errno is not None and error.errno not in _LASTING",
