@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .files import not_through_a_link
+
 # All that a pickle of dicts, numbers and tensors names.
 _STATE_GLOBALS = re.compile(
     r"torch\._utils _rebuild_tensor_v2|collections OrderedDict|torch (?!Untyped)[A-Z]\w*Storage"
@@ -24,8 +26,7 @@ _LEAVES = ("GLOBAL", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE")
 
 def read(file: Path) -> dict[str, Any]:
     """Nested dicts of tensors and numbers, on the CPU. Raises nearly anything where the file holds anything else."""
-    if not os.path.isfile(file):  # nor a pipe, which would block for ever
-        raise ValueError("it is missing")
+    os.close(not_through_a_link(str(file), os.O_RDONLY))  # nor a pipe, which would block for ever
     size = file.stat().st_size
     _check_archive(file, size)
     state = torch.load(file, map_location="cpu", weights_only=True)
@@ -78,9 +79,10 @@ def _check_pickle(pickled: bytes) -> None:
         if opcode.stack_after:
             # What is put into a container that is there already makes that no deeper by itself.
             inside, around = (taken[1:], taken[:1]) if name in _FILLS else (taken, [])
-            depths.append(max([0, *around, *(depth + 1 for depth in inside)]))
-            if max(0, depths[-1] or 0) > _MOST_DEPTH:
+            deepest = max([0, *around, *(depth + 1 for depth in inside)])
+            if deepest > _MOST_DEPTH:
                 raise ValueError("it is nested too deeply")
+            depths.append(deepest)
 
 
 def _taken(opcode: pickletools.OpcodeInfo, depths: list[int | None]) -> list[int]:

@@ -86,7 +86,7 @@ def build_trainer(
     found = world.decide(lambda: checkpoint.latest(config.folder, set_aside=True))
     if found is not None:
         recorded = found[1].provenance.get("dataset", "")
-        world.decide(lambda: _check_data(config.folder, recorded, dataset))
+        world.decide(lambda: _check_data(config.folder, dataset, recorded, provenance["dataset"]))
     teacher = None
     if config.needs_teacher():
         assert config.teacher is not None, "the command fills in the teacher"
@@ -96,7 +96,9 @@ def build_trainer(
         )
         teacher = world.agree(lambda: loading.load_resolved(folder, manifest, device=device))
         provenance["teacher"] = checkpoint.averaged_sha256(manifest)
-        _check_teacher(teacher, config, dataset, manifest.provenance.get("dataset"), provenance["dataset"])
+        _check_teacher(teacher, config.teacher, dataset)
+        its_data = manifest.provenance.get("dataset")
+        world.decide(lambda: _check_data_of_teacher(config, its_data, provenance["dataset"]))
         if world.is_main:
             checkpoint.mark_needed(folder, config.folder)  # the teacher's own run may go on
 
@@ -141,8 +143,8 @@ def build_trainer(
     return trainer
 
 
-def _check_teacher(teacher: Denoiser, config: RunConfig, dataset: Dataset, its_data: str | None, data: str) -> None:
-    c, path = teacher.config, config.teacher
+def _check_teacher(teacher: Denoiser, path: str, dataset: Dataset) -> None:
+    c = teacher.config
     got, wanted = (c.image_size, c.image_channels), (dataset.image_size, dataset.channels)
     if got != wanted:
         raise InputError(f"teacher {path} makes other images", f"size, channels {got}", f"{wanted}", "set teacher=...")
@@ -152,13 +154,18 @@ def _check_teacher(teacher: Denoiser, config: RunConfig, dataset: Dataset, its_d
         )
     if c.preconditioning != "edm":
         raise InputError(f"teacher {path} is not a diffusion model", c.preconditioning, "a run of mode=edm")
-    if its_data not in (None, data):
-        # A set in memory is known by its pixels and another by its files, which says nothing of one another.
-        comparable = its_data is not None and its_data.partition(":")[1] == data.partition(":")[1]
-        if comparable and path == str(config.usual_teacher):  # nobody has chosen it
-            fix = "set teacher=..., or run_dir=... in a folder of its own"
-            raise InputError(f"the teacher in {path} was trained on other data", fix=fix)
-        say(f"note: teacher {path} was trained on other data than this run's, as far as can be told")
+
+
+def _check_data_of_teacher(config: RunConfig, its_data: str | None, data: str) -> None:
+    """Refuse other data than the student's where nobody has chosen the teacher, and else say so."""
+    if its_data in (None, data):
+        return
+    # A set in memory is known by its pixels, any other by its files: of one another they say nothing.
+    comparable = its_data is not None and its_data.partition(":")[1] == data.partition(":")[1]
+    if comparable and config.teacher == str(config.usual_teacher):
+        fix = "set teacher=..., or run_dir=... in a folder of its own"
+        raise InputError(f"the teacher in {config.teacher} was trained on other data", fix=fix)
+    say(f"note: teacher {config.teacher} was trained on other data than this run's, as far as can be told")
 
 
 def check_divides(config: RunConfig, ranks: int) -> None:
@@ -172,8 +179,8 @@ def check_divides(config: RunConfig, ranks: int) -> None:
         )
 
 
-def _check_data(folder: Path, recorded: str, dataset: Dataset) -> None:
-    if not dataset.is_known_as(recorded):
+def _check_data(folder: Path, dataset: Dataset, recorded: str, now: str) -> None:
+    if recorded != now and not dataset.was_known_as(recorded):
         raise InputError(
             f"the dataset of {folder} changed since the run began",
             fix="bring the old one back, or start a run of its own with name=...",

@@ -90,10 +90,9 @@ class ImageFolder(Dataset):
             return self._held.fingerprint()
         return fingerprint.of_files(self._files, self._names, self._settings(), self._pool)
 
-    def is_known_as(self, recorded: str) -> bool:
-        if self._held is None and recorded == fingerprint.of_listing(self._files, self._names, self._settings()):
-            return True  # by the first versions, which looked at no bytes
-        return super().is_known_as(recorded)
+    def was_known_as(self, recorded: str) -> bool:
+        # The first versions looked at no bytes of a set that is decoded on the fly.
+        return self.lazy and recorded == fingerprint.of_listing(self._files, self._names, self._settings())
 
     def _settings(self) -> tuple[object, ...]:
         c = self.config
