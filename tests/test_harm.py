@@ -122,7 +122,7 @@ def test_a_folder_of_somebody_else_is_refused_untouched(config, command, tmp_pat
 
 
 def test_what_a_killed_command_and_systems_leave_is_no_bodys_files(tmp_path):
-    for name in (".lock", ".DS_Store", ".config.yaml.writing", ".nfs0001"):
+    for name in (".lock", ".DS_Store", ".config.yaml.writing", ".nfs0001", "slurm-17.out", "train.log"):
         (tmp_path / name).touch()
     (tmp_path / "lost+found").mkdir()
     run_folder.check_ours(tmp_path)
