@@ -484,5 +484,5 @@ def test_without_room_to_meet_it_is_one_line(monkeypatch, tmp_path):
         launching.launch(2, "cm_train.worker", "runs/x", StopFlag())
 
 
-def full(prefix):
+def full(**_):
     raise OSError(errno.ENOSPC, "No space left on device")
