@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pickle
+import re
 import resource
 import signal
 import struct
