@@ -272,14 +272,14 @@ def plant(mutant: Mutant, folder: Path) -> None:
     path.write_text(source.replace(mutant.old, mutant.new))
 
 
-def run_tests(folder: Path, tests: list[str]) -> tuple[int, str]:
+def run_tests(folder: Path, tests: list[str], patience_s: float = PATIENCE_S) -> tuple[int, str]:
     """pytest's exit status and output, with the package of `folder`."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     argv = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not long", "-p", "no:cacheprovider", *tests]
     try:
-        done = subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
+        done = subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=patience_s)
     except subprocess.TimeoutExpired:
-        return -1, f"not done in {PATIENCE_S:.0f} s"
+        return -1, f"not done in {patience_s:.0f} s"
     return done.returncode, done.stdout + done.stderr
 
 
@@ -315,7 +315,7 @@ def main() -> int:
     tests = list(dict.fromkeys(test for m in chosen for test in m.tests.split()))
     with tempfile.TemporaryDirectory() as name:
         console.print(f"{len(tests)} groups of tests without any mistake first")
-        status, output = run_tests(copy_of_repository(Path(name)), tests)
+        status, output = run_tests(copy_of_repository(Path(name)), tests, patience_s=6 * PATIENCE_S)
     if status != 0:
         print(output, file=sys.stderr)
         print("the tests fail as they are: nothing can be said about mistakes", file=sys.stderr)
