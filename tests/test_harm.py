@@ -95,7 +95,7 @@ def test_checkpoints_that_may_not_be_listed_are_an_error(build, monkeypatch, qui
 
 
 def test_a_run_killed_before_its_first_save_starts_again(build):  # noqa: F811
-    trainer = build("mode=ict", "log_every=1", "save_every=100", should_stop=after(10**9))
+    trainer = build("mode=ict", "log_every=1", "save_every=100")
     folder = trainer.config.folder
     (folder / "config.yaml").write_text("mode: ict")
     (folder / "checkpoints").mkdir()
