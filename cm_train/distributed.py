@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from .errors import InputError
+from .signals import Stopped
 from .waiting import Watch
 
 # A rank that is silent for this long is taken for hung, and the job ends; CM_TRAIN_PATIENCE_S overrides it.
@@ -78,32 +79,44 @@ class World:
         return votes.bool().tolist()
 
     def decide(self, choose: Callable[[], Any]) -> Any:
-        """What rank 0 chooses, on every rank. Raises its InputError on every rank too."""
+        """What rank 0 chooses, on every rank. Raises its InputError or Stopped on every rank too."""
         if self.size == 1:
             return choose()
-        answer: tuple[str, Any] = "", None
+        answer: tuple[str, Any, bool] = "", None, False
         if self.is_main:
             try:
-                answer = "", choose()
+                answer = "", choose(), False
             except InputError as error:
-                answer = str(error), None
-        message, value = self.from_main(answer)
+                answer = str(error), None, False
+            except Stopped:
+                answer = "", None, True
+        message, value, stopped = self.from_main(answer)
         if message:
             raise InputError(message)
+        if stopped:
+            raise Stopped
         return value
 
     def agree(self, work: Callable[[], T]) -> T:
-        """What `work` returns here. Raises the first rank's InputError on every rank where any rank meets one."""
+        """What `work` returns here. Raises the first rank's InputError on every rank where any rank meets one.
+
+        So it does with Stopped, where no rank has worse to say.
+        """
+        if self.size == 1:
+            return work()
         result: T | None = None
-        trouble = ""
+        trouble, stopped = "", False
         try:
             result = work()
         except InputError as error:
-            if self.size == 1:
-                raise
             trouble = str(error) or "wrong input"
-        if any(self.any(bool(trouble))):
+        except Stopped:
+            stopped = True
+        has_trouble, has_stopped = self.any(bool(trouble), stopped)
+        if has_trouble:
             raise InputError(self.first_of(trouble))
+        if has_stopped:
+            raise Stopped
         return cast(T, result)
 
     def first_of(self, message: str) -> str:

@@ -1,4 +1,4 @@
-"""Reasons to stop that the trainer reads between two steps: signals, a deadline, and the word of a parent."""
+"""Reasons to stop, read between two steps of training or of other long work: signals, a deadline, a parent's word."""
 
 import signal
 import time
@@ -13,6 +13,17 @@ CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.S
 EARLY = (signal.SIGUSR1, signal.SIGUSR2)
 
 _ONE_SIGNAL_S = 1.0  # within which signals are one
+_flags: list["StopFlag"] = []  # those that are in force now
+
+
+class Stopped(BaseException):
+    """There is a reason to stop. No Exception: whoever takes any failure of a file for damage must let it through."""
+
+
+def heed() -> None:
+    """For long work outside of training, in its every round: raises Stopped where this process is to stop."""
+    if any(flag() for flag in _flags):
+        raise Stopped
 
 
 class StopFlag:
@@ -51,9 +62,11 @@ class StopFlag:
         heeded = [s for s in CAUGHT if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
         self._before: dict[int, Any] = {s: signal.signal(s, self._catch) for s in heeded}
         self._mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)
+        _flags.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
+        _flags.remove(self)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         for number, handler in self._before.items():
             signal.signal(number, handler)

@@ -21,6 +21,7 @@ from .noise import NoiseSchedule
 from .precision import arithmetic, autocast_type
 from .rank import as_rank, stop_of_parent
 from .run_folder import stored_config
+from .signals import Stopped
 from .student import build_student, initialise, student_config
 from .tracking import SilentTracker, Tracker, say
 from .trainer import Trainer
@@ -40,6 +41,8 @@ def run(config: RunConfig, should_stop: Callable[[float], bool], world: World = 
     try:
         with arithmetic(config.precision, config.deterministic):
             return _run(config, should_stop, world)
+    except Stopped:  # before the first step, so that there is nothing to save
+        return False
     finally:
         _give_memory_back()
 
