@@ -29,6 +29,10 @@ _BRING_BACK = "bring them back; or start over under another name=..., or with th
 _DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}  # safetensors' names
 
 
+class NotThere(InputError):
+    """There is no checkpoint, or not the one that is wanted."""
+
+
 def step_folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step_{step:08d}"
 
@@ -125,7 +129,7 @@ def _check_none_saved(run: Path) -> None:
     except OSError as error:
         raise unreadable(run, error) from None
     if has_saved:
-        raise InputError(f"{run} has saved checkpoints, and none is in {run / 'checkpoints'}", fix=_BRING_BACK)
+        raise NotThere(f"{run} has saved checkpoints, and none is in {run / 'checkpoints'}", fix=_BRING_BACK)
 
 
 def latest(run: Path, set_aside: bool = False) -> tuple[Path, Manifest] | None:
@@ -203,7 +207,7 @@ def resolve_known(path: str | os.PathLike[str], sha256: str) -> tuple[Path, Mani
         if known == sha256:
             return folder, verify(folder)
     resolve(path)  # says what is wrong where there is no checkpoint at all
-    raise InputError(
+    raise NotThere(
         f"no checkpoint of {run} is the teacher that this run began with",
         allowed=f"one whose averaged weights have the sha256 {sha256[:16]}...",
         fix="bring it back, name it with teacher=..., or start a run of its own with name=...",
@@ -248,11 +252,11 @@ def resolve(path: str | os.PathLike[str]) -> tuple[Path, Manifest]:
         found = latest(folder)
         if found is not None:
             return found
-        raise InputError(f"run {folder} has no checkpoint yet", fix="train it longer, or lower save_every")
+        raise NotThere(f"run {folder} has no checkpoint yet", fix="train it longer, or lower save_every")
     if folder.name.startswith("step_") and os.path.isdir(folder):
         raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {MANIFEST} is missing")
     runs = sorted(p.parent.name for p in folder.parent.glob("*/checkpoints")) if os.path.isdir(folder.parent) else []
-    raise InputError(
+    raise NotThere(
         "no checkpoint there",
         str(path),
         "a run folder or a checkpoint folder",

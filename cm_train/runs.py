@@ -119,36 +119,41 @@ def _train(
     """Train the run of `config`, new or resumed; False where it was stopped early."""
     from . import announce, checkpoint, run_folder, saving
     from .config import complete, dump, read_back
-    from .teachers import inherit
+    from .teachers import as_it_began, find_again, inherit
     from .tracking import say
 
     run_folder.check_ours(config.folder)
     with run_folder.lock(config.folder):
         for part in ("checkpoints", "snapshots"):
             saving.remove_unfinished(config.folder / part)
-        newest = checkpoint.newest_manifest(config.folder)
-        if config.start is not None and newest is None:
-            checkpoint.resolve(config.start)  # now rather than after a teacher has trained
-        config.check_machine()
-        config = inherit(config, cfg, lambda teacher: _train(teacher, cfg, execute, stop), stop, swept)
-        if config is None:
-            return False
-        # Before its first checkpoint a run has nothing to lose: a mistaken first command may be corrected.
-        if newest is not None:
+        newest, stored = checkpoint.newest_manifest(config.folder), None
+        if newest is None:  # nothing to lose yet: a mistaken first command may be corrected
+            if config.start is not None:
+                checkpoint.resolve(config.start)  # now rather than after a teacher has trained
+            config.check_machine()
+            config = inherit(config, cfg, lambda teacher: _train(teacher, cfg, execute, stop), stop, swept)
+            if config is None:
+                return False
+        else:
             checkpoint.record_save(config.folder, newest.step)  # of a version that did not, or killed before it could
             stored = read_back(config.folder)
             # Raising `steps` moves the end; what the schedules count to stays as it was first set.
             if config.schedule_steps is None:
                 config = config.model_copy(update={"schedule_steps": stored.schedule_steps})
+            config = as_it_began(config, stored)
             run_folder.check_same_run(config.folder, complete(stored), complete(config))
         config = config.model_copy(update={"schedule_steps": config.num_schedule_steps})
-        run_folder.store_config(config.folder, dump(config))
-        if newest is not None and newest.step >= config.steps:
+        if newest is not None and stored is not None and newest.step >= config.steps:
             found = checkpoint.latest(config.folder, set_aside=True)  # verified: a damaged end is trained again
             if found is not None and found[1].step >= config.steps:
+                run_folder.store_config(config.folder, dump(config) | {"teacher": stored.teacher})
                 say(f"{config.folder} is finished at step {found[1].step}; steps=... beyond that goes on")
                 return True
             newest = None if found is None else found[1]
+        if newest is not None:
+            config.check_machine()
+            config = find_again(config, stored, newest.provenance.get("teacher"))
+        run_folder.store_config(config.folder, dump(config))
         began = announce.header(config)
         if config.optimizer.get("schedule") == "cosine" and config.steps > config.num_schedule_steps:
             say(f"note: the learning rate is 0 from step {config.num_schedule_steps} on, where its cosine ended")

@@ -18,7 +18,7 @@ _NOT_DATA = {"download", "hflip", "memory_gb", "skip_broken"}  # how a set is us
 
 
 def inherit(config: Any, cfg: DictConfig, train: Callable[[Any], bool], stop: StopFlag, swept: frozenset[str]) -> Any:
-    """The config with its teacher found (trained first where it is missing), and that one's backbone taken.
+    """A new run's config with its teacher found (trained first where it is missing), and that one's backbone taken.
 
     A run that starts from another's weights (`init=`) takes the backbone from there.
 
@@ -31,7 +31,6 @@ def inherit(config: Any, cfg: DictConfig, train: Callable[[Any], bool], stop: St
     """
     from . import checkpoint
     from .errors import InputError
-    from .registry import settings
 
     if config.needs_teacher() and config.teacher is None:
         home = config.usual_teacher
@@ -40,12 +39,52 @@ def inherit(config: Any, cfg: DictConfig, train: Callable[[Any], bool], stop: St
         if not _teacher_ready(config, cfg, home, train, stop, swept):
             return None
         config = config.model_copy(update={"teacher": str(home)})
-    source, newest = config.start or config.teacher, None
-    if config.start is not None:
-        newest = checkpoint.newest_manifest(config.folder)  # once a run has begun it needs its start no more
-    if source is None:
+    source = config.start or config.teacher
+    return config if source is None else _with_backbone(config, checkpoint.resolve(source)[1].backbone, source)
+
+
+def as_it_began(config: Any, stored: Any) -> Any:
+    """The config of a run that has begun, with the backbone that it took over then; its teacher isn't looked at."""
+    if config.start is None and not config.needs_teacher():
         return config
-    backbone = (newest or checkpoint.resolve(source)[1]).backbone
+    return _with_backbone(config, stored.backbone, str(config.folder))
+
+
+def find_again(config: Any, stored: Any, known: str | None) -> Any:
+    """The config of a run that has begun and goes on, with the teacher that it began with, wherever that is now.
+
+    Args:
+        stored: its config as it was.
+        known: what its checkpoints know the teacher by; see `checkpoint.averaged_sha256`.
+
+    Raises:
+        InputError: the teacher is not there, and the loss needs it or `teacher=` names it.
+    """
+    from . import checkpoint
+    from .errors import InputError
+    from .tracking import say
+
+    if not config.needs_teacher() or known is None:
+        return config.model_copy(update={"teacher": config.teacher or stored.teacher})
+    usual = [str(config.usual_teacher), *filter(None, [stored.teacher])]
+    places = list(dict.fromkeys(usual)) if config.teacher is None else [config.teacher]
+    for place in places:
+        with suppress(checkpoint.NotThere, checkpoint.DamagedCheckpoint):
+            checkpoint.resolve_known(place, known)
+            return config.model_copy(update={"teacher": place})
+    gone = f"the teacher that {config.folder} began with is not in {' nor in '.join(places)}"
+    if config.loss_needs_teacher() or config.teacher is not None:
+        fix = "bring it back, or name the place where it is now with teacher=..."
+        raise InputError(gone, allowed=f"averaged weights with the sha256 {known[:16]}...", fix=fix)
+    say(f"note: {gone}; it gave the first weights, and how well the student agrees with it is no longer measured")
+    return config
+
+
+def _with_backbone(config: Any, backbone: Mapping[str, Any], source: str) -> Any:
+    """`config` with the backbone of the network that is in `source`. Raises InputError where another is asked for."""
+    from .errors import InputError
+    from .registry import settings
+
     if config.backbone["name"] == backbone["name"]:
         backbone = {**backbone, **_own_recipe(config.backbone)}
     asked = {o.lstrip("+").split("=")[0] for o in HydraConfig.get().overrides.task}
@@ -70,15 +109,10 @@ def _teacher_ready(
     """Make sure of a finished teacher in `home`, of this run's data; False where its training was stopped."""
     from . import checkpoint
     from .config import read_back
-    from .errors import InputError, TrainingFailed
+    from .errors import TrainingFailed
     from .run_folder import FolderInUse
     from .tracking import say
 
-    own = checkpoint.newest_manifest(config.folder)
-    if own is not None and (known := own.provenance.get("teacher")) is not None:
-        with suppress(InputError):  # the one that this run began with is there: what became of it since is no matter
-            checkpoint.resolve_known(home, known)
-            return True
     said = False
     while not _is_finished(newest := checkpoint.newest_manifest(home), home):
         # One that was begun goes on with its own settings, whatever they were.

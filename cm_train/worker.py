@@ -91,9 +91,11 @@ def build_trainer(
         recorded = found[1].provenance.get("dataset", "")
         world.decide(lambda: _check_data(config.folder, dataset, recorded, provenance["dataset"]))
     teacher = None
-    if config.needs_teacher():
-        assert config.teacher is not None, "the command fills in the teacher"
-        path, known = config.teacher, None if found is None else found[1].provenance.get("teacher")
+    known = None if found is None else found[1].provenance.get("teacher")
+    if known is not None:
+        provenance["teacher"] = known  # kept where the teacher is gone that gave the first weights
+    if config.teacher is not None:
+        path = config.teacher
         folder, manifest = world.decide(
             lambda: checkpoint.resolve(path) if known is None else checkpoint.resolve_known(path, known)
         )
