@@ -15,7 +15,7 @@ from .denoiser import SamplingConfig
 from .errors import InputError
 from .noise import NoiseConfig, check_noise
 from .precision import Precision
-from .registry import MOST, Count, Settings, shown
+from .registry import MOST, Count, Settings, Text, shown
 from .run_folder import stored_config
 from .tracking import TrackingConfig
 
@@ -33,8 +33,8 @@ class RunConfig(Settings):
     """Everything that makes a run; the components' own groups stay plain until the registry types them."""
 
     mode: str
-    name: str
-    run_dir: str
+    name: Text
+    run_dir: Text
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     steps: Count
     schedule_steps: Count | None = None  # what schedules count to; None: `steps` of the run's first start
@@ -44,8 +44,8 @@ class RunConfig(Settings):
     precision: Precision = "auto"
     compile: Compile = "auto"
     deterministic: bool = False  # equal bits on a GPU too
-    teacher: str | None = None
-    init: str = "random"
+    teacher: Text | None = None
+    init: Text = "random"
     guidance: Annotated[float, Field(ge=0, le=1000)] = 1.0  # of the teacher; 1: none
     label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # how often training hides the class
     save_every: int | str

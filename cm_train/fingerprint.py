@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .files import patiently, read_small, unreadable, write_whole
 from .image_files import ImageFiles
+from .signals import heed
 from .tracking import progress
 
 _CHUNK = 256  # files a thread looks at in one go
@@ -59,6 +60,7 @@ def _sampled(files: ImageFiles, names: list[str], pool: Executor) -> bytes:
     def digest(chunk: Iterable[str]) -> bytes:
         sums = hashlib.sha256()
         for name in chunk:
+            heed()
             try:
                 sums.update(hashlib.sha256(patiently(lambda: files.sample(name))).digest())  # noqa: B023 - called at once
             except OSError as error:

@@ -1,33 +1,34 @@
-"""Image files as users have them: listed in a folder or a zip from anywhere, read with bounds, decoded to uint8."""
+"""Image files as users have them: listed in a folder or a zip from anywhere, and read with bounds."""
 
 import errno
-import io
 import os
 import stat
 import threading
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Protocol
 
-import torch
-from torch import Tensor
-
 from .errors import InputError
 from .files import may_pass, patiently
+from .signals import heed
 from .tracking import progress
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif")
-# Nothing else is tried: Pillow also knows formats that start other programs (EPS) or that nobody has tested much.
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+# What Pillow reads without starting other programs.
+SUFFIXES = (
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".webp", ".avif"),
+    *(".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
+# What a person would call a picture too, and is not read: counted, so that nobody misses it in silence.
+_UNREAD = (
+    *(".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpf", ".jpx", ".jxl", ".jxr", ".tga", ".dds", ".pcx", ".ico"),
+    *(".svg", ".eps", ".psd", ".xcf", ".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
+)
+LABELS = "dataset.json"  # where StyleGAN's and EDM's tools keep the labels of a folder or zip that they made
 _MAX_BYTES = 2**28  # a file
-_MAX_PIXELS = 89_478_485  # an image: where Pillow starts to warn of decompression bombs; a third of a GiB in memory
-_LARGE_PIXELS = 2**24  # an image above which only one is decoded at a time, whatever the number of threads
 _MAX_VISITS = 64  # of one real folder, by links: a few that point at each other can stand for millions
 _SAMPLED_BYTES = 2**14  # of a file, at its beginning, middle and end, to tell it from others of its name and size
-_large = threading.Lock()
 
 
 class ImageFiles(Protocol):
@@ -36,10 +37,14 @@ class ImageFiles(Protocol):
     Attributes:
         identities: for each relative path (with /) what is known of its content without reading it.
         stamps: for each what changes when it is written to, where `identities` does not tell contents apart.
+        unread: how many files there are with each ending of pictures that are not read.
+        label_files: the relative paths of all files that are called LABELS.
     """
 
     identities: dict[str, str]
     stamps: dict[str, str]
+    unread: Counter[str]
+    label_files: list[str]
 
     def read(self, name: str) -> bytes:
         """The whole file. Raises OSError, or ValueError where it is none that may be read."""
@@ -51,28 +56,43 @@ class ImageFiles(Protocol):
 
 
 def open_files(root: str) -> ImageFiles:
-    """The image files of a folder or a .zip, read in place. Raises InputError where there is neither."""
+    """The image files of a folder, of a .zip or of a folder in a .zip, read in place. Raises InputError without any."""
     path = Path(os.path.expanduser(root))  # os.path's functions take any text: no such user, a name too long
     if os.path.isdir(path):
         return _Folder(path)
-    if os.path.isfile(path):
-        return _Zip(path)
+    for archive in (path, *path.parents):
+        if os.path.isfile(archive):
+            return _Zip(archive, path.relative_to(archive).parts)
     raise InputError("no such data", str(path), "a folder of images, or a .zip of them", "set dataset.root=...")
 
 
-def _wanted(parts: list[str]) -> bool:
-    """Whether a path is an image that a person put there: nothing hidden, and nothing that only macOS needs."""
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not hidden and parts[-1].lower().endswith(SUFFIXES)
+class _Found:
+    """What a scan has come across."""
+
+    def __init__(self) -> None:
+        self.identities: dict[str, str] = {}
+        self.stamps: dict[str, str] = {}
+        self.unread: Counter[str] = Counter()
+        self.label_files: list[str] = []
+
+    def is_image(self, parts: list[str]) -> bool:
+        """Whether a path is an image that a person put there: nothing hidden, and nothing that only macOS needs."""
+        if any(part.startswith(".") or part == "__MACOSX" for part in parts):
+            return False
+        ending = os.path.splitext(parts[-1])[1].lower()
+        if ending in _UNREAD:
+            self.unread[ending] += 1
+        if parts[-1] == LABELS:
+            self.label_files.append("/".join(parts))
+        return ending in SUFFIXES
 
 
-class _Folder:
+class _Folder(_Found):
     def __init__(self, root: Path):
+        super().__init__()
         self.root = root
         try:
             with progress(None, "listing images") as bar:
-                self.identities: dict[str, str] = {}
-                self.stamps: dict[str, str] = {}
                 for name, found in self._scan():
                     self.identities[name] = str(None if found is None else found.st_size)
                     self.stamps[name] = "" if found is None else _stamp(found)
@@ -94,10 +114,11 @@ class _Folder:
             if visits[real] > _MAX_VISITS:
                 raise InputError(f"links lead to {real} more than {_MAX_VISITS} times", fix="remove some of them")
             for entry in patiently(lambda: _entries(folder)):  # noqa: B023 - called at once
+                heed()
                 path, found = [*parts, entry.name], _stat(entry.path)
                 if found is not None and stat.S_ISDIR(found.st_mode):
                     todo.append((path, above | {real}))
-                elif _wanted(path):
+                elif self.is_image(path):
                     yield "/".join(path), found if found is not None and stat.S_ISREG(found.st_mode) else None
 
     def read(self, name: str) -> bytes:
@@ -152,26 +173,34 @@ def _regular(path: str, flags: int) -> int:
     return handle
 
 
-class _Zip:
-    """Members are read one at a time into memory; nothing is ever unpacked to disk."""
+class _Zip(_Found):
+    """Members are read one at a time into memory; nothing is ever unpacked to disk.
 
-    def __init__(self, root: Path):
+    Args:
+        below: the folder inside the archive from which on names count.
+    """
+
+    def __init__(self, root: Path, below: tuple[str, ...] = ()):
+        super().__init__()
         self._lock = threading.Lock()  # a ZipFile counts its open members without one
         try:
             self._zip = zipfile.ZipFile(root)
-            self._members = dict(self._scan())
+            self._members = dict(self._scan(list(below)))
             if sum(info.compress_size for info in self._members.values()) > root.stat().st_size:
                 raise ValueError("its members overlap")  # so that a small file inflates for ever
         except Exception as error:  # a file that only looks like a zip raises nearly anything
             raise InputError("not a zip of images", f"{root}: {error}", "a folder, or a .zip") from error
-        self.identities = {name: f"{info.file_size} {info.CRC}" for name, info in self._members.items()}
-        self.stamps: dict[str, str] = {}
+        images = [name for name in self._members if name not in self.label_files]
+        self.identities = {name: f"{self._members[name].file_size} {self._members[name].CRC}" for name in images}
 
-    def _scan(self) -> Iterator[tuple[str, zipfile.ZipInfo]]:
+    def _scan(self, below: list[str]) -> Iterator[tuple[str, zipfile.ZipInfo]]:
         for info in self._zip.infolist():
+            heed()
             parts = [part for part in info.filename.replace("\\", "/").split("/") if part not in ("", ".")]
-            if parts and not info.is_dir() and _wanted(parts):
-                yield "/".join(parts), info
+            inner = parts[len(below) :]
+            is_inside = bool(inner) and parts[: len(below)] == below and not info.is_dir()
+            if is_inside and (self.is_image(inner) or inner[-1] == LABELS):
+                yield "/".join(inner), info
 
     def read(self, name: str) -> bytes:
         info = self._members[name]
@@ -188,59 +217,3 @@ class _Zip:
 
     def close(self) -> None:
         self._zip.close()
-
-
-def decode(data: bytes, image_size: int, channels: int, background: int) -> Tensor:
-    """One image file as uint8 [channels, image_size, image_size]: upright, opaque, 8 bits, never distorted.
-
-    Args:
-        data: the bytes of the file.
-        background: grey level, 0..255, that shows through transparency.
-
-    Raises:
-        Exception: whatever Pillow raises for a file that is broken, or ValueError for one that is too large.
-    """
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    with Image.open(io.BytesIO(data), formats=[f for f in _FORMATS if f in Image.OPEN]) as image:
-        if image.width * image.height > _MAX_PIXELS:
-            raise ValueError(f"{image.width}x{image.height} pixels are more than {_MAX_PIXELS}")
-        image.draft(None, (2 * image_size, 2 * image_size))  # a large JPEG is decoded at 1/2, 1/4 or 1/8
-        with _large if image.width * image.height > _LARGE_PIXELS else nullcontext():
-            image.load()
-            with suppress(Exception):  # damaged EXIF data says nothing about the pixels
-                ImageOps.exif_transpose(image, in_place=True)
-            flat = _flatten(image, channels, background)
-    side = min(flat.size)
-    left, top = (flat.width - side) // 2, (flat.height - side) // 2  # whole pixels: a crop alone must not blur
-    box = (left, top, left + side, top + side)
-    square = flat.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box)
-    return torch.from_numpy(np.array(square)).view(image_size, image_size, channels).permute(2, 0, 1)
-
-
-def _flatten(image, channels: int, background: int):
-    """A Pillow image of any mode in mode L or RGB."""
-    import numpy as np
-    from PIL import Image
-
-    if image.mode.startswith("I"):  # 16 bits; Pillow itself would clip them to 8
-        deep = np.asarray(image)
-        if deep.min() < 0 or deep.max() > 65535:
-            raise ValueError("grey levels outside of 16 bits")
-        image = Image.fromarray(((deep.astype(np.uint32) + 128) // 257).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("floating point grey levels have no known range")
-    if image.has_transparency_data:
-        page = Image.new("RGBA", image.size, (background, background, background, 255))
-        image = Image.alpha_composite(page, image.convert("RGBA"))
-    return image.convert("L" if channels == 1 else "RGB")
-
-
-def reason(error: Exception) -> str:
-    """What `decode` or `read` raised, in words."""
-    from PIL import UnidentifiedImageError
-
-    if isinstance(error, UnidentifiedImageError):  # its own message shows a Python object
-        return "not an image, or a damaged one"
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import InputError
 
@@ -33,6 +33,15 @@ S = TypeVar("S", bound="Settings")
 Positive = Annotated[float, Field(gt=0)]
 MOST = 2**53  # floats, which schedules compute in, skip integers beyond it
 Count = Annotated[int, Field(ge=1, le=MOST)]
+
+
+def _check_given(text: str) -> str:
+    if not text.strip():
+        raise ValueError("it is empty, as a shell variable leaves it that is not set")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_check_given)]  # what a user must have typed: a path, a name
 
 
 def shown(value: object) -> str:

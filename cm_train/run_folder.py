@@ -32,6 +32,8 @@ MAY_CHANGE = frozenset(
     [
         "dataset.root",  # its fingerprint tells whether it is the same
         "dataset.skip_broken",
+        "dataset.max_megapixels",
+        "dataset.class_level",
         "name",
         "run_dir",
         "steps",

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from .signals import StopFlag
 
 _OF_THE_RECIPE = {"dropout", "dropout_max_size"}  # of a backbone; all else is its size, which a student inherits
-_NOT_DATA = {"download", "hflip", "memory_gb", "skip_broken"}  # how a set is used, not what is in it
+_NOT_DATA = {"download", "hflip", "memory_gb", "skip_broken", "max_megapixels"}  # how a set is used, not what is in it
 
 
 def inherit(config: Any, cfg: DictConfig, train: Callable[[Any], bool], stop: StopFlag, swept: frozenset[str]) -> Any:
@@ -160,8 +160,12 @@ def _not_of_the_agent() -> Iterator[None]:
 
 def _check_data(config: Any, data: dict[str, Any], home: Path) -> None:
     from .errors import InputError
+    from .registry import settings
 
-    mine, theirs = ({k: v for k, v in d.items() if k not in _NOT_DATA} for d in (config.dataset, data))
+    mine, theirs = (
+        {"name": d["name"], **{k: v for k, v in settings("dataset", d).model_dump().items() if k not in _NOT_DATA}}
+        for d in (config.dataset, data)
+    )
     if "root" in theirs and not os.path.exists(os.path.expanduser(str(theirs["root"]))):  # it was moved
         theirs |= _root(config.dataset)
     if mine != theirs:

@@ -81,15 +81,19 @@ def build_trainer(
     check_divides(config, world.size)
     device = world.device
     dataset = world.agree(lambda: registry.build("dataset", config.dataset, world))
-    dataset.load()
+    dataset.load(config.folder / "left_out.txt")
     dataset.to(device)
+    if world.is_main:
+        say(f"{config.dataset.get('root', config.dataset['name'])}: {dataset.summary()}")
+        for note in dataset.notes:
+            say(f"note: {note}")
     provenance = {"dataset": world.decide(dataset.fingerprint)}
 
     # Rank 0 looks, since what is damaged is renamed on the way.
     found = world.decide(lambda: checkpoint.latest(config.folder, set_aside=True))
     if found is not None:
         recorded = found[1].provenance.get("dataset", "")
-        world.decide(lambda: _check_data(config.folder, dataset, recorded, provenance["dataset"]))
+        world.agree(lambda: _check_data(config.folder, dataset, recorded, provenance["dataset"]))
     teacher = None
     known = None if found is None else found[1].provenance.get("teacher")
     if known is not None:

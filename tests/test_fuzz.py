@@ -37,8 +37,8 @@ from test_checkpoint import CONFIG, network, write
 from cm_train import checkpoint, config, generate, loading, registry, run_folder
 from cm_train.config import RunConfig
 from cm_train.datasets.image_folder import ImageFolder
+from cm_train.decoding import decode
 from cm_train.errors import InputError
-from cm_train.image_files import decode
 from cm_train.manifest import DamagedCheckpoint, signed
 
 _TIME_S, _MEMORY = 60, 2 << 30

@@ -21,7 +21,7 @@ import yaml
 from PIL import Image
 from test_trainer import after, build, run  # noqa: F401 - build is a fixture
 
-from cm_train import checkpoint, files, fingerprint, gpus, image_files, posthoc, registry, run_folder, saving, teachers
+from cm_train import checkpoint, decoding, files, fingerprint, gpus, posthoc, registry, run_folder, saving, teachers
 from cm_train.errors import InputError, TrainingFailed
 from cm_train.loading import load_denoiser
 from cm_train.manifest import DamagedCheckpoint
@@ -227,8 +227,9 @@ def pictures(folder, count=4, size=12):
 
 
 def image_folder(root, **settings):
-    values = {"name": "image_folder", "root": str(root), "image_size": 8, **settings}
-    return registry.build("dataset", values)
+    dataset = registry.build("dataset", {"name": "image_folder", "root": str(root), "image_size": 8, **settings})
+    dataset.load()
+    return dataset
 
 
 @pytest.mark.parametrize("memory_gb", [4.0, 0.0])
@@ -605,8 +606,8 @@ def test_large_pictures_are_decoded_one_at_a_time(tmp_path, monkeypatch):
             lock.release()
 
     lock = threading.Lock()
-    monkeypatch.setattr(image_files, "_large", Counted())
-    monkeypatch.setattr(image_files, "_LARGE_PIXELS", 1000)
+    monkeypatch.setattr(decoding, "_large", Counted())
+    monkeypatch.setattr(decoding, "_LARGE_PIXELS", 1000)
     assert len(image_folder(root)) == 64
     assert inside.count(1) == 64
 

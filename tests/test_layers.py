@@ -17,10 +17,10 @@ PACKAGE = Path(cm_train.__file__).parent
 # Lower layers first; a module imports from layers below its own, or by name from its own line where listed.
 LAYERS = [
     {"errors"},
-    {"child_python", "files", "memory", "registry", "rng", "waiting"},
-    {"distributed", "images", "precision", "signals", "state_file", "tracking"},
-    {"gpus", "host_memory", "image_files", "meters", "rank", "run_folder"},
-    {"fingerprint", "launching"},
+    {"child_python", "files", "memory", "registry", "rng", "signals", "waiting"},
+    {"distributed", "images", "precision", "state_file", "tracking"},
+    {"decoding", "gpus", "host_memory", "image_files", "left_out", "meters", "rank", "run_folder"},
+    {"fingerprint", "image_labels", "launching"},
     {"slurm"},
     {"noise", "distances", "lpips_distance", "ema", "optimizers", "backbones", "datasets"},
     {"compiling", "denoiser"},

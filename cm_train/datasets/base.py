@@ -2,15 +2,19 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .. import rng
 from ..errors import InputError
+from ..signals import heed
 from ..tracking import progress
 
 _SIGMA_IMAGES = 4096  # how many images of a set that is decoded on the fly are enough for its sigma_data
+_LISTED = 12  # names that are shown of many
 _SIGMA_PIXELS = 2**22  # values looked at in one go, so that a set that is decoded on the fly needs little memory
 
 
@@ -24,6 +28,7 @@ class Dataset(ABC):
         hflip: whether the set wants random horizontal flips; whoever trains does the flipping.
         lazy: whether `gather` decodes files, so that fetching ahead pays.
         device: where batches are wanted.
+        notes: what a person should hear of the set, beside its `summary`.
     """
 
     image_size: int
@@ -32,13 +37,23 @@ class Dataset(ABC):
     hflip: bool
     lazy: bool = False
     device: torch.device = torch.device("cpu")
+    notes: Sequence[str] = ()
 
-    def load(self) -> None:  # noqa: B027 - most sets have nothing left to read
-        """Share the reading with the other ranks, which call this too, where building has left it to do.
+    def load(self, left_out: Path | None = None) -> None:  # noqa: B027 - most sets have nothing left to read
+        """Read what building has left to read, each rank its share: call it before anything else.
+
+        Args:
+            left_out: a file in which the set writes down what it can't use and goes on without.
 
         Raises:
             InputError: an image can't be read, on every rank where that happens to one.
+            Stopped: see `signals.heed`.
         """
+
+    def summary(self) -> str:
+        """How many images and which classes, in words."""
+        classes = f"{self.num_classes:,} classes: {listed(self.class_names)}" if self.class_names else "no classes"
+        return f"{len(self):,} images, {classes}"
 
     @property
     def num_classes(self) -> int:
@@ -65,7 +80,7 @@ class Dataset(ABC):
         """A sha256 in hex that changes with the images, their order or their labels."""
 
     def was_known_as(self, recorded: str) -> bool:
-        """Whether `recorded` is the fingerprint that an earlier version gave this set."""
+        """Whether `recorded` is the fingerprint that an earlier version gave this set; it then is as it was there."""
         return False
 
     def to(self, device: torch.device | str) -> "Dataset":
@@ -85,6 +100,7 @@ class Dataset(ABC):
         counts = torch.zeros(256, dtype=torch.int64)  # exact, and so the same on every device
         with progress(len(index), "measuring contrast, images") as bar:
             for some in index.split(max(1, _SIGMA_PIXELS // (self.channels * self.image_size**2))):
+                heed()
                 counts += self.gather(some)[0].flatten().bincount(minlength=256).cpu()
                 bar.advance(len(some))
         level = torch.arange(256, dtype=torch.float64)
@@ -97,6 +113,11 @@ class Dataset(ABC):
     def _host(self, tensor: Tensor) -> Tensor:
         """`tensor`, pinned where it will go to a CUDA device: only then does the copy not hold up the program."""
         return tensor.pin_memory() if self.device.type == "cuda" else tensor
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names with commas between them, the first ones of many."""
+    return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
 
 
 class InMemory(Dataset):
@@ -134,6 +155,12 @@ class InMemory(Dataset):
             self.images = self.images.to(self.device)
             self.labels = None if self.labels is None else self.labels.to(self.device)
         return self
+
+    def relabelled(self, class_names: list[str], labels: Tensor) -> "InMemory":
+        """The same images under other labels, int64 [N]."""
+        other = InMemory(self.images, labels.to(self.images.device), class_names, self.hflip)
+        other.device = self.device
+        return other
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
