@@ -1,6 +1,7 @@
 """What cm-train says before and after a run: what, on what, for how long, where; what came of it."""
 
 import os
+import shlex
 import time
 
 import torch
@@ -42,7 +43,7 @@ def _tracking(config: RunConfig) -> str:
     home = config.folder
     return {
         "wandb": f"wandb project {config.tracking.project} ({_wandb_mode()})",
-        "tensorboard": f"TensorBoard, tensorboard --logdir {home / 'tensorboard'}",
+        "tensorboard": f"TensorBoard, tensorboard --logdir {shlex.quote(str(home / 'tensorboard'))}",
         "none": f"{home / 'metrics.jsonl'} only",
     }[config.tracking.backend]
 
@@ -69,7 +70,7 @@ def summary(config: RunConfig, began: float, finished: bool, before: Manifest | 
         say(f"stopped at step {newest.step} of {config.steps}, everything saved; the same command goes on")
         return
     samples = f"; samples in {home / 'samples'}" if (home / "samples").is_dir() else ""
-    say(f"done{samples}. Next: cm-sample ckpt={home}")
+    say(f"done{samples}. Next: cm-sample {shlex.quote(f'ckpt={home}')}")
 
 
 def _results(config: RunConfig) -> str:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +17,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from .command_line import tidy
 from .errors import InputError, TrainingFailed, printable
 
 # What the user says; for Hydra it is then set in any case, so that it raises its errors to us.
@@ -73,7 +75,6 @@ def attempt(body: Callable[[], int], full: bool = False) -> Outcome:
 
 def run(config_name: str, body: Callable[[DictConfig], int]) -> NoReturn:
     """Run `body` on the composed config and exit with its code, or with 2 after one line on wrong input."""
-    begin()
     codes: list[int] = []  # one a job
 
     def task(cfg: DictConfig) -> None:
@@ -88,14 +89,27 @@ def run(config_name: str, body: Callable[[DictConfig], int]) -> NoReturn:
 
 def under_hydra(config_name: str, task: Callable[[DictConfig], Any]) -> int:
     """Have Hydra compose the config and run `task` on it; 0, or the exit code of what Hydra found wrong."""
+    composed = False
+
+    def begun(cfg: DictConfig) -> Any:
+        nonlocal composed
+        composed = True
+        return task(cfg)
+
     logging.raiseExceptions = False  # what Hydra can't print, since nobody listens, is no reason to print more
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        hydra.main(version_base=None, config_path=str(conf_dir()), config_name=config_name)(task)()
+        hydra.main(version_base=None, config_path=str(conf_dir()), config_name=config_name)(begun)()
     except (HydraException, OmegaConfBaseException, InputError) as error:
         if FULL_ERRORS:
             raise
         complain(_one_line(error, config_name))
+        return WRONG_INPUT
+    except (ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
+        if FULL_ERRORS or composed:
+            raise
+        # What is typed can make Hydra stumble in many ways before anything has begun.
+        complain(f"can't compose the config: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
         return WRONG_INPUT
     except BrokenPipeError:  # as in --info | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -108,10 +122,25 @@ def under_hydra(config_name: str, task: Callable[[DictConfig], Any]) -> int:
     return DONE
 
 
-def begin() -> None:
-    """What every command does first."""
+def begin(config_name: str) -> None:
+    """What every command does first, before it looks at its arguments; it may be all that a command does."""
     _hold_streams()
     _heed_quiet()
+    if "--version" in sys.argv[1:]:
+        print(f"{Path(sys.argv[0]).name} {metadata.version('cm-train')}")
+        sys.exit(DONE)
+    try:
+        sys.argv[1:] = tidy(sys.argv[1:], _groups(config_name))
+    except InputError as error:
+        complain(str(error))
+        sys.exit(WRONG_INPUT)
+
+
+def _groups(config_name: str) -> list[str]:
+    """The groups of configs that a command has options of."""
+    if config_name != "train":
+        return []
+    return [path.name for path in conf_dir().iterdir() if path.is_dir() and path.name != "hydra"]
 
 
 def _hold_streams() -> None:

@@ -142,6 +142,7 @@ def _save_npz(images: "Tensor", path: Path) -> None:
 
 
 def main() -> None:
+    cli.begin("sample")
     cli.run("sample", sample)
 
 

@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from . import cli
+from .command_line import quoted
 from .errors import InputError, TrainingFailed
 from .plugins import works_side_by_side
 from .run_folder import FolderInUse
@@ -178,14 +179,9 @@ def _as_arguments(cfg: DictConfig) -> list[str]:
     config = HydraConfig.get()
     folders = [f"--config-dir={s.path}" for s in config.runtime.config_sources if s.provider == "command-line"]
     places = [override for override in config.overrides.hydra if "searchpath" in override]
-    tags = ",".join(map(_quoted, cfg.tracking.tags))
-    settled = [f"name={_quoted(cfg.name)}", f"tracking.group={_quoted(cfg.tracking.group)}", f"tracking.tags=[{tags}]"]
+    tags = ",".join(map(quoted, cfg.tracking.tags))
+    settled = [f"name={quoted(cfg.name)}", f"tracking.group={quoted(cfg.tracking.group)}", f"tracking.tags=[{tags}]"]
     return [*folders, *places, *config.overrides.task, *settled]
-
-
-def _quoted(text: str) -> str:
-    """`text` as one value of an override, whatever it holds."""
-    return "'{}'".format(text.replace("'", "\\'"))
 
 
 def _own(sweep: dict[str, Any]) -> list[str]:

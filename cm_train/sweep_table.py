@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from . import checkpoint
 from .errors import InputError
 from .files import write_whole
 from .tracking import last_values, say
@@ -39,6 +38,8 @@ class Job:
 
     def measure(self, metric: str | None = None) -> tuple[str, float | None]:
         """Note how far its run has come; returns the name and the value of `metric`, see `final_metric`."""
+        from . import checkpoint  # torch is imported from here on
+
         folder = Path(os.path.expanduser(self.folder))
         newest = None
         with suppress(InputError):  # whoever trains it says so

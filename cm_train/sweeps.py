@@ -25,6 +25,7 @@ from omegaconf import OmegaConf
 
 from . import cli, plugins, sweep_job, sweep_table
 from .child_python import import_paths
+from .command_line import quoted
 from .errors import InputError
 from .files import write_whole
 from .run_folder import MAY_CHANGE, lock, refuse_links
@@ -37,16 +38,14 @@ _HOME, _LONGEST_FOLDER = Path("runs/sweeps"), 100
 
 
 def asked_for(arguments: list[str]) -> bool:
-    """Whether the command line asks for a multirun. Under torchrun it is refused elsewhere."""
-    wanted = {"-m", "hydra.mode=MULTIRUN", *("--multirun"[:n] for n in range(4, 11))}  # argparse takes beginnings
-    return bool(wanted & set(arguments)) and "RANK" not in os.environ
+    """Whether a command line, made tidy, asks for a multirun. Under torchrun it is refused elsewhere."""
+    return "--multirun" in arguments and "RANK" not in os.environ
 
 
 def lead(stop: StopFlag) -> NoReturn:
     """Run the sweep, print its table, and exit with 0 if every job finished."""
     started, clock = time.time(), time.monotonic()
     os.environ.update(import_paths())  # jobs may be processes of their own
-    cli.begin()
     try:
         overrides = _overrides(sys.argv[1:])
     except HydraException:
@@ -140,7 +139,7 @@ def _set_folder(folder: Path) -> None:
     arguments = [a for a in sys.argv if not a.lstrip("+").startswith("hydra.sweep.dir=")]
     # Beside the other overrides: argparse takes them from one place only.
     places = [i for i, a in enumerate(arguments) if "=" in a and not a.startswith("-")]
-    arguments.insert(places[-1] + 1 if places else 1, f"hydra.sweep.dir='{folder}'")
+    arguments.insert(places[-1] + 1 if places else 1, f"hydra.sweep.dir={quoted(str(folder))}")
     sys.argv[:] = arguments
 
 

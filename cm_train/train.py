@@ -2,21 +2,30 @@
 
 import sys
 
-from . import cli, plugins, sweeps
-from .runs import train
 from .signals import StopFlag
 
 
 def main() -> None:
-    if "--info" in sys.argv:
+    with StopFlag() as stop:  # before all other imports: a signal is heeded from the first moment
+        try:
+            _main(stop)
+        except KeyboardInterrupt:
+            sys.exit(1)  # asked for twice
+
+
+def _main(stop: StopFlag) -> None:
+    from . import cli, plugins, sweeps
+    from .runs import train
+
+    cli.begin("train")
+    if "--info=all" in sys.argv:
         from .info import lines
 
         print(*lines(), sep="\n", end="\n\n")
-    with StopFlag() as stop:  # before the heavy imports: a signal is heeded from the first moment
-        plugins.register()
-        if sweeps.asked_for(sys.argv):
-            sweeps.lead(stop)
-        cli.run("train", lambda cfg: train(cfg, stop))
+    plugins.register()
+    if sweeps.asked_for(sys.argv):
+        sweeps.lead(stop)
+    cli.run("train", lambda cfg: train(cfg, stop))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ PACKAGE = Path(cm_train.__file__).parent
 # Lower layers first; a module imports from layers below its own, or by name from its own line where listed.
 LAYERS = [
     {"errors"},
-    {"child_python", "files", "memory", "registry", "rng", "signals", "waiting"},
+    {"child_python", "command_line", "files", "memory", "registry", "rng", "signals", "waiting"},
     {"distributed", "images", "precision", "state_file", "tracking"},
     {"decoding", "gpus", "host_memory", "image_files", "left_out", "meters", "rank", "run_folder"},
     {"fingerprint", "image_labels", "launching"},
@@ -55,7 +55,7 @@ INNER_LAYERS = {
 }
 TRACKERS = {"wandb", "tensorboard"}
 PLUGINS = {"joblib_launcher", "optuna_search", "plugins", "slurm_launcher"}
-HYDRA_ALLOWED = {"cli", "config", "runs", "sample", "sweep_job", "sweeps", "teachers"} | PLUGINS
+HYDRA_ALLOWED = {"cli", "command_line", "config", "runs", "sample", "sweep_job", "sweeps", "teachers"} | PLUGINS
 
 
 def modules() -> list[Path]:

@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from cm_train import cli, gpus, run_folder, sweep_job, sweeps, teachers
+from cm_train.command_line import tidy
 from cm_train.config import parse
 from cm_train.errors import InputError
 from cm_train.sweep_table import Job, final_metric, read_jobs
@@ -257,10 +258,10 @@ def test_grid_is_known_beforehand_only_where_it_is_one():
     assert grid("seed=0,1", "steps=4", "steps=6") == ["seed=0", "seed=1"]
 
 
-@pytest.mark.parametrize("flag", ["-m", "--multirun", "--multi", "hydra.mode=MULTIRUN"])
+@pytest.mark.parametrize("flag", ["-m", "--multirun", "--multi"])
 def test_every_way_to_ask_for_a_multirun_is_seen(flag):
-    assert sweeps.asked_for(["cm-train", flag, "seed=0,1"])
-    assert not sweeps.asked_for(["cm-train", "mode=ct"])
+    assert sweeps.asked_for(tidy(["mode=ct", flag, "seed=0,1"], ["mode"]))
+    assert not sweeps.asked_for(tidy(["mode=ct"], ["mode"]))
 
 
 def test_foreign_folder_is_not_cleared(command, tmp_path):

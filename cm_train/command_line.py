@@ -1,0 +1,142 @@
+"""What a user types, made into what Hydra takes: flags anywhere, values as meant, the impossible in one line."""
+
+import argparse
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
+from hydra.errors import HydraException
+
+from .errors import InputError
+
+# Keys whose values are text, whatever they look like: name=123 is a name.
+TEXT = frozenset(
+    ["name", "run_dir", "teacher", "init", "dataset.root", "ckpt", "out", "weights"]
+    + [f"tracking.{key}" for key in ("project", "entity", "group")]
+)
+OPTIONAL_GROUPS = frozenset(["experiment", "recipe"])  # null is one of their options
+# What of Hydra's own settings means something here, and what to write in place of others.
+_HYDRA = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.searchpath", "hydra.sweep.dir")
+_INSTEAD = {
+    "hydra.run": "run_dir=... says where a run lies",
+    "hydra.sweep": "name=... and run_dir=... say where runs lie, hydra.sweep.dir=... where the sweep's records do",
+    "hydra.mode": "-m makes a sweep",
+    "hydra.verbose": "drop it; HYDRA_FULL_ERROR=1 shows where an error comes from",
+}
+_NO_FLAGS = {
+    "config_path": "--config-dir adds a folder of configs to ours",
+    "config_name": "make it experiment/<name>.yaml in a folder given with --config-dir, and write experiment=<name>",
+    "experimental_rerun": "the same command again goes on with a run",
+    "package": "drop it",
+}
+_INFO = ("--info", "-i")
+
+
+def tidy(arguments: Sequence[str], groups: Iterable[str]) -> list[str]:
+    """Command-line arguments as Hydra takes them: flags first, values quoted where they would mean something else.
+
+    Args:
+        groups: the config groups, as "mode".
+
+    Raises:
+        InputError: an unknown flag, what is no setting, or what can't be had.
+    """
+    parser = get_args_parser()
+    parser.error = _fail  # type: ignore[method-assign]
+    options = parser.parse_intermixed_args(_with_what_to_show(parser, arguments))
+    for name, instead in _NO_FLAGS.items():
+        if getattr(options, name) is not None:
+            raise InputError(f"--{name.replace('_', '-')} does not work with this command", fix=instead)
+    options.run = False  # which is what happens anyway
+    flags: list[str] = []
+    for action in parser._actions:
+        value = getattr(options, action.dest, None)
+        if action.option_strings and value not in (None, False):
+            flags.append(action.option_strings[0] if value is True else f"{action.option_strings[0]}={value}")
+    known, is_sweep = frozenset(groups), bool(options.multirun)
+    return [*flags, *(_as_meant(text, known, is_sweep) for text in options.overrides)]
+
+
+def quoted(text: str) -> str:
+    """`text` as one value of an override, whatever it holds; ${...} in it stays what it is."""
+    return "'{}'".format(re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", "\\'"))
+
+
+def _fail(message: str) -> NoReturn:
+    raise InputError(message, fix="--help shows what there is; settings are written key=value")
+
+
+def _with_what_to_show(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> list[str]:
+    """`arguments` where --info has its own value: argparse would take whatever follows for that."""
+    choices = next(action.choices for action in parser._actions if action.dest == "info")
+    given = list(arguments)
+    for i, argument in enumerate(given):
+        if argument in _INFO and (i + 1 == len(given) or given[i + 1] not in (choices or ())):
+            given[i] = f"{_INFO[0]}=all"
+    return given
+
+
+def _as_meant(text: str, groups: frozenset[str], is_sweep: bool) -> str:
+    """One override, its value quoted where Hydra would not take it as it is meant."""
+    key, has_value, value = text.partition("=")
+    name = key.lstrip("+~").split("@")[0]
+    if not name:
+        raise InputError("this is no setting", text, "key=value")
+    if key.startswith("~") and name in groups:
+        raise InputError(f"{text}: a run can't be without its {name}", fix=f"{name}=..., see --help")
+    if name.startswith("hydra"):
+        _check_hydra(name)
+    elif not has_value and not key.startswith("~"):
+        near = difflib.get_close_matches(text, groups, 1)
+        raise InputError(
+            "this is no setting", text, "key=value", f"{near[0]}=..., see --help" if near else "see --help"
+        )
+    override = _parsed(text)
+    if override is not None and override.is_sweep_override() and not is_sweep and name not in TEXT:
+        raise InputError(f"{name} has several values", value, "one", "add -m for a run of each")
+    if override is not None and (name in TEXT or name in groups):
+        override = override if _is_text(override, name, is_sweep) else None
+    if override is not None:
+        return text
+    for meant in ([",".join(_part(part, key) for part in value.split(","))] if is_sweep else []) + [quoted(value)]:
+        if _parsed(f"{key}={meant}") is not None:
+            return f"{key}={meant}"
+    raise InputError("can't make sense of an argument", text, "key=value, the key of letters, digits, _ and .")
+
+
+def _is_text(override: Override, name: str, is_sweep: bool) -> bool:
+    """Whether Hydra reads it as text, or as what stands for several texts; null may stand for none."""
+    value: Any = override._value
+    if isinstance(value, ChoiceSweep) and value.simple_form:
+        return is_sweep and all(isinstance(choice, str | QuotedString) for choice in value.list)
+    if override.is_sweep_override():
+        return is_sweep
+    if value is None:
+        return name in OPTIONAL_GROUPS or name in TEXT
+    typed = (override.input_line or "").partition("=")[2]
+    return isinstance(value, QuotedString) or value == typed  # blanks, and backslashes, are what they are
+
+
+def _part(text: str, key: str) -> str:
+    """One of several values with commas between them, quoted where that has to be."""
+    override = _parsed(f"{key}={text}")
+    is_plain = override is not None and isinstance(override._value, str | QuotedString)
+    return text if is_plain else quoted(text)
+
+
+def _check_hydra(name: str) -> None:
+    if name.startswith(_HYDRA):
+        return
+    instead = next((words for prefix, words in _INSTEAD.items() if name.startswith(prefix)), "drop it")
+    raise InputError(f"{name} is Hydra's own, and does not work here", allowed=", ".join(_HYDRA), fix=instead)
+
+
+def _parsed(text: str) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException:
+        return None
