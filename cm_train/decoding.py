@@ -2,7 +2,9 @@
 
 import io
 import threading
-from contextlib import nullcontext, suppress
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -14,6 +16,39 @@ MAX_MEGAPIXELS = 89.478485  # an image: where Pillow starts to warn of decompres
 _LARGE_PIXELS = 2**24  # an image above which only one is decoded at a time, whatever the number of threads
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # of TIFF
 _large = threading.Lock()
+_remarks = threading.local()
+
+
+def prepare() -> None:
+    """Call this before threads decode: loading Pillow's formats is not made for threads, nor are Python's warnings."""
+    from PIL import Image
+
+    Image.init()
+    Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit can't be raised for one file; `decode` has another
+    warnings.filterwarnings("always", module=r"PIL\.")
+    otherwise = warnings.showwarning
+    if getattr(otherwise, "keeps_remarks", False):
+        return
+
+    def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+        kept = getattr(_remarks, "kept", None)
+        if kept is None:
+            otherwise(message, *args, **kwargs)
+        else:
+            kept.append(str(message))
+
+    show.keeps_remarks = True  # type: ignore[attr-defined]
+    warnings.showwarning = show
+
+
+@contextmanager
+def remarks() -> Iterator[list[str]]:
+    """What Pillow warns of in this thread meanwhile, which by itself would not name the file."""
+    _remarks.kept = []
+    try:
+        yield _remarks.kept
+    finally:
+        _remarks.kept = None
 
 
 def decode(
@@ -33,7 +68,6 @@ def decode(
     import numpy as np
     from PIL import Image, ImageOps
 
-    Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit can't be raised for one file; ours follows at once
     with Image.open(io.BytesIO(data), formats=[f for f in _FORMATS if f in Image.OPEN]) as image:
         if image.width * image.height > max_megapixels * 1e6:
             size = f"{image.width}x{image.height} pixels are more than {max_megapixels:.4g} million"

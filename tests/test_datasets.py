@@ -21,7 +21,7 @@ from PIL import Image
 from cm_train import registry
 from cm_train.datasets.base import InMemory
 from cm_train.datasets.torchvision_sets import _one_at_a_time
-from cm_train.decoding import decode
+from cm_train.decoding import decode, prepare
 from cm_train.errors import InputError
 
 CONF = Path(__file__).parents[1] / "conf" / "dataset"
@@ -400,6 +400,7 @@ def test_lazy_fingerprint_changes_with_files_and_settings(tmp_path, kind):
 
 
 def decoded(data, image_size=8, channels=3, background=255):
+    prepare()
     return decode(data, image_size, channels, background)
 
 

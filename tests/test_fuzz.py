@@ -37,7 +37,7 @@ from test_checkpoint import CONFIG, network, write
 from cm_train import checkpoint, config, generate, loading, registry, run_folder
 from cm_train.config import RunConfig
 from cm_train.datasets.image_folder import ImageFolder
-from cm_train.decoding import decode
+from cm_train.decoding import decode, prepare
 from cm_train.errors import InputError
 from cm_train.manifest import DamagedCheckpoint, signed
 
@@ -796,6 +796,9 @@ def quiet():
 
 @tiers
 def test_decode_of_harmed_bytes_gives_an_image_or_raises(depth):
+    prepare()
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
     @given(_pictures_harmed, st.sampled_from([1, 3]), st.sampled_from([1, 8, 33]))
     @example(("png", []), 3, 8)
     @example(("ppm", [("overwrite", 3, b"9000000 1\n255\n")]), 3, 8)

@@ -14,7 +14,7 @@ from PIL import Image
 from cm_train import fingerprint, registry
 from cm_train.datasets import image_folder
 from cm_train.datasets.base import InMemory
-from cm_train.decoding import decode
+from cm_train.decoding import decode, prepare
 from cm_train.errors import InputError
 from cm_train.image_labels import in_natural_order
 from cm_train.signals import StopFlag, Stopped
@@ -199,6 +199,19 @@ def test_what_is_left_out_is_written_down_once(tmp_path, memory_gb):
     assert {reason for _, reason in rows} == {"not an image, or a damaged one"}
 
 
+@pytest.mark.parametrize("memory_gb", [4.0, 0.0])
+def test_what_pillow_warns_of_names_the_file_once(tmp_path, capsys, memory_gb):
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[270] = "a description of some length"
+    Image.new("L", (8, 8), 9).save(file, "JPEG", exif=exif)
+    data = file.getvalue().replace(b"MM\0*", b"MM\0*\x40", 1)  # its directory is where no data is
+    dataset = build(write(tmp_path, {"a.jpg": data, "b.jpg": data, "c.jpg": picture(1)}), conditional=False)
+    for _ in range(2):
+        dataset.gather(torch.arange(3))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: '") and ".jpg' is read, but 'Corrupt EXIF data" in line
+
+
 @pytest.mark.parametrize("root", ["", "  "])
 def test_an_empty_root_is_refused(root):
     with pytest.raises(InputError, match=r"dataset\.root: it is empty, as a shell variable leaves it"):
@@ -272,6 +285,7 @@ IN_8_BITS = torch.from_numpy((LEVELS / 257 + 0.5).astype(np.uint8))[None]
 
 
 def test_grey_of_16_bits_keeps_its_range_and_its_transparency():
+    prepare()
     assert decode(png_of_16_bits(LEVELS), 8, 1, 0).equal(IN_8_BITS)
     clear = int(LEVELS[3, 4])
     shown = IN_8_BITS.clone()

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from .. import fingerprint, image_labels
-from ..decoding import MAX_MEGAPIXELS, decode, reason
+from ..decoding import MAX_MEGAPIXELS, decode, prepare, reason, remarks
 from ..distributed import ALONE, World
 from ..errors import InputError
 from ..files import may_pass, patiently, unreadable
@@ -20,7 +20,7 @@ from ..image_files import SUFFIXES, open_files
 from ..left_out import LeftOut
 from ..registry import Count, Settings, Text, register
 from ..signals import heed
-from ..tracking import progress
+from ..tracking import progress, say
 from .base import Dataset, InMemory, listed
 
 _MAX_BAD_IN_A_ROW = 100
@@ -48,9 +48,7 @@ class ImageFolder(Dataset):
         memory_gb: Annotated[float, Field(ge=0)] = 4.0  # larger sets (decoded, in 1e9 bytes) are decoded on the fly
 
     def __init__(self, config: Config, world: World = ALONE):
-        from PIL import Image
-
-        Image.init()  # here, since loading Pillow's plugins is not made for threads
+        prepare()
         self.config, self._world = config, world
         self.image_size, self.channels, self.hflip = config.image_size, config.channels, config.hflip
         self._files = open_files(config.root)
@@ -66,6 +64,7 @@ class ImageFolder(Dataset):
             self.class_names, self._labels = found
         self.notes: list[str] = list(self._find_notes(unread))
         self._left_out = LeftOut()
+        self._remarks: dict[str, str] = {}  # of Pillow's, and the first file of each
         self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
         self.lazy = len(self._names) * self.channels * self.image_size**2 > config.memory_gb * 1e9
         self._held: InMemory | None = None
@@ -190,12 +189,21 @@ class ImageFolder(Dataset):
                 return where, image
         raise InputError(f"{_MAX_BAD_IN_A_ROW} images in a row can't be decoded", self._left_out.example())
 
+    def _pass_on(self, name: str, found: list[str]) -> None:
+        """Say what Pillow remarks on a file that it can read: each remark once, of the first file."""
+        for remark in set(map(str.strip, found)) if self._world.is_main else ():
+            if self._remarks.setdefault(remark, name) == name:
+                say(f"note: {name!r} is read, but {remark!r}, says Pillow; of others like it no more is said")
+
     def _decode(self, i: int) -> Tensor | None:
         """Image i, uint8 [C, S, S]; None where it is broken and may be skipped."""
         name, c = self._names[i], self.config
         try:
             data = patiently(lambda: self._files.read(name))
-            return decode(data, c.image_size, c.channels, c.background, c.max_megapixels)
+            with remarks() as found:
+                image = decode(data, c.image_size, c.channels, c.background, c.max_megapixels)
+            self._pass_on(name, found)
+            return image
         except Exception as error:  # a bad file makes Pillow raise nearly anything
             if may_pass(error):  # which says nothing about the image
                 raise unreadable(f"image {name!r} in {c.root}", error) from None
