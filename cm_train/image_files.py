@@ -5,7 +5,7 @@ import os
 import stat
 import threading
 import zipfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -37,13 +37,13 @@ class ImageFiles(Protocol):
     Attributes:
         identities: for each relative path (with /) what is known of its content without reading it.
         stamps: for each what changes when it is written to, where `identities` does not tell contents apart.
-        unread: how many files there are with each ending of pictures that are not read.
+        unread: the relative paths of pictures that are not read, for each of their endings.
         label_files: the relative paths of all files that are called LABELS.
     """
 
     identities: dict[str, str]
     stamps: dict[str, str]
-    unread: Counter[str]
+    unread: dict[str, list[str]]
     label_files: list[str]
 
     def read(self, name: str) -> bytes:
@@ -72,18 +72,18 @@ class _Found:
     def __init__(self) -> None:
         self.identities: dict[str, str] = {}
         self.stamps: dict[str, str] = {}
-        self.unread: Counter[str] = Counter()
+        self.unread: dict[str, list[str]] = defaultdict(list)
         self.label_files: list[str] = []
 
     def is_image(self, parts: list[str]) -> bool:
         """Whether a path is an image that a person put there: nothing hidden, and nothing that only macOS needs."""
         if any(part.startswith(".") or part == "__MACOSX" for part in parts):
             return False
-        ending = os.path.splitext(parts[-1])[1].lower()
+        name, ending = "/".join(parts), os.path.splitext(parts[-1])[1].lower()
         if ending in _UNREAD:
-            self.unread[ending] += 1
+            self.unread[ending].append(name)
         if parts[-1] == LABELS:
-            self.label_files.append("/".join(parts))
+            self.label_files.append(name)
         return ending in SUFFIXES
 
 

@@ -53,7 +53,7 @@ class ImageFolder(Dataset):
         self.image_size, self.channels, self.hflip = config.image_size, config.channels, config.hflip
         self._files = open_files(config.root)
         self._names = sorted(self._files.identities)
-        unread = ", ".join(f"{count} {ending}" for ending, count in self._files.unread.most_common())
+        unread = ", ".join(f"{len(n)} {ending} (as {min(n)!r})" for ending, n in sorted(self._files.unread.items()))
         if not self._names:
             got = f"{config.root}, which has {unread}" if unread else config.root
             raise InputError("no images found", got, f"files that end in {' '.join(SUFFIXES)}")
