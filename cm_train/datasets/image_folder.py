@@ -78,7 +78,7 @@ class ImageFolder(Dataset):
         if image_labels.are_parts(list(folders)):
             yield f"it has all of {listed(names)}; dataset.root={self.config.root}/... takes one of them"
         elif names:
-            yield f"its folders {listed(names)} give no labels; as classes they do with dataset.conditional=true"
+            yield f"its folders {listed(names)} give no labels; dataset.conditional=true makes them classes"
 
     def load(self, left_out: Path | None = None) -> None:
         if left_out is not None:
