@@ -55,20 +55,25 @@ def unreadable(file: str | os.PathLike[str], error: OSError) -> InputError:
     return InputError(f"{file} can't be read now: {error.strerror or error}", fix=fix)
 
 
-def not_through_a_link(path: str, flags: int) -> int:
-    """For `open`: a regular file, where it says. A link might lead out of a stranger's folder, and a pipe nowhere."""
-    handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+def regular(path: str, flags: int) -> int:
+    """For `open`: a regular file, where it says. A pipe would block for ever."""
+    handle = os.open(path, flags | os.O_NONBLOCK, 0o666)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise OSError(errno.EINVAL, "not a regular file", path)
     return handle
 
 
-def read_small(path: Path, most: int) -> bytes:
+def not_through_a_link(path: str, flags: int) -> int:
+    """For `open`: a regular file by its own name. A link might lead out of a stranger's folder."""
+    return regular(path, flags | os.O_NOFOLLOW)
+
+
+def read_small(path: Path, most: int, opener: Callable[[str, int], int] = not_through_a_link) -> bytes:
     """A file of at most `most` bytes, patiently. Raises OSError, or ValueError where it is larger."""
 
     def read() -> bytes:
-        with open(path, "rb", opener=not_through_a_link) as file:
+        with open(path, "rb", opener=opener) as file:
             return file.read(most + 1)
 
     content = patiently(read)

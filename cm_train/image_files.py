@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from .errors import InputError
-from .files import may_pass, patiently
+from .files import may_pass, patiently, regular
 from .signals import heed
 from .tracking import progress
 
@@ -123,7 +123,7 @@ class _Folder(_Found):
 
     def read(self, name: str) -> bytes:
         path = self.root / name
-        with open(path, "rb", opener=_regular) as file:
+        with open(path, "rb", opener=regular) as file:
             size = os.fstat(file.fileno()).st_size
             if size > _MAX_BYTES:
                 raise ValueError(f"{size} bytes are more than {_MAX_BYTES}")
@@ -131,7 +131,7 @@ class _Folder(_Found):
 
     def sample(self, name: str) -> bytes:
         try:
-            with open(self.root / name, "rb", buffering=0, opener=_regular) as file:
+            with open(self.root / name, "rb", buffering=0, opener=regular) as file:
                 size = os.fstat(file.fileno()).st_size
                 starts = {0, max(0, size // 2 - _SAMPLED_BYTES // 2), max(0, size - _SAMPLED_BYTES)}
                 return b"".join(os.pread(file.fileno(), _SAMPLED_BYTES, start) for start in sorted(starts))
@@ -162,15 +162,6 @@ def _stat(path: str) -> os.stat_result | None:
 def _stamp(found: os.stat_result) -> str:
     """What no two files share, and what changes when one is written to."""
     return f"{found.st_dev} {found.st_ino} {found.st_mtime_ns} {found.st_ctime_ns}"
-
-
-def _regular(path: str, flags: int) -> int:
-    """For `open`: a pipe would block for ever."""
-    handle = os.open(path, flags | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise ValueError("not a regular file")
-    return handle
 
 
 class _Zip(_Found):

@@ -2,7 +2,6 @@
 
 import hashlib
 import warnings
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .downloads import download
 from .errors import InputError
-from .tracking import say, watched
+from .tracking import say
 
 _URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 _SHA256 = "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"
@@ -87,11 +87,10 @@ def weights_file() -> Path:
         if not path.exists():
             say(f"downloading VGG16 for objective.distance=lpips (553 MB) to {path}")
             path.parent.mkdir(parents=True, exist_ok=True)
-            with watched(path.parent, "VGG16", total_mb=553):
-                torch.hub.download_url_to_file(_URL, str(path), hash_prefix=_SHA256, progress=False)
+            download([_URL], path, "sha256", _SHA256, "VGG16")
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, HTTPException, RuntimeError) as error:  # the last: what came has another hash
+    except OSError as error:
         raise InputError(
             "objective.distance=lpips needs VGG16's weights, which could not be had", str(error), fix=_fix(path)
         ) from None

@@ -1,11 +1,14 @@
 """Fixtures shared by the tests: small runs of the real trainer, and a config composed as the command does."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import hydra
@@ -102,3 +105,47 @@ def wait_for(condition: Callable[[], bool], patience_s: float = 120.0) -> None:
 def children(pid):
     out = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
     return [int(p) for p in out.split()]
+
+
+class Website:
+    """A web server of this machine: `files` by path, `asked` for in this order.
+
+    `promised` bytes of a path are announced, whatever comes; `holds` are not answered before that event.
+    """
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.promised: dict[str, int] = {}
+        self.holds: dict[str, threading.Event] = {}
+        self.asked: list[str] = []
+        site = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                site.asked.append(self.path)
+                if self.path in site.holds:
+                    site.holds[self.path].wait(60)
+                content = site.files.get(self.path)
+                self.send_response(404 if content is None else 200)
+                self.send_header("Content-Length", str(site.promised.get(self.path, len(content or b""))))
+                self.end_headers()
+                with contextlib.suppress(OSError):  # the client has gone
+                    self.wfile.write(content or b"")
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+
+
+@pytest.fixture
+def website(monkeypatch):
+    """website.files["/a"] = b"..." is found at website.url + "/a"."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    site = Website()
+    yield site
+    site.server.shutdown()
+    site.server.server_close()

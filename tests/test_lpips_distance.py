@@ -62,14 +62,10 @@ def distance(reference):
 
 
 @pytest.fixture
-def no_network(tmp_path, monkeypatch):
-    """An empty torch.hub folder, and downloads that fail; returns where the file should be."""
-
-    def fail(*args, **kwargs):
-        raise OSError("no route to host")
-
+def no_weights(tmp_path, monkeypatch, website):
+    """An empty torch.hub folder, and a server without the file; returns where that should be."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    monkeypatch.setattr(lpips_distance, "_URL", f"{website.url}/{NAME}")
     return tmp_path / "torch" / "hub" / "checkpoints" / NAME
 
 
@@ -182,18 +178,28 @@ def test_missing_library_is_one_line(monkeypatch):
         LPIPS()
 
 
-def test_missing_weights_are_one_line_that_says_where_they_belong(no_network):
-    url = f"https://download.pytorch.org/models/{NAME}"
-    with pytest.raises(InputError, match=f"^[^\n]*got 'no route to host'; fix: put {url} at {no_network}$"):
+def test_missing_weights_are_one_line_that_says_where_they_belong(no_weights, website):
+    url = f"{website.url}/{NAME}"
+    with pytest.raises(InputError, match=f"^[^\n]*got '{url}: [^\n]* 404[^\n]*'; fix: put {url} at {no_weights}$"):
         LPIPS()
+    assert not list(no_weights.parent.iterdir())
 
 
-def test_truncated_weights_are_one_line(reference, no_network):
+def test_missing_weights_are_downloaded(no_weights, website, reference, monkeypatch):
     whole = (reference[1] / "hub" / "checkpoints" / NAME).read_bytes()
-    no_network.parent.mkdir(parents=True)
-    no_network.write_bytes(whole[: len(whole) // 2])
+    monkeypatch.setattr(lpips_distance, "_SHA256", reference[2])
+    website.files[f"/{NAME}"] = whole
+    assert lpips_distance.weights_file() == no_weights
+    assert no_weights.read_bytes() == whole
+    assert lpips_distance.weights_file() == no_weights and website.asked == [f"/{NAME}"]
+
+
+def test_truncated_weights_are_one_line(reference, no_weights):
+    whole = (reference[1] / "hub" / "checkpoints" / NAME).read_bytes()
+    no_weights.parent.mkdir(parents=True)
+    no_weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(
-        InputError, match=f"^{no_network} is truncated or another file; got 'sha256 [^\n]*; fix: delete it"
+        InputError, match=f"^{no_weights} is truncated or another file; got 'sha256 [^\n]*; fix: delete it"
     ):
         LPIPS()
 
