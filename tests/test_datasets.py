@@ -1,16 +1,18 @@
 """Data sets: shapes, labels, fingerprints, and what untidy or hostile files do."""
 
+import errno
 import gzip
 import hashlib
 import io
 import os
 import pickle
+import tarfile
 import threading
+import tracemalloc
 import warnings
 import zipfile
 import zlib
 from pathlib import Path
-from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -20,9 +22,9 @@ from PIL import Image
 
 from cm_train import registry
 from cm_train.datasets.base import InMemory
-from cm_train.datasets.torchvision_sets import _one_at_a_time
 from cm_train.decoding import decode, prepare
 from cm_train.errors import InputError
+from conftest import wait_for
 
 CONF = Path(__file__).parents[1] / "conf" / "dataset"
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -181,7 +183,7 @@ def test_digits_name_scikit_learn_where_it_is_missing(monkeypatch):
         build("digits")
 
 
-# torchvision's sets
+# Published sets
 
 
 def idx(array):
@@ -189,109 +191,228 @@ def idx(array):
     return header + array.astype(np.uint8).tobytes()
 
 
-def write_mnist(root, name="MNIST"):
-    train, test = (np.random.default_rng(n).integers(256, size=(n, 28, 28)) for n in (6, 4))
-    files = {
-        "train-images-idx3-ubyte": idx(train),
-        "train-labels-idx1-ubyte": idx(np.arange(6) % 3),
-        "t10k-images-idx3-ubyte": idx(test),
-        "t10k-labels-idx1-ubyte": idx(np.arange(4)),
-    }
-    write(root / name / "raw", files)
-    return train, test
+TRAIN, TEST = (np.random.default_rng(n).integers(256, size=(n, 28, 28), dtype=np.uint8) for n in (6, 4))
+MNIST = {
+    "train-images-idx3-ubyte": idx(TRAIN),
+    "train-labels-idx1-ubyte": idx(np.arange(6) % 3),
+    "t10k-images-idx3-ubyte": idx(TEST),
+    "t10k-labels-idx1-ubyte": idx(np.arange(4)),
+}
+PACKED = {f"{name}.gz": gzip.compress(content) for name, content in MNIST.items()}
+IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 
 
+@pytest.fixture
+def few(monkeypatch):
+    """MNIST as above is whole."""
+    monkeypatch.setattr("cm_train.datasets.torchvision_sets._IdxSet.counts", {"train": 6, "test": 4})
+
+
+@pytest.fixture
+def published(monkeypatch, website):
+    """The archives above are those that torchvision knows, and at home on `website`."""
+    sums = [(name, hashlib.md5(content).hexdigest()) for name, content in PACKED.items()]
+    monkeypatch.setattr("torchvision.datasets.MNIST.resources", sums)
+    monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", [f"{website.url}/lost/", f"{website.url}/"])
+    website.files = {f"/{name}": content for name, content in PACKED.items()}
+    return website
+
+
+def mnist(root, files=MNIST, name="mnist", where="MNIST", **values):
+    write(root / where / "raw", files)
+    return build(name, **{"root": str(root), "download": False, **values})
+
+
+def listing(root):
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*"))
+
+
+@pytest.mark.parametrize("files", [MNIST, PACKED])
 @pytest.mark.parametrize(("name", "where"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])
-def test_mnist_kinds_give_the_split_asked_for(tmp_path, name, where):
-    train, test = write_mnist(tmp_path, where)
-    dataset = build(name, root=str(tmp_path), conditional=True)
+def test_mnist_kinds_give_the_split_asked_for_and_leave_the_folder_as_it_is(tmp_path, few, files, name, where):
+    dataset = mnist(tmp_path, files, name, where, conditional=True)
+    before = listing(tmp_path)
     images, labels = everything(dataset)
-    assert (images.numpy()[:, 0] == train).all() and labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert (images.numpy()[:, 0] == TRAIN).all() and labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert labels.dtype == torch.int64
     assert (dataset.image_size, dataset.channels, dataset.num_classes, dataset.hflip) == (28, 1, 10, False)
     images, labels = everything(build(name, root=str(tmp_path), split="test"))
-    assert (images.numpy()[:, 0] == test).all() and labels is None
+    assert (images.numpy()[:, 0] == TEST).all() and labels is None
+    assert listing(tmp_path) == before
+
+
+def test_mnist_packed_by_others_is_used_with_a_note(tmp_path, few, published):
+    own = {**PACKED, f"{IMAGES}.gz": gzip.compress(MNIST[IMAGES], 1)}
+    whole, others = mnist(tmp_path / "published", PACKED), mnist(tmp_path / "others", own)
+    assert whole.fingerprint() == others.fingerprint() == mnist(tmp_path / "unpacked", MNIST).fingerprint()
+    assert not whole.notes
+    (note,) = others.notes
+    assert note.startswith(f"{IMAGES}.gz: another md5 than published")
+
+
+def flipped(content):
+    """A bit of the last pixels is another."""
+    return content[:-12] + bytes([content[-12] ^ 1]) + content[-11:]
+
+
+STORED = gzip.compress(MNIST[IMAGES], 0)  # as it is, so that only the checksum can tell
+DAMAGES = {
+    "nothing": (f"{IMAGES}.gz", b"", "ends after 0 bytes"),
+    "text": (f"{IMAGES}.gz", b"half of it", "Not a gzipped file"),
+    "half": (f"{IMAGES}.gz", PACKED[f"{IMAGES}.gz"][:2000], "ended before the end-of-stream"),
+    "bit": (f"{IMAGES}.gz", flipped(STORED), "CRC check failed"),
+    "header": (IMAGES, MNIST[IMAGES][:9], "ends after 9 bytes"),
+    "cut": (IMAGES, MNIST[IMAGES][:2000], "ends after 1984 of 4704 values"),
+    "longer": (IMAGES, MNIST[IMAGES] + b"0", "goes on after its 4704 values"),
+    "labels": (IMAGES, MNIST[LABELS], "begins with the bytes 00000801, where 00000803 belongs"),
+    "fewer": (f"{IMAGES}.gz", PACKED["t10k-images-idx3-ubyte.gz"], "holds 4x28x28 values, not 6x28x28"),
+    "larger": (IMAGES, idx(np.zeros((6, 32, 32))), "holds 6x32x32 values, not 6x28x28"),
+    "eleven": (LABELS, idx(np.array([0, 1, 2, 10, 1, 2])), "holds the label 10"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_mnist_damaged_file_is_named_with_what_is_wrong(tmp_path, few, damage):
+    name, content, reason = DAMAGES[damage]
+    with pytest.raises(InputError) as caught:
+        mnist(tmp_path, {name: content})
+    home, archive = tmp_path / "MNIST" / "raw", f"{name.removesuffix('.gz')}.gz"
+    assert str(caught.value).startswith(f"{name} in {home} is damaged, or another file; got ")
+    assert reason in str(caught.value)
+    assert f"; fix: delete it, then put {archive} into {home}, or set dataset.root to" in str(caught.value)
+
+
+def test_mnist_unpacks_no_more_than_it_should_hold(tmp_path, few):
+    bomb = gzip.compress(MNIST[IMAGES] + bytes(100_000_000))
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="goes on after its 4704 values"):
+            mnist(tmp_path, {f"{IMAGES}.gz": bomb})
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_mnist_that_can_not_be_read_now_is_not_damaged(tmp_path, few, monkeypatch):
+    mnist(tmp_path, PACKED)
+    left, real = [2], os.open
+
+    def sometimes(path, *args, **kwargs):
+        if LABELS in str(path) and left[0] > 0:
+            left[0] -= 1
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr("cm_train.files._RETRY_AFTER_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(os, "open", sometimes)
+    assert len(mnist(tmp_path, {})) == 6 and left == [0]
+    left[0] = 10**9
+    with pytest.raises(InputError, match=f"{LABELS}.gz can't be read now"):
+        mnist(tmp_path, {})
+
+
+def test_mnist_does_not_wait_for_a_pipe(tmp_path, few):
+    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
+    os.mkfifo(tmp_path / "MNIST" / "raw" / IMAGES)
+    with pytest.raises(InputError, match="not a regular file"):
+        mnist(tmp_path, {})
+
+
+def test_mnist_missing_is_downloaded_as_it_is(tmp_path, few, published):
+    dataset = build("mnist", root=str(tmp_path / "none"), conditional=True)
+    assert (everything(dataset)[0].numpy()[:, 0] == TRAIN).all() and not dataset.notes
+    assert listing(tmp_path) == ["none", "none/MNIST", "none/MNIST/raw"] + [
+        f"none/MNIST/raw/{name}" for name in (f"{IMAGES}.gz", f"{LABELS}.gz")
+    ]
+    asked = len(published.asked)
+    assert len(build("mnist", root=str(tmp_path / "none"))) == 6 and len(published.asked) == asked
+
+
+def test_mnist_is_downloaded_once_by_ranks_that_start_together(tmp_path, few, published):
+    published.holds[f"/{IMAGES}.gz"] = threading.Event()
+    built = []
+    ranks = [threading.Thread(target=lambda: built.append(build("mnist", root=str(tmp_path)))) for _ in range(3)]
+    for rank in ranks:
+        rank.start()
+    wait_for(lambda: f"/{IMAGES}.gz" in published.asked)
+    published.holds[f"/{IMAGES}.gz"].set()
+    for rank in ranks:
+        rank.join(60)
+    assert len({dataset.fingerprint() for dataset in built}) == 1 and len(built) == 3
+    assert sorted(published.asked) == sorted(f"{way}{name}.gz" for way in ("/", "/lost/") for name in (IMAGES, LABELS))
+
+
+def test_mnist_of_a_mirror_with_other_files_is_an_error_that_names_it(tmp_path, few, published):
+    published.files[f"/{IMAGES}.gz"] = b"something else"
+    home = tmp_path / "MNIST" / "raw"
+    with pytest.raises(InputError) as caught:
+        build("mnist", root=str(tmp_path))
+    assert str(caught.value).startswith(f"MNIST is not in {home} and can't be downloaded; got ")
+    assert f"{published.url}/{IMAGES}.gz: what came has the md5 " in str(caught.value)
+    assert str(caught.value).endswith(
+        f"fix: put {IMAGES}.gz, {LABELS}.gz into {home}, or set dataset.root to where MNIST is"
+    )
+    assert not list(home.iterdir())
 
 
 def test_mnist_missing_offline_says_where_to_put_it(tmp_path, monkeypatch):
-    def offline(*args, **kwargs):
-        raise URLError("no network")
-
-    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", offline)
-    with pytest.raises(InputError, match="not in .*MNIST/raw and can't be downloaded.*no network.*fix: put train-im"):
+    monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with pytest.raises(InputError, match="not in .*MNIST/raw and can't be downloaded.*refused.*fix: put train-im"):
         build("mnist", root=str(tmp_path))
 
 
-def test_mnist_missing_without_download_creates_nothing(tmp_path):
+def test_mnist_missing_without_download_creates_nothing(tmp_path, few):
     with pytest.raises(InputError, match="is not in .*dataset.download=true"):
         build("mnist", root=str(tmp_path / "none"), download=False)
     assert not (tmp_path / "none").exists()
+    with pytest.raises(InputError, match=f"dataset.download=true, or put {LABELS}.gz into"):
+        mnist(tmp_path, {"t10k-labels-idx1-ubyte": b"", f"{IMAGES}.gz": PACKED[f"{IMAGES}.gz"]})
 
 
-def test_mnist_damaged_archive_is_named(tmp_path):
-    write(tmp_path / "MNIST" / "raw", {"train-images-idx3-ubyte.gz": b"half of it"})
-    with pytest.raises(InputError, match="train-images-idx3-ubyte.gz in .* is damaged.*fix: delete it"):
-        build("mnist", root=str(tmp_path), download=False)
+PIXELS = np.random.default_rng(0).integers(256, size=(6, 2, 3072), dtype=np.uint8)
+CLASSES = np.arange(12).reshape(6, 2) % 10
+BATCHES = [f"data_batch_{n}" for n in range(1, 6)] + ["test_batch"]
 
 
-@pytest.mark.parametrize("size", [0, 3, 100, 2000])
-def test_mnist_damaged_unpacked_file_is_an_input_error(tmp_path, size):
-    write_mnist(tmp_path)
-    os.truncate(tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte", size)
-    with pytest.raises(InputError, match="is damaged.*fix: delete train-images-idx3-ubyte,"):
-        build("mnist", root=str(tmp_path), download=False)
+@pytest.fixture
+def small(monkeypatch):
+    """CIFAR-10 has two images in a batch."""
+    monkeypatch.setattr("cm_train.datasets.torchvision_sets.CIFAR10.rows", 2)
 
 
-def test_mnist_archives_are_unpacked_without_download(tmp_path, monkeypatch, capfd):
-    from torchvision import datasets
-
-    train, _ = write_mnist(tmp_path)
-    resources = []
-    for path in sorted((tmp_path / "MNIST" / "raw").iterdir()):
-        packed = path.with_name(path.name + ".gz")
-        packed.write_bytes(gzip.compress(path.read_bytes()))
-        path.unlink()
-        resources.append((packed.name, hashlib.md5(packed.read_bytes()).hexdigest()))
-    monkeypatch.setattr(datasets.MNIST, "resources", resources)
-    dataset = build("mnist", root=str(tmp_path), download=False)
-    assert (everything(dataset)[0].numpy()[:, 0] == train).all()
-    assert [path.name for path in tmp_path.iterdir()] == ["MNIST"]  # no lock file or other litter
-    assert capfd.readouterr() == ("", "")
-
-
-def test_torchvision_sets_let_one_process_at_a_time_unpack(tmp_path):
-    order = []
-
-    def other():
-        with _one_at_a_time(tmp_path, create=False):
-            order.append("other")
-
-    with _one_at_a_time(tmp_path, create=False):
-        waiting = threading.Thread(target=other)
-        waiting.start()
-        waiting.join(0.1)
-        order.append("first")
-    waiting.join()
-    assert order == ["first", "other"]
-
-
-def test_cifar10_is_channels_first_and_flipped(tmp_path, monkeypatch):
-    from torchvision import datasets
-
-    pixels = np.random.default_rng(0).integers(256, size=(4, 3072), dtype=np.uint8)
+@pytest.mark.parametrize("packed", [False, True])
+def test_cifar10_is_channels_first_and_flipped_and_leaves_the_folder_as_it_is(tmp_path, small, packed):
     files = {
-        "batch": pickle.dumps({"data": pixels, "labels": [3, 1, 2, 0]}),
-        "meta": pickle.dumps({"label_names": ["a", "b", "c", "d"]}),
+        name: pickle.dumps({"data": PIXELS[n], "labels": CLASSES[n].tolist()}, protocol=2)
+        for n, name in enumerate(BATCHES)
     }
-    write(tmp_path / "cifar-10-batches-py", files)
-    sums = {name: hashlib.md5(data).hexdigest() for name, data in files.items()}
-    monkeypatch.setattr(datasets.CIFAR10, "train_list", [["batch", sums["batch"]]])
-    monkeypatch.setattr(datasets.CIFAR10, "test_list", [])
-    meta = {"filename": "meta", "key": "label_names", "md5": sums["meta"]}
-    monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
+    if packed:
+        with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as archive:
+            for name in sorted(files, reverse=True):  # in another order, as in the real one
+                member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+                member.size = len(files[name])
+                archive.addfile(member, io.BytesIO(files[name]))
+    else:
+        write(tmp_path / "cifar-10-batches-py", files)
+    before = listing(tmp_path)
     dataset = build("cifar10", root=str(tmp_path), download=False, conditional=True)
     images, labels = everything(dataset)
-    assert (images.numpy() == pixels.reshape(4, 3, 32, 32)).all() and labels.tolist() == [3, 1, 2, 0]
-    assert dataset.hflip and dataset.class_names == ["a", "b", "c", "d"]
+    assert (images.numpy() == PIXELS[:5].reshape(10, 3, 32, 32)).all() and labels.tolist() == list(range(10))
+    assert dataset.hflip and dataset.class_names[:2] == ["airplane", "automobile"] and dataset.num_classes == 10
+    assert len(dataset.notes) == packed
+    images, labels = everything(build("cifar10", root=str(tmp_path), download=False, split="test"))
+    assert (images.numpy() == PIXELS[5].reshape(2, 3, 32, 32)).all() and labels is None
+    assert listing(tmp_path) == before
+
+
+def test_cifar10_damaged_is_named_with_what_is_wrong(tmp_path, small):
+    write(tmp_path, {"cifar-10-python.tar.gz": b"half of it"})
+    with pytest.raises(InputError, match="cifar-10-python.tar.gz in .* is damaged.*Not a gzipped.*fix: delete it"):
+        build("cifar10", root=str(tmp_path), download=False)
+    write(tmp_path / "cifar-10-batches-py", {"data_batch_1": b"half of it"})
+    with pytest.raises(InputError, match="cifar-10-batches-py in .* is damaged.*data_batch_1.*fix: delete it and run"):
+        build("cifar10", root=str(tmp_path), download=False)
 
 
 def test_cifar10_missing_names_the_archive(tmp_path):

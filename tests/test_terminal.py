@@ -15,7 +15,7 @@ from PIL import Image
 from cm_train import announce, gpus, launching, registry
 from cm_train.config import parse
 from cm_train.distributed import World
-from cm_train.tracking import complain, download, progress, progress_bar, say, watched
+from cm_train.tracking import complain, progress, progress_bar, say
 from cm_train.tracking.terminal import duration
 from cm_train.tracking.training_progress import TrainingProgress
 from conftest import ENVIRONMENT, TINY
@@ -144,23 +144,6 @@ def test_a_full_disk_behind_stderr_ends_nothing(monkeypatch, lines_at_once):
     training.step(10)
     training.values({"loss": 0.5, "images_per_s": 1.0, "steps_per_s": 1.0})
     training.close()
-
-
-def test_download_is_seen_by_what_arrives_in_its_folder(tmp_path, capsys, lines_at_once, monkeypatch):
-    monkeypatch.setattr(download, "_LOOK_S", 0.01)
-    (tmp_path / "before").write_bytes(bytes(5 * 10**6))
-    with watched(tmp_path, "MNIST", total_mb=4), pytest.MonkeyPatch.context() as inside:
-        inside.setattr(sys, "stderr", io.StringIO())  # as around torchvision's downloads
-        (tmp_path / "archive.part").write_bytes(bytes(3 * 10**6))
-        time.sleep(0.3)
-    assert "fetching MNIST, MB 3/4" in capsys.readouterr().err
-
-
-def test_no_download_says_nothing(tmp_path, capsys, lines_at_once, monkeypatch):
-    monkeypatch.setattr(download, "_LOOK_S", 0.01)
-    with watched(tmp_path / "nowhere", "MNIST"):
-        time.sleep(0.1)
-    assert capsys.readouterr().err == ""
 
 
 def test_data_preparation_shows_how_far_it_is(tmp_path, capsys, lines_at_once):

@@ -4,10 +4,9 @@ Importing this takes neither torch nor any of the trackers: each of them is impo
 """
 
 from .config import TrackingConfig
-from .download import watched
 from .metrics_file import last_values
 from .progress_bar import progress
 from .terminal import complain, say
 from .tracker import SilentTracker, Tracker
 
-__all__ = ["SilentTracker", "Tracker", "TrackingConfig", "complain", "last_values", "progress", "say", "watched"]
+__all__ = ["SilentTracker", "Tracker", "TrackingConfig", "complain", "last_values", "progress", "say"]
