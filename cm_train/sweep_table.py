@@ -11,10 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .errors import InputError
+from .errors import InputError, printable
 from .files import write_whole
 from .tracking import last_values, say
 from .tracking.terminal import is_quiet
+
+_LOG_WIDTH = 200  # of a table that goes to no terminal
+_ANY_WIDTH = 100_000
 
 
 @dataclass
@@ -92,27 +95,40 @@ def read_jobs(folder: Path, sweep: float, grid: Sequence[str] = ()) -> list[Job]
     return sorted([*jobs.values(), *missing], key=lambda job: job.number)
 
 
-def _shown(job: Job, heading: str) -> str:
-    if job.metric is None:
-        return ""
-    name, value = job.metric
-    return f"{value:.4g}" if name == heading else f"{name} {value:.4g}"
+def _table(jobs: list[Job]) -> Table:
+    metrics = {j.metric[0] for j in jobs if j.metric}
+    heading = metrics.pop() if len(metrics) == 1 else "metric"
+    table = Table("job", "sets", "state", "step", heading, "minutes", "folder")
+    for j in jobs:
+        name, value = j.metric or ("", None)
+        shown = "" if value is None else f"{value:.4g}" if name == heading else f"{name} {value:.4g}"
+        step = "" if j.step is None else j.step
+        cells = [j.number, j.swept, j.state, step, shown, f"{j.took_s / 60:.1f}", j.folder]
+        table.add_row(*(Text(printable(str(cell))) for cell in cells))
+    return table
+
+
+def _as_record(job: Job) -> list[str]:
+    """The lines of one job where the table is too wide: nothing in them is cut, and a folder can be copied."""
+    parts = [f"job {job.number}", job.state]
+    parts += [] if job.step is None else [f"step {job.step}"]
+    parts += [] if job.metric is None else [f"{job.metric[0]} {job.metric[1]:.4g}"]
+    parts += [f"{job.took_s / 60:.1f} min"]
+    return ["  ".join(parts), *(f"  {detail}" for detail in (job.swept, job.folder) if detail)]
 
 
 def show(jobs: list[Job], folder: Path, took_s: float) -> None:
-    """Print the table, the counts, and why jobs failed."""
-    metrics = {j.metric[0] for j in jobs if j.metric}
-    metric = metrics.pop() if len(metrics) == 1 else "metric"
-    table = Table("job", "sets", "state", "step", metric, "minutes", "folder")
-    for j in jobs:
-        step, value = "" if j.step is None else j.step, _shown(j, metric)
-        cells = [j.number, j.swept, j.state, step, value, f"{j.took_s / 60:.1f}", j.folder]
-        table.add_row(*(Text(str(cell)) for cell in cells))
-    console = Console(stderr=True)
+    """Print what became of each job, the counts, and why jobs failed."""
     if is_quiet():
         return
-    with suppress(OSError):
-        Console(stderr=True, width=console.width if console.is_terminal else 200).print(table)
+    table, console = _table(jobs), Console(stderr=True)
+    width = console.width if console.is_terminal or "COLUMNS" in os.environ else _LOG_WIDTH
+    if Console(width=_ANY_WIDTH).measure(table).maximum <= width:
+        with suppress(OSError, SystemExit):
+            Console(stderr=True, width=width).print(table)
+    else:
+        for j in jobs:
+            say("\n".join(_as_record(j)))
     counts = [f"{sum(j.state == s for j in jobs)} {s}" for s in dict.fromkeys(j.state for j in jobs)]
     what = f"{len(jobs)} job{'s' * (len(jobs) > 1)} in {took_s / 60:.1f} minutes"
     say(f"{what}: {', '.join(counts)}; records in {folder}")
