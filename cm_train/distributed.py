@@ -16,12 +16,10 @@ import torch
 import torch.distributed as dist
 
 from .errors import InputError
+from .launched import STORE, place
 from .signals import Stopped
 from .waiting import Watch
 
-# A rank that is silent for this long is taken for hung, and the job ends; CM_TRAIN_PATIENCE_S overrides it.
-PATIENCE_S = 1800.0
-STORE = "CM_TRAIN_STORE"  # the environment's name for the file where ranks of one machine meet
 _ROLL_CALL_S = 5.0
 _EXCHANGED_BYTES = 1 << 28  # of each rank, in one go
 _FOR_EVER = timedelta(days=100)  # the libraries' timeout, where `Watch` looks at the clock
@@ -195,8 +193,8 @@ ALONE = World()
 
 
 def is_launched() -> bool:
-    """Whether a launcher (ours, torchrun or a cluster's) has made this process a rank."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    """Whether a launcher has made this process a rank. Raises InputError, see `launched.place`."""
+    return place() is not None
 
 
 @contextmanager
@@ -210,14 +208,14 @@ def joined(give_up: Callable[[RankLost], Any]) -> Iterator[World]:
         InputError: this machine has fewer GPUs than ranks.
         RankLost: the others can't be met.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    here = place()
+    assert here is not None, "nobody has started ranks"
+    rank, size, local_rank, patience_s = here.rank, here.size, here.local_rank, here.patience_s
     if torch.cuda.is_available():
         local_rank = 0 if torch.cuda.device_count() == 1 else local_rank  # some clusters show a rank its own GPU only
         if local_rank >= torch.cuda.device_count():
             raise InputError("more processes than GPUs", local_rank + 1, f"at most {torch.cuda.device_count()}")
         torch.cuda.set_device(local_rank)
-    patience_s = float(os.environ.get("CM_TRAIN_PATIENCE_S", PATIENCE_S))
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     world = World(rank, size, local_rank)
     watch = Watch(patience_s, lambda: give_up(world.lost("they are silent")))
     with watch.waiting():

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 
 from .child_python import import_paths
-from .distributed import STORE
 from .errors import InputError
 from .files import not_through_a_link
+from .launched import STORE, patience_s
 from .rank import DEADLINE, PARENT, WORDS
 from .signals import EARLY, StopFlag
 from .tracking.terminal import restore_cursor
@@ -131,6 +131,7 @@ def _supervise(
     ranks: Sequence[int], total: int, command: Sequence[str], meeting: Mapping[str, str], stop: StopFlag
 ) -> tuple[int, str]:
     """Run the command as these of `total` ranks."""
+    patience_s()  # what is wrong with it, one process says better than each rank
     heard, spoken = os.pipe()
     shared = {**_environment(len(ranks)), **meeting, PARENT: str(os.getpid()), WORDS: str(spoken)}
     shared |= {"WORLD_SIZE": str(total), "LOCAL_WORLD_SIZE": str(len(ranks))}

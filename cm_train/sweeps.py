@@ -23,7 +23,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from . import cli, plugins, sweep_job, sweep_table
+from . import cli, launched, plugins, sweep_job, sweep_table
 from .child_python import import_paths
 from .command_line import quoted
 from .errors import InputError
@@ -39,7 +39,7 @@ _HOME, _LONGEST_FOLDER = Path("runs/sweeps"), 100
 
 def asked_for(arguments: list[str]) -> bool:
     """Whether a command line, made tidy, asks for a multirun. Under torchrun it is refused elsewhere."""
-    return "--multirun" in arguments and "RANK" not in os.environ
+    return "--multirun" in arguments and not launched.is_rank()
 
 
 def lead(stop: StopFlag) -> NoReturn:
@@ -52,6 +52,7 @@ def lead(stop: StopFlag) -> NoReturn:
         overrides = []  # Hydra says it better
     grid, code, folder = _grid(overrides), cli.DONE, None
     try:
+        launched.place()  # half a rank is refused before any job is
         folder = _folder(overrides)
         new = not folder.exists()
         with lock(folder, "sweep's folder", "hydra.sweep.dir"), _stoppable(folder, stop):

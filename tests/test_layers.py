@@ -17,7 +17,7 @@ PACKAGE = Path(cm_train.__file__).parent
 # Lower layers first; a module imports from layers below its own, or by name from its own line where listed.
 LAYERS = [
     {"errors"},
-    {"child_python", "command_line", "files", "memory", "registry", "rng", "signals", "waiting"},
+    {"child_python", "command_line", "files", "launched", "memory", "registry", "rng", "signals", "waiting"},
     {"distributed", "images", "precision", "state_file", "tracking"},
     {"cifar_pickles", "decoding", "downloads", "gpus", "host_memory", "idx_files"},
     {"image_files", "left_out", "meters", "rank", "run_folder"},

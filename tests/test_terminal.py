@@ -118,7 +118,8 @@ def test_progress_tells_the_time_left(capsys, lines_at_once, monkeypatch):
 
 
 def test_progress_is_rank_0s_alone(capsys, lines_at_once, monkeypatch):
-    monkeypatch.setenv("RANK", "3")
+    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "a", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     with progress(10, "sorting") as bar:
         bar.advance(5)
     assert capsys.readouterr().err == ""

@@ -1,11 +1,11 @@
 """How far a long job is: a live bar on a terminal, a plain line every few seconds elsewhere."""
 
 import contextlib
-import os
 import sys
 import time
 from typing import Any, Self
 
+from ..launched import is_follower
 from .terminal import duration, is_quiet, is_shared, live_bars, put
 
 EVERY_S = 10.0  # between two lines where there is no terminal
@@ -37,7 +37,7 @@ class Progress:
         self._bar: Any = None
         self._stream = sys.stderr  # as it is now: torchvision's chatter is redirected while it downloads
         # Told by the environment: data are prepared before the ranks have met.
-        self._silent = is_quiet() or os.environ.get("RANK", "0") != "0"
+        self._silent = is_quiet() or is_follower()
 
     def __enter__(self) -> Self:
         self._began = time.monotonic()
