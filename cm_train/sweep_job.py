@@ -23,7 +23,7 @@ from .run_folder import FolderInUse
 from .runs import SWEPT, train
 from .signals import StopFlag
 from .sweep_table import Job, read_jobs
-from .tracking import say
+from .tracking import OF_ONE_RUN, environment, say
 from .tracking.terminal import labelled
 
 _STATES = {cli.DONE: "finished", cli.FAILED: "failed", cli.WRONG_INPUT: "refused", cli.STOPPED: "stopped"}
@@ -132,9 +132,11 @@ def _settle(cfg: DictConfig, sweep: dict[str, Any]) -> None:
     parts = sorted(p for p in own if p.split("=")[0] not in named and p != f"experiment={cfg.name}")
     if parts and not {"name", "run_dir"} & set(sweep["keys"]):
         cfg.name = _shortened("-".join([str(cfg.name), *(clean(part) for part in parts)]))
-    cfg.tracking.tags = [*cfg.tracking.tags, *(part[:_LONGEST_TAG] for part in own)]
+    cfg.tracking.tags = [*(cfg.tracking.tags or environment("tags") or []), *(part[:_LONGEST_TAG] for part in own)]
     if cfg.tracking.group is None:
-        cfg.tracking.group = Path(HydraConfig.get().sweep.dir).name
+        cfg.tracking.group = environment("group") or Path(HydraConfig.get().sweep.dir).name
+    for variable in OF_ONE_RUN:
+        os.environ.pop(variable, None)
 
 
 def clean(text: str) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import select
+import shutil
 import subprocess
 import sys
 import threading
@@ -190,7 +191,8 @@ def test_network_that_breaks_during_a_run_costs_nothing_that_was_logged(trouble,
     finally:
         process.kill()
     assert process.returncode == 0, err
-    assert "wandb was not finished within 3 s; wandb sync runs/digits-ict/wandb/*run-* sends" in err
+    identity = (tmp_path / "runs" / "digits-ict" / "wandb_id").read_text()
+    assert f"wandb was not finished within 3 s; wandb sync runs/digits-ict/wandb/*run-*-{identity} sends" in err
     assert "Traceback" not in err
     assert curves(tmp_path / "runs" / "digits-ict") == list(range(2, 121, 2))
 
@@ -282,10 +284,111 @@ def test_upload_has_more_patience_until_there_is_a_hurry(tmp_path, monkeypatch):
     release.set()
 
 
-def test_identity_is_the_agents_or_its_own_and_stays(tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_RUN_ID", "chosen")
+def test_identity_is_the_users_or_a_new_one_and_stays(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
     own = wandb_run._identity(tmp_path / "own")
-    assert own != "chosen", "left over in a shell, it would join runs that are different"
-    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
-    assert wandb_run._identity(tmp_path / "agents") == "chosen"
+    assert len(own) == 8
+    monkeypatch.setenv("WANDB_RUN_ID", "chosen")
+    assert wandb_run._identity(tmp_path / "chosen") == "chosen"
     assert wandb_run._identity(tmp_path / "own") == own
+
+
+# ------------------------------------------------------------------------------------- the environment
+
+VARIABLES = {
+    "WANDB_PROJECT": "theirs",
+    "WANDB_ENTITY": "lab",
+    "WANDB_RUN_GROUP": "night",
+    "WANDB_TAGS": "a, b",
+    "WANDB_NAME": "my favourite",
+    "WANDB_RUN_ID": "abc-1",
+    "WANDB_RESUME": "must",
+    "WANDB_NOTES": "try again",
+}
+
+
+def begun_runs(folder):
+    """The record of each start, in order."""
+    files = sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda p: p.stat().st_mtime)
+    return [of_kind(file, "run")[0] for file in files]
+
+
+def test_environment_says_what_the_command_line_leaves_open(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    plain = TrackingConfig(project=None, tags=[])
+    assert (plain.project, plain.entity, plain.group, plain.tags) == ("cm_train", None, None, [])
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    filled = TrackingConfig(project=None, entity=None, group=None, tags=[])
+    assert (filled.project, filled.entity, filled.group, filled.tags) == ("theirs", "lab", "night", ["a", "b"])
+    said = TrackingConfig(project="p", entity="e", group="g", tags=["t"])
+    assert (said.project, said.entity, said.group, said.tags) == ("p", "e", "g", ["t"])
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "")
+    assert TrackingConfig(project=None) == TrackingConfig(project="cm_train"), "an empty one says nothing"
+
+
+def test_environment_rules_over_defaults_and_the_command_line_over_both(train, tmp_path):
+    """A run of its own, the same resumed, and another whose command says it all."""
+    elsewhere = tmp_path / "elsewhere"
+    done, _ = train("steps=4", **VARIABLES, WANDB_DIR=str(elsewhere))
+    assert done.returncode == 0, done.stderr
+    assert "tracking: wandb project theirs" in done.stderr
+    assert not (tmp_path / "runs" / "digits-ict" / "wandb").exists()
+    done, _ = train("steps=6", WANDB_RUN_ID="another", WANDB_RESUME="never", WANDB_DIR=str(elsewhere), WANDB_PROJECT="")
+    assert done.returncode == 0, done.stderr
+    first, second = begun_runs(elsewhere)
+    assert (first.run_id, first.display_name, first.notes) == ("abc-1", "my favourite", "try again")
+    assert (first.project, first.entity, first.run_group, list(first.tags)) == ("theirs", "lab", "night", ["a", "b"])
+    assert (second.run_id, second.display_name, second.project) == ("abc-1", "digits-ict", "cm_train")
+
+    words = ["name=own", "tracking.project=p", "tracking.entity=e", "tracking.group=g", "tracking.tags=[t]"]
+    done, _ = train(*words, **VARIABLES)
+    assert done.returncode == 0, done.stderr
+    (third,) = begun_runs(tmp_path / "runs" / "own")
+    assert (third.project, third.entity, third.run_group, list(third.tags)) == ("p", "e", "g", ["t"])
+    assert third.display_name == "own"
+
+
+def test_jobs_of_a_sweep_share_no_id_and_no_name(environment, tmp_path):
+    (tmp_path / "home").mkdir()
+    argv = [sys.executable, "-m", "cm_train.train", "-m", *RUN, "seed=0,1"]
+    more = {"WANDB_SWEEP_ID": "theirs"}  # an agent whose trial is a sweep
+    done = subprocess.run(argv, cwd=tmp_path, env=environment | VARIABLES | more, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    jobs = [begun_runs(tmp_path / "runs" / f"digits-ict-seed-{seed}") for seed in (0, 1)]
+    (one,), (two,) = jobs
+    assert len({one.run_id, two.run_id, "abc-1"}) == 3
+    assert (one.display_name, two.display_name) == ("digits-ict-seed-0", "digits-ict-seed-1")
+    assert one.run_group == two.run_group == "night", "the environment's rather than the sweep's"
+    assert [list(run.tags) for run in (one, two)] == [["a", "b", "seed=0"], ["a", "b", "seed=1"]]
+
+
+def test_agents_sweep_has_the_student_although_its_teacher_trained_in_the_same_process(train, server, tmp_path):
+    assert train("mode=edm", "tracking=none")[0].returncode == 0
+    shutil.rmtree(tmp_path / "runs" / "digits-edm" / "checkpoints" / "step_00000006")  # there is something left to do
+    fine = server("fine")
+    done, _ = train("mode=cd", "steps=4", **login(fine), WANDB_SWEEP_ID="theirs", WANDB_RUN_ID="abc-1")
+    assert done.returncode == 0, done.stderr
+    assert "training it first" in done.stderr
+    teacher = (tmp_path / "runs" / "digits-edm" / "wandb_id").read_text()
+    first = {}
+    for operation, variables in fine.queries:
+        if operation == "UpsertBucket":
+            first.setdefault(variables["name"], variables.get("sweep"))
+    assert first == {teacher: None, "abc-1": "theirs"}
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("WANDB_MODE", "of", "wandb is off: ValueError: WANDB_MODE is 'of': Input should be 'online', 'offline'"),
+        ("WANDB_RUN_ID", "a:b", "wandb is off: UsageError: Run ID cannot contain"),
+    ],
+)
+def test_variable_that_wandb_refuses_is_one_line_and_kept_nowhere(variable, value, words, train, tmp_path):
+    done, _ = train(**{variable: value})
+    assert done.returncode == 0, done.stderr
+    assert words in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "runs" / "digits-ict" / "wandb_id").exists()

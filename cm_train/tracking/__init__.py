@@ -3,10 +3,20 @@
 Importing this takes neither torch nor any of the trackers: each of them is imported when a run wants it.
 """
 
-from .config import TrackingConfig
+from .config import OF_ONE_RUN, TrackingConfig, environment
 from .metrics_file import last_values
 from .progress_bar import progress
 from .terminal import complain, say
 from .tracker import SilentTracker, Tracker
 
-__all__ = ["SilentTracker", "Tracker", "TrackingConfig", "complain", "last_values", "progress", "say"]
+__all__ = [
+    "OF_ONE_RUN",
+    "SilentTracker",
+    "Tracker",
+    "TrackingConfig",
+    "complain",
+    "environment",
+    "last_values",
+    "progress",
+    "say",
+]

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from ..files import not_through_a_link, read_small
 from .base import Backend
 from .config import TrackingConfig
@@ -24,12 +26,14 @@ class Wandb(Backend):
     name = "wandb"
 
     def __init__(self, config: TrackingConfig, folder: Path, name: str, run_config: dict[str, Any]):
-        self._config, self._folder, self._name, self._run_config = config, folder, name, run_config
+        self._config, self._folder, self._run_config = config, folder, run_config
+        self._name = _display_name(name, run_config)
+        self._files = os.environ.get("WANDB_DIR") or str(folder)
         super().__init__()
 
     def _open(self) -> None:
         self._run = self._start()
-        self.rest = f"wandb sync {self._folder}/wandb/*run-* sends the rest"
+        self.rest = f"wandb sync {self._files}/wandb/*run-*-{self._run.id} sends the rest"
 
     def _log(self, values: Mapping[str, Any]) -> None:
         self._run.log(values, step=values["step"])
@@ -59,15 +63,25 @@ class Wandb(Backend):
         self._run.log_artifact(artifact)
 
     def _finish(self) -> None:
+        import wandb
+
         self._run.finish()
+        wandb.teardown()  # it reads the environment once, and the next run of this process may have another one
 
     def _start(self) -> Any:
         os.environ.setdefault("WANDB_SILENT", "true")
         # Its reports about itself write on the terminal, and hold up the exit where the network hangs.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        for variable in [v for v in os.environ if v.startswith("WANDB_") and not os.environ[v]]:
+            del os.environ[variable]  # `export WANDB_RUN_ID=` is meant to say nothing, and wandb would refuse it
         import wandb
 
-        mode: Any = wandb.setup().settings.mode  # by WANDB_MODE, or by `wandb offline` in this folder
+        try:
+            mode: Any = wandb.setup().settings.mode  # by WANDB_MODE, or by `wandb offline` in this folder
+        except ValidationError as error:
+            wrong = error.errors(include_url=False)[0]
+            variable = f"WANDB_{wrong['loc'][0]}".upper() if wrong["loc"] else "the environment"
+            raise ValueError(f"{variable} is {wrong['input']!r}: {wrong['msg']}") from None
         if mode in (None, "online", "run"):
             mode = "offline"
             try:
@@ -88,18 +102,22 @@ class Wandb(Backend):
             name=self._name,
             id=_identity(self._folder / "wandb_id"),
             resume="allow",
-            dir=str(self._folder),
+            dir=self._files,
             config=self._run_config,
             mode=mode,
             settings=wandb.Settings(console="off", silent=True, x_disable_stats=True),
         )
 
 
+def _display_name(name: str, run_config: Mapping[str, Any]) -> str:
+    """What wandb calls the run: WANDB_NAME, unless the command gave the run a name of its own."""
+    usual = f"{run_config.get('dataset', {}).get('name')}-{run_config.get('mode')}"
+    return (os.environ.get("WANDB_NAME") if name == usual else None) or name
+
+
 def _identity(file: Path) -> str:
-    """The same at every start of this run folder, so that a resumed run's curves go on."""
+    """WANDB_RUN_ID or a new one, and the same at every start of this run folder: a resumed run's curves go on."""
     if not file.exists():
-        # An agent of wandb's has chosen one already.
-        chosen = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
         with open(file, "w", opener=not_through_a_link) as new:
-            new.write(chosen or secrets.token_hex(4))
+            new.write(os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
     return read_small(file, 256).decode().strip()
