@@ -251,9 +251,10 @@ def test_train_tells_what_runs_where_and_what_came_of_it(command):
     lines = done.stderr.splitlines()
     assert lines[0] == "ict on digits: 6 steps of 16 images, for 1.5 hours at most"
     assert lines[1] == "run folder runs/digits-ict; tracking: runs/digits-ict/metrics.jsonl only"
-    assert lines[2] == "on 2 processes, CPU, float32; not compiled, which does not pay on a CPU"
-    assert lines[3].startswith("step 2/6  loss ")
-    assert lines[3].endswith(" left")
+    assert lines[2] == "digits: 1,797 images, no classes"
+    assert lines[3] == "on 2 processes, CPU, float32; not compiled, which does not pay on a CPU"
+    assert lines[4].startswith("step 2/6  loss ")
+    assert lines[4].endswith(" left")
     assert lines[-3].startswith("6 steps in 0:0")
     assert " images/s, loss " in lines[-3]
     assert lines[-2] == "checkpoint runs/digits-ict/checkpoints/step_00000006"
