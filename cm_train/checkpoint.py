@@ -8,13 +8,11 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from torch import nn
 
 from . import state_file
 from .errors import InputError
@@ -22,11 +20,13 @@ from .files import is_there, may_pass, not_through_a_link, patiently, read_small
 from .manifest import MANIFEST, DamagedCheckpoint, Manifest, damaged, read_manifest, signed
 from .registry import shown
 from .tracking import complain
+from .vanishing import again, present
+
+T = TypeVar("T")
 
 _RECORD, _NEEDED_BY = ".saved.json", ".needed_by_"
 _STEP = re.compile(r"step_[0-9]{1,15}", re.ASCII)
 _BRING_BACK = "bring them back; or start over under another name=..., or with this run's folder moved away"
-_DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}  # safetensors' names
 
 
 class NotThere(InputError):
@@ -49,8 +49,13 @@ def verify(folder: Path) -> Manifest:
     Raises:
         DamagedCheckpoint: a file was read whole and is not what it should be, is missing, or has a hostile header.
         InputError: a file can't be read now, which says nothing about the checkpoint.
+        Vanished: the folder was removed meanwhile.
     """
+    with present(folder):
+        return _verify(folder)
 
+
+def _verify(folder: Path) -> Manifest:
     def bad(what: str) -> DamagedCheckpoint:
         return damaged(folder, what)
 
@@ -132,6 +137,7 @@ def _check_none_saved(run: Path) -> None:
         raise NotThere(f"{run} has saved checkpoints, and none is in {run / 'checkpoints'}", fix=_BRING_BACK)
 
 
+@again
 def latest(run: Path, set_aside: bool = False) -> tuple[Path, Manifest] | None:
     """The newest good checkpoint of a run, or None where there is none at all.
 
@@ -167,6 +173,7 @@ def _unused(path: Path) -> Path:
     return next(p for p in candidates if not p.exists())
 
 
+@again
 def newest_manifest(run: Path) -> Manifest | None:
     """The manifest of a run's newest checkpoint whose manifest is readable, its files unchecked; None without any.
 
@@ -177,7 +184,8 @@ def newest_manifest(run: Path) -> Manifest | None:
     first: DamagedCheckpoint | None = None
     for folder in folders(run):
         try:
-            return read_manifest(folder)
+            with present(folder):
+                return read_manifest(folder)
         except DamagedCheckpoint as error:
             first = first or error
     if first is not None:
@@ -192,6 +200,7 @@ def averaged_sha256(manifest: Manifest) -> str:
     return "" if entry is None else entry.sha256
 
 
+@again
 def resolve_known(path: str | os.PathLike[str], sha256: str) -> tuple[Path, Manifest]:
     """The checkpoint at `path`, or of the run that it belongs to, whose averaged weights have this hash, verified.
 
@@ -253,6 +262,9 @@ def resolve(path: str | os.PathLike[str]) -> tuple[Path, Manifest]:
         if found is not None:
             return found
         raise NotThere(f"run {folder} has no checkpoint yet", fix="train it longer, or lower save_every")
+    run = folder.parent.parent
+    if folder.parent.name == "checkpoints" and os.path.isdir(folder.parent) and not os.path.lexists(folder):
+        raise NotThere(f"run {run} has no such checkpoint, or not any more", str(path), fix=f"{run} for its newest")
     if folder.name.startswith("step_") and os.path.isdir(folder):
         raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {MANIFEST} is missing")
     runs = sorted(p.parent.name for p in folder.parent.glob("*/checkpoints")) if os.path.isdir(folder.parent) else []
@@ -264,65 +276,23 @@ def resolve(path: str | os.PathLike[str]) -> tuple[Path, Manifest]:
     )
 
 
+@again
+def read(path: str | os.PathLike[str], load: Callable[[Path, Manifest], T]) -> T:
+    """What `load` makes of the checkpoint that `path` means, as `resolve` finds it.
+
+    The run may be in training: a checkpoint that is removed while `load` reads it is looked for anew.
+    """
+    folder, manifest = resolve(path)
+    with present(folder):
+        return load(folder, manifest)
+
+
 def averaged_only(folder: Path) -> dict[str, Path | str]:
     """A checkpoint that is good for sampling and no more: its averaged weights, and the text of a manifest of them."""
     manifest = read_manifest(folder)
     file = f"{manifest.ema}.safetensors"
     rest = manifest.model_copy(update={"files": {file: manifest.files[file]}})
     return {file: folder / file, MANIFEST: signed(rest.model_dump(mode="json"))}
-
-
-def read_weights(folder: Path, manifest: Manifest, weights: str, module: nn.Module) -> None:
-    """Load the named weights ("ema", "raw" or "ema_<decay>") into `module`, in place.
-
-    Raises:
-        InputError: no such weights, or a tensor with another name, shape or type than the network's.
-    """
-    stem = stem_of(folder, manifest, weights)
-    check_fits(folder / f"{stem}.safetensors", module)
-    tensors = load_file(folder / f"{stem}.safetensors")
-    with torch.no_grad():
-        for name, value in module.state_dict().items():
-            value.copy_(tensors[name])
-
-
-def stem_of(folder: Path, manifest: Manifest, weights: str) -> str:
-    """The file stem of named weights. Raises InputError where there are none."""
-    stems = {name.removesuffix(".safetensors") for name in manifest.files if name.endswith(".safetensors")}
-    stem = {"raw": "denoiser", "ema": manifest.ema}.get(weights, weights)
-    if stem not in stems:
-        known = ["ema", "raw", *sorted(s for s in stems if s.startswith("ema_"))]
-        raise InputError(f"checkpoint {folder} has no such weights", weights, ", ".join(known))
-    return stem
-
-
-def check_fits(file: Path, module: nn.Module) -> None:
-    """Compare a safetensors file's header with a network, which may be on the meta device; no tensor is read.
-
-    Raises:
-        InputError: naming the first tensor that one of both lacks, or whose shape or type differs.
-    """
-    own = module.state_dict()
-    try:
-        with safe_open(file, "pt") as stored:
-            names = set(stored.keys())
-            headers = {name: stored.get_slice(name) for name in own if name in names}
-            types = {name: (header.get_dtype(), header.get_shape()) for name, header in headers.items()}
-    except (SafetensorError, OSError) as error:
-        if may_pass(error):
-            raise unreadable(file, error) from None
-        raise DamagedCheckpoint(f"{file} can't be read: {error}") from None
-    for name in [*own, *sorted(names)]:
-        if name not in names or name not in own:
-            where = "network" if name in own else "checkpoint"
-            raise InputError(f"{file} does not fit the network: only the {where} has {shown(name)}")
-        (dtype, shape), wanted = types[name], list(own[name].shape)
-        if shape != wanted or dtype != _DTYPES.get(own[name].dtype):
-            raise InputError(
-                f"{file} does not fit the network: {name}",
-                f"{dtype} {shape}",
-                f"{_DTYPES.get(own[name].dtype, own[name].dtype)} {wanted}",
-            )
 
 
 def read_state(folder: Path) -> dict[str, Any]:

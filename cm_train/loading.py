@@ -8,6 +8,8 @@ import torch
 from . import checkpoint, posthoc
 from .denoiser import Denoiser, build_denoiser
 from .manifest import Manifest
+from .vanishing import present
+from .weights import open_weights
 
 
 def load_denoiser(path: str | os.PathLike[str], weights: str = "ema", device: torch.device | str = "cpu") -> Denoiser:
@@ -20,26 +22,35 @@ def load_denoiser(path: str | os.PathLike[str], weights: str = "ema", device: to
     Raises:
         InputError: there is no checkpoint, it is damaged, or it has no such weights.
     """
-    return load_resolved(*checkpoint.resolve(path), weights, device)
+    return load_checkpoint(path, weights, device)[2]
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str], weights: str = "ema", device: torch.device | str = "cpu"
+) -> tuple[Path, Manifest, Denoiser]:
+    """`load_denoiser` that also says which checkpoint that is: its folder and its manifest."""
+    return checkpoint.read(
+        path, lambda folder, manifest: (folder, manifest, load_resolved(folder, manifest, weights, device))
+    )
 
 
 def load_resolved(
     folder: Path, manifest: Manifest, weights: str = "ema", device: torch.device | str = "cpu"
 ) -> Denoiser:
     """`load_denoiser` for a checkpoint that `resolve` has verified."""
+    made = weights.startswith(posthoc.PREFIX) and f"{weights}.safetensors" not in manifest.files
+    with present(folder):
+        stored = open_weights(folder, manifest, "ema" if made else weights)
     backbone = manifest.backbone
     if "dropout" in backbone:  # is for training; its tables grow with the image size, which no weight bears witness to
         backbone = {**backbone, "dropout": 0.0}
     # A manifest may ask for any size of network; memory is taken only for what the file really holds.
     with torch.device("meta"):
-        sketch = build_denoiser(manifest.denoiser, backbone)
-    made = weights.startswith(posthoc.PREFIX) and f"{weights}.safetensors" not in manifest.files
-    stem = checkpoint.stem_of(folder, manifest, "ema" if made else weights)
-    checkpoint.check_fits(folder / f"{stem}.safetensors", sketch)
+        stored.check_fits(build_denoiser(manifest.denoiser, backbone))
     with torch.device(device):
         denoiser = build_denoiser(manifest.denoiser, backbone)
     if made:
         posthoc.reconstruct(folder.parent.parent, manifest, weights, denoiser)
     else:
-        checkpoint.read_weights(folder, manifest, weights, denoiser)
+        stored.load_into(denoiser)
     return denoiser.requires_grad_(False).eval()

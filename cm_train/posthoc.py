@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from . import checkpoint
@@ -12,6 +11,8 @@ from .ema import MAX_WIDTH, power_exponent
 from .errors import InputError
 from .manifest import DamagedCheckpoint, Manifest
 from .tracking import say
+from .vanishing import present
+from .weights import WeightsFile
 
 PREFIX = "power_"
 _LARGE_ERROR = 0.05  # of a profile, from which on the user hears of it
@@ -82,8 +83,11 @@ def reconstruct(run: Path, of: Manifest, weights: str, module: nn.Module) -> Non
     # On the CPU, where files are read to, whatever device the network is on.
     total = {name: torch.zeros_like(value, device="cpu") for name, value in module.state_dict().items()}
     for file, part in zip(files, shares.tolist(), strict=True):
-        checkpoint.check_fits(file, module)
-        for name, value in load_file(file).items():
+        with present(file.parent):
+            stored = WeightsFile(file)
+        stored.check_fits(module)
+        for name in total:
+            value = stored.tensor(name)
             total[name] += part * value if value.is_floating_point() else 0
     with torch.no_grad():
         for name, value in module.state_dict().items():

@@ -9,6 +9,7 @@ from .denoiser import Denoiser, DenoiserConfig, build_denoiser
 from .errors import InputError
 from .registry import find
 from .rng import key
+from .weights import open_weights
 
 
 def student_config(
@@ -97,4 +98,4 @@ def initialise(denoiser: Denoiser, init: str, teacher: Denoiser | None) -> None:
         assert teacher is not None, "the command checks this"
         denoiser.load_state_dict(teacher.state_dict())
     elif init != "random":
-        checkpoint.read_weights(*checkpoint.resolve(init), "ema", denoiser)
+        checkpoint.read(init, lambda folder, manifest: open_weights(folder, manifest, "ema").load_into(denoiser))

@@ -21,6 +21,7 @@ from .objectives.base import Objective
 from .precision import LossScale
 from .registry import build, settings
 from .tracking import say
+from .weights import open_weights
 
 
 @dataclass
@@ -97,9 +98,9 @@ class TrainState:
         Raises:
             InputError: it does not fit this run.
         """
-        checkpoint.read_weights(folder, manifest, "raw", self.objective.denoiser)
+        open_weights(folder, manifest, "raw").load_into(self.objective.denoiser)
         for average in self.averages:
-            checkpoint.read_weights(folder, manifest, average.name, average.denoiser)
+            open_weights(folder, manifest, average.name).load_into(average.denoiser)
         stored = checkpoint.read_state(folder)
         try:
             self._load_rest(stored, world)

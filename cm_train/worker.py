@@ -3,6 +3,7 @@
 import gc
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from .denoiser import Denoiser
 from .distributed import ALONE, World
 from .errors import InputError
 from .guidance import guided
+from .manifest import Manifest
 from .memory import shortage_explained
 from .noise import NoiseSchedule
 from .precision import arithmetic, autocast_type
@@ -25,6 +27,7 @@ from .signals import Stopped
 from .student import build_student, initialise, student_config
 from .tracking import SilentTracker, Tracker, say
 from .trainer import Trainer
+from .vanishing import Vanished, again
 
 
 def run(config: RunConfig, should_stop: Callable[[float], bool], world: World = ALONE) -> bool:
@@ -99,17 +102,11 @@ def build_trainer(
     if known is not None:
         provenance["teacher"] = known  # kept where the teacher is gone that gave the first weights
     if config.teacher is not None:
-        path = config.teacher
-        folder, manifest = world.decide(
-            lambda: checkpoint.resolve(path) if known is None else checkpoint.resolve_known(path, known)
-        )
-        teacher = world.agree(lambda: loading.load_resolved(folder, manifest, device=device))
+        teacher, manifest = _load_teacher(config.teacher, known, config.folder, world)
         provenance["teacher"] = checkpoint.averaged_sha256(manifest)
         _check_teacher(teacher, config.teacher, dataset)
         its_data = manifest.provenance.get("dataset")
         world.decide(lambda: _check_data_of_teacher(config, its_data, provenance["dataset"]))
-        if world.is_main:
-            checkpoint.mark_needed(folder, config.folder)  # the teacher's own run may go on
 
     resumed = None if found is None else found[1].denoiser
     settings = world.agree(lambda: student_config(config, dataset, teacher, resumed))
@@ -150,6 +147,34 @@ def build_trainer(
         if world.is_main:
             say(f"resuming at step {trainer.step}")
     return trainer
+
+
+def _load_teacher(path: str, known: str | None, student: Path, world: World) -> tuple[Denoiser, Manifest]:
+    """The teacher, the same on every rank, and its manifest; `known` is the hash of the one that the run began with.
+
+    Its own run may go on meanwhile: it is told to keep that checkpoint, and where it was quicker there is a newer one.
+    """
+
+    def find() -> tuple[Path, Manifest]:
+        folder, manifest = checkpoint.resolve(path) if known is None else checkpoint.resolve_known(path, known)
+        checkpoint.mark_needed(folder, student)
+        return folder, manifest
+
+    @again
+    def find_and_load() -> tuple[Denoiser, Manifest]:
+        folder, manifest = world.decide(find)
+
+        def load() -> Denoiser | None:
+            with suppress(Vanished):
+                return loading.load_resolved(folder, manifest, device=world.device)
+            return None
+
+        teacher = world.agree(load)
+        if any(world.any(teacher is None)) or teacher is None:
+            raise Vanished(folder)
+        return teacher, manifest
+
+    return find_and_load()
 
 
 def _check_teacher(teacher: Denoiser, path: str, dataset: Dataset) -> None:

@@ -40,6 +40,7 @@ from cm_train.datasets.image_folder import ImageFolder
 from cm_train.decoding import decode, prepare
 from cm_train.errors import InputError
 from cm_train.manifest import DamagedCheckpoint, signed
+from cm_train.weights import WeightsFile
 
 _TIME_S, _MEMORY = 60, 2 << 30
 FEW, MANY = 1, 20
@@ -311,7 +312,7 @@ def test_weights_of_a_signed_but_harmed_checkpoint_load_or_are_refused(depth, vi
     def refuses_or_loads(content):
         victim.put({file: content}, sign=True)
         or_input_error(use, victim.folder)
-        or_input_error(checkpoint.check_fits, victim.folder / file, module)
+        or_input_error(lambda: WeightsFile(victim.folder / file).check_fits(module))
 
     check(holds, 100, depth)
     for size in _SIZES:

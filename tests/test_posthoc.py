@@ -8,6 +8,7 @@ from cm_train import checkpoint, loading, posthoc
 from cm_train.ema import power_decay, power_exponent
 from cm_train.errors import InputError
 from cm_train.posthoc import mixture, profile_product
+from cm_train.weights import open_weights
 
 
 @pytest.mark.parametrize(("width", "gamma"), [(0.05, 16.972), (0.10, 6.937), (0.20, 1.826)])
@@ -115,6 +116,6 @@ def test_what_is_read_from_files_meets_no_tensor_of_another_device(build):  # no
     posthoc.reconstruct(trainer.config.folder, manifest, "power_0.1", network)
     made = {name: value.as_subclass(torch.Tensor).clone() for name, value in network.weights.items()}
     for weights in ("raw", "ema", "power_0.1"):
-        checkpoint.read_weights(folder, manifest, weights, network)
+        open_weights(folder, manifest, weights).load_into(network)
     for name, value in network.weights.items():
         torch.testing.assert_close(made[name], value.as_subclass(torch.Tensor))
