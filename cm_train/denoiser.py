@@ -53,6 +53,7 @@ class DenoiserConfig(Settings):
     image_size: Annotated[int, Field(ge=1, le=4096)]
     image_channels: Annotated[int, Field(ge=1, le=4096)]
     num_classes: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+    class_names: list[Annotated[str, Field(max_length=255)]] = []  # in the order of the labels; empty: not known
     null_label: bool = False  # whether there is one more label, num_classes, which means no class
     sigma_data: Sigma
     sigma_min: Sigma
@@ -65,6 +66,8 @@ class DenoiserConfig(Settings):
             raise ValueError(f"sigma_max must exceed sigma_min={self.sigma_min}")
         if self.null_label and not self.num_classes:
             raise ValueError("null_label needs classes")
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise ValueError(f"{len(self.class_names)} class_names for {self.num_classes} classes")
         self.sampling.check_above(self.sigma_min)
 
     @property

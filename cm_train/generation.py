@@ -1,7 +1,8 @@
 """Seeds to images: the one path that previews, cm-sample and the measures share."""
 
+import difflib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from .guidance import Guided, guided
 from .images import to_uint8
 from .noise import karras_sigmas
 from .precision import arithmetic, autocast_type
+from .registry import shown
 from .rng import PerImageNoise
 
 SAMPLERS = ("auto", "onestep", "multistep", "euler", "heun")
@@ -128,14 +130,46 @@ def generate(
     return torch.cat(done)
 
 
+def class_numbers(asked: int | str | Sequence[int | str], count: int, config: DenoiserConfig) -> int | list[int]:
+    """The classes that a user wants `count` images of, each by its name or number, as `generate(labels=)` takes them.
+
+    A name wins: folders called 1, 2, ..., 10 are classes in another order.
+
+    Raises:
+        InputError: the checkpoint has no such class, or it is not one label an image.
+    """
+    known = {name: number for number, name in enumerate(config.class_names)}
+    if isinstance(asked, int | str):
+        numbers: int | list[int] = _class_number(asked, known, config.num_classes)
+    else:
+        numbers = [_class_number(label, known, config.num_classes) for label in asked]
+    _check_labels(numbers, count, config.num_classes)
+    return numbers
+
+
+def _class_number(label: int | str, known: Mapping[str, int], num_classes: int) -> int:
+    if str(label) in known:
+        return known[str(label)]
+    if isinstance(label, int):
+        return label
+    if not num_classes:
+        raise InputError("this checkpoint has no classes", f"labels={shown(label)}", fix="drop labels=")
+    if not known:
+        raise InputError("this checkpoint knows its classes by number alone", shown(label), f"0 to {num_classes - 1}")
+    names = shown(", ".join(itertools.islice(known, 100)))
+    near = difflib.get_close_matches(label, known, 1, cutoff=0.5)
+    fix = f"labels={near[0]}" if near else None
+    raise InputError("no such class", shown(label), f"{names}, or 0 to {num_classes - 1}", fix)
+
+
 def _check_labels(labels: Sequence[int] | int | None, count: int, num_classes: int) -> list[int] | None:
     if labels is None:
         return None
     classes = [labels] * count if isinstance(labels, int) else list(labels)
     if not num_classes:
-        raise InputError("this checkpoint has no classes", f"labels={labels}", fix="drop labels=")
+        raise InputError("this checkpoint has no classes", f"labels={shown(labels)}", fix="drop labels=")
     if len(classes) != count:
         raise InputError("one label an image is needed", f"{len(classes)} labels for {count} images")
     if not all(0 <= c < num_classes for c in classes):
-        raise InputError("no such class", str(labels), f"0 to {num_classes - 1}")
+        raise InputError("no such class", shown(labels), f"0 to {num_classes - 1}")
     return classes

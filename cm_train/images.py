@@ -10,6 +10,7 @@ from torch import Tensor
 from .files import not_through_a_link
 
 _GAP_GREY = 90  # neither the black nor the white that images end in
+_MOST_OVERHEAD = 1 << 16  # of a PNG, in bytes
 
 
 def to_unit_range(images: Tensor) -> Tensor:
@@ -48,3 +49,22 @@ def save_png(picture: Tensor, path: str | os.PathLike[str]) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb", opener=not_through_a_link) as file:
         Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(file, "PNG")
+
+
+def read_png(path: str | os.PathLike[str], shape: tuple[int, int, int]) -> Tensor | None:
+    """The picture [C, H, W] that `save_png` wrote; None where there is none of that shape, or only half of one."""
+    import numpy as np
+    from PIL import Image
+
+    channels, height, width = shape
+    try:
+        with open(path, "rb", opener=not_through_a_link) as file:
+            if os.fstat(file.fileno()).st_size > 2 * math.prod(shape) + _MOST_OVERHEAD:
+                return None
+            with Image.open(file, formats=["PNG"]) as image:
+                if (image.mode, image.size) != ("L" if channels == 1 else "RGB", (width, height)):
+                    return None
+                array = np.array(image)
+    except Exception:  # Pillow raises nearly anything
+        return None
+    return torch.from_numpy(array).view(height, width, channels).permute(2, 0, 1)

@@ -20,13 +20,13 @@ def lines() -> list[str]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     vgg = weights_path()
     rows = {
-        "cm_train": f"{_version('cm-train')} in {package}",
+        "cm_train": f"{version('cm-train')} in {package}",
         "configs": f"{cli.conf_dir()} (your own: --config-dir)",
         "runs": f"{Path('runs').absolute()} (run_dir=...), sweeps in {Path('runs/sweeps')}",
         "data": f"{Path('data').absolute()} (dataset.root=...)",
-        "python": f"{platform.python_version()}, torch {torch.__version__}, hydra {_version('hydra-core')}",
+        "python": f"{platform.python_version()}, torch {torch.__version__}, hydra {version('hydra-core')}",
         "devices": ", ".join(gpus) or f"no GPU; {os.cpu_count()} CPU cores",
-        "wandb": f"{_version('wandb')}, {_wandb_login()}",
+        "wandb": f"{version('wandb')}, {_wandb_login()}",
         "VGG16 (LPIPS)": f"{vgg}{'' if vgg.exists() else ' (not there yet)'}",
         "compiled": f"{cache_folder()} (TORCHINDUCTOR_CACHE_DIR)",
         "extras": ", ".join(f"{name}{'' if _has(module) else ' (missing)'}" for name, module in _EXTRAS.items()),
@@ -44,7 +44,8 @@ def _has(module: str) -> bool:
         return False
 
 
-def _version(package: str) -> str:
+def version(package: str) -> str:
+    """Of an installed package, or what to say where it is not."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

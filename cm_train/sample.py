@@ -1,22 +1,34 @@
 """cm-sample: images from a checkpoint."""
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from . import cli, registry
 from .errors import InputError
-from .files import not_through_a_link
+from .info import version
 from .registry import Settings
+from .sample_folder import Request, claimed, default_name, writing
+from .signals import StopFlag, Stopped, heed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .denoiser import Denoiser
+    from .manifest import Manifest
+    from .sample_files import ImageFiles
+
 GRID_IMAGES = 100
+_SHOWN = 5  # of a list, in a line or a name
+# Hydra's own options that are followed by a value.
+_WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
+_WITH_VALUE |= {"--info", "-i", "--experimental-rerun"}
 
 
 class SampleConfig(Settings):
@@ -29,7 +41,7 @@ class SampleConfig(Settings):
     sigmas: list[float] | None
     sampler: Literal["auto", "onestep", "multistep", "euler", "heun"]
     weights: str
-    labels: int | list[int] | None
+    labels: int | str | list[int | str] | None
     guidance: Annotated[float, Field(ge=0)]
     batch_size: Annotated[int, Field(ge=1)]
     out: str | None
@@ -38,112 +50,193 @@ class SampleConfig(Settings):
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     compile: bool = False
 
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _names_or_numbers(cls, value: Any) -> Any:
+        for label in value if isinstance(value, list) else [value]:
+            if isinstance(label, bool | float):
+                raise ValueError(
+                    f"a class is a name or a number; got {label}; fix: a name that looks like that in quotes"
+                )
+        return value
+
 
 def sample(cfg: DictConfig) -> int:
     try:
         values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue:
-        raise InputError("no checkpoint given", fix="cm-sample ckpt=runs/<name>") from None
+        raise InputError("no checkpoint given", fix="cm-sample runs/<name>") from None
     assert isinstance(values, dict)
     config = registry.typed(SampleConfig, {str(k): v for k, v in values.items()})
-    if isinstance(config.labels, list) and len(config.labels) != config.num:
-        raise InputError(
-            "one label an image is needed", f"{len(config.labels)} labels", f"num={config.num} of them, or one"
-        )
+    try:
+        _sample(config)
+    except Stopped:
+        from .tracking import say
 
-    import torch
+        say("stopped: what was drawn until now is kept, and the same command goes on")
+        return cli.STOPPED
+    return cli.DONE
 
-    from .checkpoint import resolve
-    from .compile_policy import compile_alike
-    from .compiling import CompiledBlocks
-    from .distributed import ALONE
-    from .generation import choose_levels, generate
-    from .images import grid, save_png
-    from .loading import load_resolved
+
+def _sample(config: SampleConfig) -> None:
+    from .generation import choose_levels, class_numbers
+    from .guidance import guided
+    from .images import grid
+    from .loading import load_checkpoint
     from .memory import shortage_explained
-    from .precision import arithmetic
-    from .tracking import progress, say
+    from .sample_files import open_files, save_whole
+    from .tracking import say
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if config.device != "auto":
-        device = config.device
-        gpus = torch.cuda.device_count()
-        known = ["cpu", *["cuda"][:gpus], *(f"cuda:{i}" for i in range(gpus))]
-        if device not in known:
-            raise InputError("no such device here", device, ", ".join(["auto", *known]))
-    folder, manifest = resolve(config.ckpt)
+    device = _device(config.device)
     with shortage_explained("while the checkpoint was being loaded", "device=cpu, or less beside it on this machine"):
-        denoiser = load_resolved(folder, manifest, config.weights, device)
+        folder, manifest, denoiser = load_checkpoint(config.ckpt, config.weights, device)
+    known = denoiser.config
+    guided(denoiser, config.guidance)  # refuses what can't be, before anything is written
     sampler, levels = choose_levels(denoiser, config.sampler, config.steps, config.sigmas)
-    run = folder.parent.parent.name if folder.parent.name == "checkpoints" else folder.name
-    out = Path(os.path.expanduser(f"samples/{run}" if config.out is None else config.out))
-    _make(out)
+    labels = None if config.labels is None else class_numbers(config.labels, config.num, known)
+    request = Request(
+        cm_train=version("cm-train"),
+        ckpt=config.ckpt,
+        step=manifest.step,
+        weights=config.weights,
+        sha256=_sha256(manifest, config.weights),
+        num=config.num,
+        seed=config.seed,
+        sampler=sampler,
+        sigmas=levels,
+        labels=labels,
+        guidance=config.guidance,
+        precision=config.precision,
+        format=config.format,
+    )
+    named = _classes(labels, known.class_names)
+    unusual = "" if sampler == choose_levels(denoiser, steps=1)[0] else sampler
+    name = default_name(folder, request, unusual, config.sigmas is not None, known.class_names)
+    out = Path("samples") / name if config.out is None else Path(os.path.expanduser(config.out))
 
     calls = 2 * len(levels) - 1 if sampler == "heun" else len(levels)
     say(f"{config.num} images from {folder}, {config.weights} weights, {calls} network call{'s' * (calls > 1)} each")
-    seeds = range(config.seed, config.seed + config.num)
-    kept = []  # all of them for npz, enough for the grid otherwise
-    batch_size = min(config.batch_size, config.num)
-    fix = f"batch_size={max(1, batch_size // 2)} (now {batch_size})"
+    if named:
+        say(f"of class {named}")
+    shape, picture = (known.image_channels, known.image_size, known.image_size), out / "grid.png"
+    with claimed(out, request) as whole:
+        with writing(out):
+            files = open_files(request.format, out, shape, request.seed)
+            places = files.missing(config.num)
+        if len(places) < config.num:
+            say(f"{config.num - len(places)} of {config.num} images are there already")
+        if places:
+            _draw(config, request, denoiser, places, lambda batch, images: _write(files, out, batch, images))
+        with writing(out):
+            if places or not picture.exists():
+                save_whole(grid(files.read(min(whole.num, GRID_IMAGES))), picture, out / ".grid.png.writing")
+            files.finish()
+    if whole.num > config.num:
+        say(f"note: {out} is of a request with num={whole.num}")
+    say(f"wrote {picture} and the images beside it" if places else f"nothing to draw; the images are in {out}")
 
-    def draw(part: slice, **levels: Any) -> "Tensor":
+
+def _write(files: "ImageFiles", out: Path, batch: list[int], images: "Tensor") -> None:
+    with writing(out):
+        files.add(batch, images)
+
+
+def _draw(
+    config: SampleConfig,
+    request: Request,
+    denoiser: "Denoiser",
+    places: list[int],
+    write: Callable[[list[int], "Tensor"], None],
+) -> None:
+    """Draw the images of `places`, and have them written batch by batch; a signal is heeded at each network call."""
+    from .compile_policy import compile_alike
+    from .compiling import CompiledBlocks
+    from .distributed import ALONE
+    from .generation import generate
+    from .memory import shortage_explained
+    from .precision import arithmetic
+    from .tracking import progress
+
+    batch_size = min(config.batch_size, len(places))
+    fix = f"batch_size={max(1, batch_size // 2)} (now {batch_size})"
+    batches = [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
+    labels = request.labels
+
+    def draw(batch: list[int], **levels: Any) -> "Tensor":
         return generate(
             denoiser,
-            seeds[part],
-            labels=config.labels[part] if isinstance(config.labels, list) else config.labels,
-            guidance=config.guidance,
+            [request.seed + place for place in batch],
+            labels=[labels[place] for place in batch] if isinstance(labels, list) else labels,
+            guidance=request.guidance,
             batch_size=batch_size,
-            precision=config.precision,
+            precision=request.precision,
             whole_batches=config.compile,
             **levels,
         )
 
-    try:
-        with shortage_explained(f"drawing {batch_size} images at once", fix), progress(config.num, "sampling") as bar:
-            if config.compile:
-                one_call = {"sampler": "multistep", "sigmas": levels[:1]}
-                blocks = CompiledBlocks(denoiser)
-                with arithmetic(config.precision):
-                    compile_alike(blocks, lambda: draw(slice(batch_size), **one_call), "true", ALONE, lambda: False)
-            for start in range(0, config.num, batch_size):
-                part = slice(start, start + batch_size)
-                images = draw(part, sampler=config.sampler, steps=config.steps, sigmas=config.sigmas)
-                if config.format == "png":
-                    for seed, image in zip(seeds[part], images, strict=True):
-                        save_png(image, out / f"{seed:06d}.png")
-                if config.format == "npz" or start < GRID_IMAGES:
-                    kept.append(images)
-                bar.update(min(start + batch_size, config.num))
-        all_kept = torch.cat(kept)
-        if config.format == "npz":
-            _save_npz(all_kept, out / "samples.npz")
-        save_png(grid(all_kept[:GRID_IMAGES]), out / "grid.png")
-    except OSError as error:
-        raise InputError(f"can't write to {out}: {error.strerror}", fix="free space, or set out=...") from None
-    others = sum(p.stem.isdecimal() and int(p.stem) not in seeds for p in out.glob("*.png"))
-    if config.format == "png" and others:
-        say(f"note: {out} also holds {others} images of other seeds")
-    say(f"wrote {out / 'grid.png'} and the images beside it")
-    return cli.DONE
+    denoiser.register_forward_pre_hook(lambda *_: heed())
+    with shortage_explained(f"drawing {batch_size} images at once", fix), progress(len(places), "sampling") as bar:
+        if config.compile:
+            blocks = CompiledBlocks(denoiser)
+            with arithmetic(config.precision):
+                one_call = {"sampler": "multistep", "sigmas": request.sigmas[:1]}
+                compile_alike(blocks, lambda: draw(batches[0], **one_call), "true", ALONE, lambda: False)
+        for batch in batches:
+            write(batch, draw(batch, sampler=config.sampler, steps=config.steps, sigmas=config.sigmas))
+            bar.advance(len(batch))
 
 
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"can't write to {folder}: {error.strerror}", fix="set out=...") from None
+def _device(asked: str) -> str:
+    import torch
+
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    gpus = torch.cuda.device_count()
+    known = ["cpu", *["cuda"][:gpus], *(f"cuda:{i}" for i in range(gpus))]
+    if asked not in known:
+        raise InputError("no such device here", asked, ", ".join(["auto", *known]))
+    return asked
 
 
-def _save_npz(images: "Tensor", path: Path) -> None:
-    import numpy as np
+def _sha256(manifest: "Manifest", weights: str) -> str:
+    """Of the weights' file; where they are made of snapshots, of the averaged ones', which only this checkpoint has."""
+    stem = {"raw": "denoiser"}.get(weights, weights)
+    entry = manifest.files.get(f"{stem}.safetensors") or manifest.files[f"{manifest.ema}.safetensors"]
+    return entry.sha256
 
-    with open(path, "wb", opener=not_through_a_link) as file:
-        np.savez(file, images.permute(0, 2, 3, 1).contiguous().numpy())  # arr_0, uint8 NHWC
+
+def _classes(labels: int | list[int] | None, names: list[str]) -> str:
+    """Names and numbers of the classes that were asked for, as far as they have names."""
+    if labels is None or not names:
+        return ""
+    numbers = list(dict.fromkeys([labels] if isinstance(labels, int) else labels))
+    more = f", ... ({len(numbers)} in all)" if len(numbers) > _SHOWN else ""
+    return ", ".join(f"{names[n]} ({n})" for n in numbers[:_SHOWN]) + more
+
+
+def with_checkpoint(arguments: list[str]) -> list[str]:
+    """A command line on which the one argument that is neither key=value nor an option names the checkpoint."""
+    plain = [
+        i
+        for i, (before, argument) in enumerate(zip(["", *arguments], arguments, strict=False))
+        if "=" not in argument and not argument.startswith(("-", "~")) and before not in _WITH_VALUE
+    ]
+    named = [arguments[i] for i in plain] + [a for a in arguments if plain and a.startswith("ckpt=")]
+    if len(named) > 1:
+        raise InputError("more than one checkpoint", " ".join(named), "one", "-m ckpt=A,B for one after the other")
+    quoted = {i: "ckpt='{}'".format(arguments[i].replace("'", r"\'")) for i in plain}
+    return [quoted.get(i, argument) for i, argument in enumerate(arguments)]
 
 
 def main() -> None:
-    cli.begin("sample")
-    cli.run("sample", sample)
+    with StopFlag():  # before the heavy imports: a signal is heeded from the first moment
+        try:
+            sys.argv[1:] = with_checkpoint(sys.argv[1:])
+        except InputError as error:
+            cli.complain(str(error))
+            sys.exit(cli.WRONG_INPUT)
+        cli.begin("sample")
+        cli.run("sample", sample)
 
 
 if __name__ == "__main__":

@@ -28,13 +28,15 @@ from conftest import TINY
 
 RUN = Path("runs/good")
 NEWEST = RUN / "checkpoints" / "step_00000006"
+OUT = Path("out")  # what cm-sample writes, and goes on with
 PATIENCE_S, MEMORY = 60, 12 << 30
 COMMANDS = {
-    "sample": (["cm-sample", f"ckpt={RUN}", "num=2", "out=out"], sample.main),
+    "sample": (["cm-sample", f"ckpt={RUN}", "num=3", "out=out"], sample.main),
     "train": (["cm-train", "mode=ict", "name=good", *TINY, "steps=8", "schedule_steps=6"], train.main),
 }
 FILES = ["config.yaml", "metrics.jsonl", ".lock", ".saved.json", "checkpoints", "samples", "checkpoints/step_00000006"]
 FILES += [f"checkpoints/step_00000006/{name}" for name in ("manifest.json", "state.pt", "denoiser.safetensors")]
+OUT_FILES = ["request.json", "images", "images/00000001.png", "grid.png"]
 IN_ITS_PLACE: dict[str, Callable[[Path], object]] = {
     "a folder": lambda p: p.mkdir(),
     "a pipe": os.mkfifo,
@@ -60,6 +62,12 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
     for file in FILES:
         for kind, make in IN_ITS_PLACE.items():
             yield f"{file} is {kind}", lambda file=file, make=make: put(RUN / file, make)
+    for file in OUT_FILES:
+        for kind, make in IN_ITS_PLACE.items():
+            yield f"{file} of the images is {kind}", lambda file=file, make=make: put(begun(file), make)
+    for key in json.loads((Path("good_out") / "request.json").read_text()):
+        for value in VALUES:
+            yield f"request {key}={str(value)[:12]!r}", lambda k=key, v=value: in_request(k, v)
     manifest = json.loads((Path("good") / NEWEST.relative_to(RUN) / "manifest.json").read_text())
     for path in [[key] for key in manifest] + [[k, n] for k in ("denoiser", "backbone") for n in manifest[k]]:
         for value in VALUES:
@@ -94,6 +102,17 @@ def in_manifest(path: list[str], value: object) -> None:
 def in_config(key: str, value: object) -> None:
     values = yaml.safe_load((RUN / "config.yaml").read_text()) | {key: value}
     (RUN / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+def in_request(key: str, value: object) -> None:
+    file = begun("request.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+
+
+def begun(file: str) -> Path:
+    """One of the files of a request of which the first images are there."""
+    shutil.copytree("good_out", OUT)
+    return OUT / file
 
 
 def in_state(pickled: bytes) -> None:
@@ -136,11 +155,14 @@ def outcome(argv: list[str], main: Callable[[], None]) -> tuple[int, str]:
 def main() -> None:
     os.chdir(sys.argv[1])
     share, tried = int(sys.argv[2]), 0
+    shutil.copytree("good", RUN)
+    assert outcome(["cm-sample", f"ckpt={RUN}", "num=2", "out=good_out"], sample.main)[0] == 0
     for number, (name, harm) in enumerate(cases()):
         if number % share:
             continue
         for command, (argv, run) in COMMANDS.items():
             shutil.rmtree("runs", ignore_errors=True)
+            shutil.rmtree(OUT, ignore_errors=True)
             shutil.copytree("good", RUN)
             with contextlib.suppress(UnicodeError):  # what can't be written can't be received
                 harm()

@@ -159,6 +159,18 @@ def test_verify_refuses_a_hostile_safetensors_header_that_nobody_listed(tmp_path
         checkpoint.verify(folder)
 
 
+def test_class_names_come_back_and_a_manifest_without_them_is_read(tmp_path):
+    folder = write(tmp_path, 1)
+    edited(folder, lambda m: m["denoiser"].pop("class_names"))
+    assert checkpoint.verify(folder).denoiser.class_names == []
+    edited(folder, lambda m: m["denoiser"].update(num_classes=2, class_names=["a", "b"]))
+    assert checkpoint.verify(folder).denoiser.class_names == ["a", "b"]
+    for names in (["a"], ["a", "x" * 256]):
+        edited(folder, lambda m, names=names: m["denoiser"].update(class_names=names))
+        with pytest.raises(DamagedCheckpoint, match="class_names"):
+            checkpoint.verify(folder)
+
+
 def test_manifest_chooses_components_only(tmp_path):
     folder = write(tmp_path, 1)
     edited(folder, lambda m: m["backbone"].update({"name": "os.system"}))

@@ -29,11 +29,10 @@ def test_train_then_sample(command, tmp_path):
 
     done = command("sample", "ckpt=runs/digits-ict", "num=5", "seed=10", "out=pictures")
     assert done.returncode == 0, done.stderr
-    assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == [
-        *[f"{i:06d}.png" for i in range(10, 15)],
-        "grid.png",
-    ]
-    assert Image.open(tmp_path / "pictures" / "000010.png").size == (8, 8)
+    assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == ["grid.png", "images", "request.json"]
+    images = tmp_path / "pictures" / "images"
+    assert sorted(p.name for p in images.iterdir()) == [f"{i:08d}.png" for i in range(10, 15)]
+    assert Image.open(images / "00000010.png").size == (8, 8)
 
     done = command("sample", "ckpt=runs/digits-ict", "num=5", "seed=10", "out=packed", "format=npz", "batch_size=2")
     assert done.returncode == 0, done.stderr
@@ -41,7 +40,7 @@ def test_train_then_sample(command, tmp_path):
     images = arrays[arrays.files[0]]
     assert images.shape == (5, 8, 8, 1)
     assert images.dtype == np.uint8
-    png = np.asarray(Image.open(tmp_path / "pictures" / "000012.png"))
+    png = np.asarray(Image.open(tmp_path / "pictures" / "images" / "00000012.png"))
     assert np.abs(png.astype(int) - images[2, :, :, 0]).max() <= 1, "image i depends on seed + i alone"
 
     again = command("train", "mode=ict", *TINY)
@@ -333,7 +332,7 @@ def test_image_folder_trains(command, tmp_path):
     assert done.returncode == 0, done.stderr
     done = command("sample", "ckpt=runs/image_folder-ict", "num=2", "out=pictures")
     assert done.returncode == 0, done.stderr
-    assert Image.open(tmp_path / "pictures" / "000000.png").mode == "RGB"
+    assert Image.open(tmp_path / "pictures" / "images" / "00000000.png").mode == "RGB"
 
 
 def test_a_run_leaves_nothing_beside_its_folder(command, tmp_path):

@@ -4,7 +4,7 @@ from torch import nn
 
 from cm_train.denoiser import DenoiserConfig, build_denoiser
 from cm_train.errors import InputError
-from cm_train.generation import choose_levels, generate
+from cm_train.generation import choose_levels, class_numbers, generate
 from cm_train.images import to_uint8
 from cm_train.noise import karras_sigmas
 from cm_train.rng import PerImageNoise
@@ -89,6 +89,24 @@ def test_given_labels_reach_the_network():
     for bad in ([1, 2], 10, -1):
         with pytest.raises(InputError, match="label|class"):
             generate(denoiser, range(3), labels=bad)
+
+
+def test_class_numbers_are_those_of_the_names_or_the_numbers_themselves():
+    config = Recorder(num_classes=3).config
+    named = config.model_copy(update={"class_names": ["2", "cat", "great white shark"]})
+    assert class_numbers("cat", 5, named) == 1
+    assert class_numbers(2, 5, named) == 0, "a name wins"
+    assert class_numbers(["great white shark", 1, "2"], 3, named) == [2, 1, 0]
+    assert class_numbers(2, 5, config) == 2
+    for asked, known, message in (
+        ("cta", named, r"no such class; got 'cta'; allowed: 2, cat, great white shark, or 0 to 2; fix: labels=cat"),
+        ("cat", config, "knows its classes by number alone; got 'cat'; allowed: 0 to 2"),
+        (3, named, "no such class; got '3'; allowed: 0 to 2"),
+        ([0, 1], named, "2 labels for 3 images"),
+        ("cat", Recorder().config, "has no classes; got 'labels=cat'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            class_numbers(asked, 3, known)
 
 
 def test_multistep_uses_fresh_noise_of_exact_variance_at_each_level():

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cm_train.images import grid, save_png, to_uint8, to_unit_range
+from cm_train.images import grid, read_png, save_png, to_uint8, to_unit_range
 
 
 def test_to_uint8_inverts_to_unit_range_for_every_level():
@@ -41,3 +41,23 @@ def test_save_png_keeps_grey_and_colour(tmp_path):
         assert read.mode == mode
         array = np.asarray(read)
         assert (array.reshape(6, 5, channels) == picture.permute(1, 2, 0).numpy()).all()
+
+
+def test_read_png_gives_what_save_png_wrote_and_nothing_of_any_other_file(tmp_path):
+    for channels in (1, 3):
+        picture = torch.randint(0, 256, (channels, 6, 5), dtype=torch.uint8)
+        save_png(picture, tmp_path / "x.png")
+        assert torch.equal(read_png(tmp_path / "x.png", (channels, 6, 5)), picture)
+        assert read_png(tmp_path / "x.png", (channels, 5, 6)) is None
+        assert read_png(tmp_path / "x.png", (4 - channels, 6, 5)) is None
+    whole = (tmp_path / "x.png").read_bytes()
+    (tmp_path / "link.png").symlink_to("x.png")
+    for name, content in (
+        ("empty", b""),
+        ("half", whole[:-30]),
+        ("zeros", bytes(100)),
+        ("large", whole + bytes(10**6)),
+    ):
+        (tmp_path / f"{name}.png").write_bytes(content)
+    for name in ("link", "empty", "half", "zeros", "large", "missing"):
+        assert read_png(tmp_path / f"{name}.png", (3, 6, 5)) is None, name

@@ -42,6 +42,8 @@ LAYERS = [
     {"info", "runs"},
     {"sweep_job"},
     {"sweeps"},
+    {"sample_folder"},
+    {"sample_files"},
     {"train", "sample"},
 ]
 # Within a folder siblings import only its `base`, unless it has layers of its own.

@@ -33,4 +33,4 @@ def test_wheel_finds_its_configs_and_trains(tmp_path):
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith(str(installed)), "it ran the checkout instead"
-    assert (elsewhere / "samples" / "digits-ict" / "grid.png").exists()
+    assert (elsewhere / "samples" / "digits-ict-step-6-1-step" / "grid.png").exists()

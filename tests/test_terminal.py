@@ -189,7 +189,7 @@ def test_quiet_commands_print_nothing_but_errors(command, tmp_path):
         assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), arguments
     done = command("sample", "ckpt=runs/digits-edm", "num=2", "-q")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert (tmp_path / "samples" / "digits-edm" / "grid.png").exists()
+    assert (tmp_path / "samples" / "digits-edm-step-8-40-steps" / "grid.png").exists()
     for name, wrong in (("train", "mode=edn"), ("sample", "ckpt=nowhere")):
         done = command(name, wrong, "--quiet")
         assert done.returncode == 2
@@ -243,7 +243,7 @@ def test_sampling_prints_plain_lines_where_there_is_no_terminal(command, tmp_pat
     assert first.startswith("5 images from runs/digits-edm/checkpoints/step_00000006, ema weights, 3 network calls")
     assert [line.split("  ")[0] for line in middle] == ["sampling 2/5", "sampling 4/5", "sampling 5/5"]
     assert all(line.endswith(" left") for line in middle)
-    assert last == "wrote samples/digits-edm/grid.png and the images beside it"
+    assert last == "wrote samples/digits-edm-step-6-2-steps/grid.png and the images beside it"
 
 
 def test_train_tells_what_runs_where_and_what_came_of_it(command):

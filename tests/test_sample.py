@@ -1,0 +1,317 @@
+"""cm-sample's folder: what it writes, what it goes on with, and what it leaves alone."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import threading
+from pathlib import Path
+
+import hydra
+import numpy as np
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
+from test_checkpoint import BACKBONE, CONFIG, write
+
+from cm_train import checkpoint, cli, generate, load_denoiser, saving
+from cm_train.denoiser import build_denoiser
+from cm_train.errors import InputError
+from cm_train.noise import karras_sigmas
+from cm_train.sample import sample, with_checkpoint
+from cm_train.sample_folder import Request, default_name
+from cm_train.signals import StopFlag
+from conftest import TINY, wait_for
+
+
+@pytest.fixture
+def draw(tmp_path, monkeypatch):
+    """draw("num=3", ...) -> the exit code of cm-sample on a run of random weights, in tmp_path."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "run", 5)
+
+    def run(*overrides: str) -> int:
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_dir(str(cli.conf_dir()), version_base=None):
+            return sample(hydra.compose("sample", overrides=["ckpt=run", *overrides]))
+
+    return run
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file of a folder: which one on the disk it is, and what it holds."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): (path.lstat().st_ino, path.read_bytes()) for path in files}
+
+
+def pixels(folder: Path) -> np.ndarray:
+    if (folder / "samples.npz").exists():
+        return np.load(folder / "samples.npz")["arr_0"]
+    return np.stack([np.asarray(Image.open(path))[..., None] for path in sorted(folder.glob("images/*.png"))])
+
+
+def expected(num: int, **kwargs) -> np.ndarray:
+    return generate(load_denoiser("run"), range(num), **kwargs).permute(0, 2, 3, 1).numpy()
+
+
+def test_a_request_says_what_determines_its_images(draw):
+    assert draw("num=3", "steps=3", "seed=7", "out=x") == 0
+    assert sorted(path.name for path in Path("x").rglob("*")) == [
+        *[f"{i:08d}.png" for i in (7, 8, 9)],
+        "grid.png",
+        "images",
+        "request.json",
+    ]
+    request = json.loads(Path("x/request.json").read_text())
+    weights = Path("run/checkpoints/step_00000005/ema_0.9.safetensors").read_bytes()
+    assert request["sha256"] == hashlib.sha256(weights).hexdigest()
+    grid = karras_sigmas(40, CONFIG.sigma_min, CONFIG.sigma_max).tolist()
+    assert request["sigmas"] == [grid[0], grid[13], grid[26]]
+    rest = {key: request[key] for key in request if key not in ("sha256", "sigmas", "cm_train")}
+    assert rest == {
+        "ckpt": "run",
+        "step": 5,
+        "weights": "ema",
+        "num": 3,
+        "seed": 7,
+        "sampler": "multistep",
+        "labels": None,
+        "guidance": 1.0,
+        "precision": "fp32",
+        "format": "png",
+    }
+
+
+@pytest.mark.parametrize("format", ["png", "npz"])
+def test_the_same_request_goes_on_where_it_was_stopped(format, draw, capsys):
+    """By a signal in the middle, with half an image left behind; what is there is kept, and the end is the same."""
+    home = Path("x")
+
+    def interrupt():
+        half = home / "images" / "00000040.png" if format == "png" else home / ".samples.writing"
+        wait_for(lambda: half.exists() and (format == "png" or half.stat().st_size > 40 * 64))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    request = ["num=1500", "batch_size=8", "steps=2", f"format={format}", "out=x"]
+    with StopFlag():
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        assert draw(*request) == cli.STOPPED
+        thread.join()
+    assert "the same command goes on" in capsys.readouterr().err
+    assert json.loads((home / "request.json").read_text())["num"] == 1500
+    assert not (home / "samples.npz").exists()
+    before = contents(home)
+    if format == "png":
+        (home / "images" / "00000011.png").write_bytes(before["images/00000011.png"][1][:-20])
+        (home / "images" / "00000012.png").write_bytes(b"")
+    else:
+        with open(home / ".samples.writing", "ab") as file:
+            file.write(b"torn")
+    assert draw(*request) == 0
+    assert "of 1500 images are there already" in capsys.readouterr().err
+    assert np.array_equal(pixels(home), expected(1500, steps=2, batch_size=8))
+    after = contents(home)
+    if format == "png":
+        assert len(before) > 40
+        redrawn = {name for name, file in before.items() if file != after[name]}
+        assert redrawn == {"images/00000011.png", "images/00000012.png"}
+    assert not [name for name in after if "writing" in name]
+
+
+@pytest.mark.parametrize("format", ["png", "npz"])
+def test_more_images_of_a_request_are_added_and_fewer_are_there_already(format, draw, capsys):
+    for num, there in ((5, ""), (9, "5 of 9 images"), (3, "3 of 3 images"), (9, "9 of 9 images")):
+        assert draw(f"num={num}", f"format={format}", "out=x") == 0
+        assert there in capsys.readouterr().err
+    assert json.loads(Path("x/request.json").read_text())["num"] == 9
+    assert np.array_equal(pixels(Path("x")), expected(9))
+    picture = Image.open("x/grid.png")
+    assert picture.width == picture.height, "three rows of three"
+
+
+def test_another_request_is_refused_with_its_differences_and_changes_nothing(draw):
+    assert draw("num=3", "steps=2", "out=x") == 0
+    before = contents(Path("x"))
+    for overrides, named in (
+        (["seed=1", "steps=2"], r"seed \(0 -> 1\)"),
+        (["steps=1"], r"sigmas \(\[80.0, 0.8\] -> \[80.0\]\)"),
+        (["steps=2", "weights=raw"], r"weights \(ema -> raw\), sha256 \("),
+        (["steps=2", "precision=bf16", "format=npz"], r"precision \(fp32 -> bf16\), format \(png -> npz\)"),
+    ):
+        with pytest.raises(InputError, match=f"holds the images of another request: {named}.*fix: out="):
+            draw("num=3", "out=x", *overrides)
+    write(Path("run"), 6)
+    with pytest.raises(InputError, match=r"step \(5 -> 6\)"):
+        draw("num=3", "steps=2", "out=x")
+    assert contents(Path("x")) == before
+    # The same checkpoint by another name means the same images.
+    assert draw("num=3", "steps=2", "out=x", f"ckpt={Path('run/checkpoints/step_00000005').absolute()}") == 0
+    assert contents(Path("x")) == before
+
+
+def test_before_the_first_image_a_mistaken_request_may_be_corrected(draw):
+    assert draw("num=3", "out=x") == 0
+    shutil.rmtree("x/images")
+    assert draw("num=2", "seed=4", "out=x") == 0
+    request = json.loads(Path("x/request.json").read_text())
+    assert (request["num"], request["seed"]) == (2, 4)
+
+
+def test_a_folder_of_somebody_elses_is_left_untouched(draw):
+    Path("x").mkdir()
+    Path("x/thesis.tex").write_text("years")
+    with pytest.raises(InputError, match=r"x holds other files and no request.json; got 'thesis.tex'"):
+        draw("num=3", "out=x")
+    assert [path.name for path in Path("x").iterdir()] == ["thesis.tex"]
+    assert draw("num=1", "out=y") == 0
+    Path("y/images").rename("elsewhere")
+    Path("y/images").symlink_to("../elsewhere")
+    before = contents(Path("elsewhere"))
+    with pytest.raises(InputError, match="y/images is a link, which is not followed"):
+        draw("num=3", "out=y")
+    assert contents(Path("elsewhere")) == before
+
+
+@pytest.mark.parametrize("kind", ["huge", "other JSON", "no JSON", "link", "pipe"])
+def test_a_strangers_request_is_refused(kind, draw):
+    assert draw("num=1", "out=x") == 0
+    file = Path("x/request.json")
+    known = file.read_bytes()
+    file.unlink()
+    if kind == "huge":
+        file.touch()
+        os.truncate(file, 8 << 30)
+    elif kind == "link":
+        Path("real.json").write_bytes(known)
+        file.symlink_to("../real.json")
+    elif kind == "pipe":
+        os.mkfifo(file)
+    else:
+        file.write_text('{"num": 1}' if kind == "other JSON" else "[" * 100_000)
+    with pytest.raises(InputError, match=r"x/request.json is none of this cm-sample.*fix: set out="):
+        draw("num=3", "out=x")
+    assert len(list(Path("x/images").iterdir())) == 1
+
+
+def test_a_packed_file_of_somebody_elses_is_refused(draw):
+    assert draw("num=2", "format=npz", "out=x") == 0
+    for array in (np.zeros((2, 9, 8, 1), np.uint8), np.zeros((2, 8, 8, 1), np.float32)):
+        np.savez("x/samples.npz", array)
+        before = Path("x/samples.npz").read_bytes()
+        with pytest.raises(InputError, match=r"x/samples.npz is not what cm-sample wrote"):
+            draw("num=3", "format=npz", "out=x")
+        assert Path("x/samples.npz").read_bytes() == before
+
+
+def test_two_commands_do_not_write_into_one_folder(draw):
+    assert draw("num=1", "out=x") == 0
+    handle = os.open("x", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with pytest.raises(InputError, match="folder x is in use by another process; fix: wait for it, or set out="):
+        draw("num=3", "out=x")
+    os.close(handle)
+    assert draw("num=3", "out=x") == 0
+
+
+def test_classes_are_asked_for_by_name(draw, capsys):
+    config = CONFIG.model_copy(update={"num_classes": 3, "class_names": ["10", "9", "cat"]})
+    denoiser = build_denoiser(config, BACKBONE)
+    for p in denoiser.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    manifest = {"step": 7, "finished": False, "ema": "ema_0.9", "denoiser": config, "backbone": BACKBONE}
+    saving.write(
+        checkpoint.step_folder(Path("run"), 7), {"ema_0.9": denoiser.state_dict()}, {}, provenance={}, **manifest
+    )
+    for out, typed, said, numbers in (
+        ("a", "cat", "cat (2)", 2),
+        ("b", "10", "10 (0)", 0),
+        ("c", "[9,cat,1]", "9 (1), cat (2)", [1, 2, 1]),
+    ):
+        assert draw("num=3", f"labels={typed}", f"out={out}") == 0
+        assert f"of class {said}\n" in capsys.readouterr().err
+        assert np.array_equal(pixels(Path(out)), expected(3, labels=numbers))
+        assert json.loads(Path(out, "request.json").read_text())["labels"] == numbers
+    assert not np.array_equal(expected(3, labels=0), expected(3, labels=2))
+    with pytest.raises(InputError, match="no such class; got 'cats'; allowed: 10, 9, cat, or 0 to 2; fix: labels=cat"):
+        draw("labels=cats")
+    with pytest.raises(InputError, match="labels: a class is a name or a number; got 1.5"):
+        draw("labels=1.5")
+
+
+REQUEST = Request(
+    cm_train="1",
+    ckpt="run",
+    step=12,
+    weights="ema",
+    sha256="",
+    num=1,
+    seed=0,
+    sampler="multistep",
+    sigmas=[80.0],
+    labels=None,
+    guidance=1.0,
+    precision="fp32",
+    format="png",
+)
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({}, "a-step-12-1-step"),
+        ({"sigmas": [80.0, 1.0], "weights": "raw"}, "a-step-12-2-steps-raw"),
+        ({"guidance": 1.5, "seed": 3, "format": "npz"}, "a-step-12-1-step-guidance-1.5-seed-3-npz"),
+        ({"labels": 1}, "a-step-12-1-step-class-cat"),
+        ({"labels": 0}, "a-step-12-1-step-class-0"),
+        ({"labels": [1, 0]}, "a-step-12-1-step-classes"),
+        ({"num": 9, "ckpt": "b"}, "a-step-12-1-step"),
+    ],
+)
+def test_the_usual_folder_differs_by_what_is_compared(changed, name):
+    folder = Path("runs/a/checkpoints/step_00000012")
+    assert default_name(folder, REQUEST.model_copy(update=changed), "", False, ["../x", "cat"]) == name
+
+
+def test_the_usual_folder_names_what_is_unusual_and_a_checkpoint_without_a_run():
+    two = REQUEST.model_copy(update={"sigmas": [80.0, 0.5]})
+    assert default_name(Path("downloaded"), two, "euler", True, []) == "downloaded-step-12-2-steps-at-80-0.5-euler"
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["runs/x"], ["ckpt='runs/x'"]),
+        (["num=3", "runs/o'x", "-q"], ["num=3", r"ckpt='runs/o\'x'", "-q"]),
+        (["ckpt=runs/x", "--cfg", "job", "-m"], ["ckpt=runs/x", "--cfg", "job", "-m"]),
+        (["-i", "searchpath", "runs/x", "~seed"], ["-i", "searchpath", "ckpt='runs/x'", "~seed"]),
+    ],
+)
+def test_the_checkpoint_may_be_named_alone(typed, meant):
+    assert with_checkpoint(typed) == meant
+
+
+@pytest.mark.parametrize("typed", [["runs/x", "runs/y"], ["runs/x", "ckpt=runs/x"]])
+def test_two_checkpoints_are_refused(typed):
+    with pytest.raises(InputError, match="more than one checkpoint"):
+        with_checkpoint(typed)
+
+
+def test_sampling_stops_at_a_signal_and_goes_on(command, start, tmp_path):
+    assert command("train", "mode=ict", *TINY).returncode == 0
+    request = ["runs/digits-ict", "num=400", "batch_size=2", "out=x"]
+    process = start("sample", *request)
+    wait_for((tmp_path / "x" / "images" / "00000009.png").exists)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 3, err
+    assert err.splitlines()[-1] == "stopped: what was drawn until now is kept, and the same command goes on"
+    done = command("sample", *request)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "x" / "images").iterdir())) == 400
+    done = command("sample", "runs/digits-ict", "runs/other")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
