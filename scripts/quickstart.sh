@@ -3,15 +3,16 @@
 . "$(dirname "$0")/setup_env.sh" ""
 
 cm-train mode=cd tracking=none "$@"
-cm-sample ckpt=runs/digits-cd num=64 steps=1 out=samples/digits-cd
+rm -rf samples/quickstart # cm-sample itself never overwrites another checkpoint's images
+cm-sample runs/digits-cd num=64 steps=1 out=samples/quickstart
 
 cat <<TEXT
 
-The picture: $PWD/samples/digits-cd/grid.png  (64 digits, one network call each)
+The picture: $PWD/samples/quickstart/grid.png  (64 digits, one network call each)
 
 What to try next (after: source .venv/bin/activate):
-  cm-sample ckpt=runs/digits-cd num=64 steps=2 out=samples/two-steps   sharper, two calls
-  cm-sample ckpt=runs/digits-edm num=64 out=samples/teacher            the teacher, 79 calls, from the same noise
-  cm-train mode=ict                                                    a one-step generator without any teacher
+  cm-sample runs/digits-cd steps=2     sharper, two calls
+  cm-sample runs/digits-edm            the teacher, 79 calls, from the same noise
+  cm-train mode=ict                    a one-step generator without any teacher
   cm-train --help
 TEXT
