@@ -45,6 +45,14 @@ def _decay_of_half_life(images: float, *, _root_: DictConfig) -> float:
 OmegaConf.register_new_resolver("half_life", _decay_of_half_life)
 
 
+def version(package: str) -> str:
+    """Of an installed package, or what to say where it is not."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a command's work ended: its exit code, and what there is to say about it."""
@@ -122,15 +130,19 @@ def under_hydra(config_name: str, task: Callable[[DictConfig], Any]) -> int:
     return DONE
 
 
-def begin(config_name: str) -> None:
-    """What every command does first, before it looks at its arguments; it may be all that a command does."""
+def begin(config_name: str, plain: str | None = None) -> None:
+    """What every command does first, before it looks at its arguments; it may be all that a command does.
+
+    Args:
+        plain: the key that an argument without one is for.
+    """
     _hold_streams()
     _heed_quiet()
     if "--version" in sys.argv[1:]:
-        print(f"{Path(sys.argv[0]).name} {metadata.version('cm-train')}")
+        print(f"{Path(sys.argv[0]).name} {version('cm-train')}")
         sys.exit(DONE)
     try:
-        sys.argv[1:] = tidy(sys.argv[1:], _groups(config_name))
+        sys.argv[1:] = tidy(sys.argv[1:], _groups(config_name), plain)
     except InputError as error:
         complain(str(error))
         sys.exit(WRONG_INPUT)

@@ -36,11 +36,12 @@ _NO_FLAGS = {
 _INFO = ("--info", "-i")
 
 
-def tidy(arguments: Sequence[str], groups: Iterable[str]) -> list[str]:
+def tidy(arguments: Sequence[str], groups: Iterable[str], plain: str | None = None) -> list[str]:
     """Command-line arguments as Hydra takes them: flags first, values quoted where they would mean something else.
 
     Args:
         groups: the config groups, as "mode".
+        plain: the key that an argument without one is for, at most once.
 
     Raises:
         InputError: an unknown flag, what is no setting, or what can't be had.
@@ -58,7 +59,8 @@ def tidy(arguments: Sequence[str], groups: Iterable[str]) -> list[str]:
         if action.option_strings and value not in (None, False):
             flags.append(action.option_strings[0] if value is True else f"{action.option_strings[0]}={value}")
     known, is_sweep = frozenset(groups), bool(options.multirun)
-    return [*flags, *(_as_meant(text, known, is_sweep) for text in options.overrides)]
+    settings = _with_keys(options.overrides, plain) if plain else options.overrides
+    return [*flags, *(_as_meant(text, known, is_sweep) for text in settings)]
 
 
 def quoted(text: str) -> str:
@@ -77,6 +79,15 @@ def _with_what_to_show(parser: argparse.ArgumentParser, arguments: Sequence[str]
     for i, argument in enumerate(given):
         if argument in _INFO and (i + 1 == len(given) or given[i + 1] not in (choices or ())):
             given[i] = f"{_INFO[0]}=all"
+    return given
+
+
+def _with_keys(settings: Sequence[str], plain: str) -> list[str]:
+    """`settings`, those that are no key=value with the key `plain`."""
+    given = [text if "=" in text or text.startswith("~") else f"{plain}={text}" for text in settings]
+    own = [text for text in given if text.startswith(f"{plain}=")]
+    if len(own) > 1:
+        raise InputError(f"{plain} is given more than once", " ".join(own), "once", f"-m {plain}=A,B for a run of each")
     return given
 
 

@@ -41,6 +41,7 @@ class SamplingConfig(Settings):
 
 # How a network is told the noise level: ln(sigma) / 4 (EDM), or TrigFlow's angle atan(sigma / sigma_data).
 CNoise = Literal["log_sigma", "angle"]
+LONGEST_NAME = 255  # of a class, in characters
 
 
 class DenoiserConfig(Settings):
@@ -53,7 +54,7 @@ class DenoiserConfig(Settings):
     image_size: Annotated[int, Field(ge=1, le=4096)]
     image_channels: Annotated[int, Field(ge=1, le=4096)]
     num_classes: Annotated[int, Field(ge=0, le=10_000_000)] = 0
-    class_names: list[Annotated[str, Field(max_length=255)]] = []  # in the order of the labels; empty: not known
+    class_names: list[Annotated[str, Field(max_length=LONGEST_NAME)]] = []  # one a label; empty: not known
     null_label: bool = False  # whether there is one more label, num_classes, which means no class
     sigma_data: Sigma
     sigma_min: Sigma

@@ -1,6 +1,5 @@
 """What `cm-train --info` says before Hydra lists its plugins and configs: where things are, and what was found."""
 
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -20,13 +19,13 @@ def lines() -> list[str]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     vgg = weights_path()
     rows = {
-        "cm_train": f"{version('cm-train')} in {package}",
+        "cm_train": f"{cli.version('cm-train')} in {package}",
         "configs": f"{cli.conf_dir()} (your own: --config-dir)",
         "runs": f"{Path('runs').absolute()} (run_dir=...), sweeps in {Path('runs/sweeps')}",
         "data": f"{Path('data').absolute()} (dataset.root=...)",
-        "python": f"{platform.python_version()}, torch {torch.__version__}, hydra {version('hydra-core')}",
+        "python": f"{platform.python_version()}, torch {torch.__version__}, hydra {cli.version('hydra-core')}",
         "devices": ", ".join(gpus) or f"no GPU; {os.cpu_count()} CPU cores",
-        "wandb": f"{version('wandb')}, {_wandb_login()}",
+        "wandb": f"{cli.version('wandb')}, {_wandb_login()}",
         "VGG16 (LPIPS)": f"{vgg}{'' if vgg.exists() else ' (not there yet)'}",
         "compiled": f"{cache_folder()} (TORCHINDUCTOR_CACHE_DIR)",
         "extras": ", ".join(f"{name}{'' if _has(module) else ' (missing)'}" for name, module in _EXTRAS.items()),
@@ -42,14 +41,6 @@ def _has(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ImportError:
         return False
-
-
-def version(package: str) -> str:
-    """Of an installed package, or what to say where it is not."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _wandb_login() -> str:

@@ -1,7 +1,6 @@
 """cm-sample: images from a checkpoint."""
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,8 +11,7 @@ from pydantic import Field, field_validator
 
 from . import cli, registry
 from .errors import InputError
-from .info import version
-from .registry import Settings
+from .registry import Settings, Text
 from .sample_folder import Request, claimed, default_name, writing
 from .signals import StopFlag, Stopped, heed
 
@@ -26,25 +24,22 @@ if TYPE_CHECKING:
 
 GRID_IMAGES = 100
 _SHOWN = 5  # of a list, in a line or a name
-# Hydra's own options that are followed by a value.
-_WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
-_WITH_VALUE |= {"--info", "-i", "--experimental-rerun"}
 
 
 class SampleConfig(Settings):
     """The keys of cm-sample."""
 
-    ckpt: str
+    ckpt: Text
     num: Annotated[int, Field(ge=1)]
     seed: Annotated[int, Field(ge=0)]
     steps: Annotated[int, Field(ge=1)] | None
     sigmas: list[float] | None
     sampler: Literal["auto", "onestep", "multistep", "euler", "heun"]
-    weights: str
+    weights: Text
     labels: int | str | list[int | str] | None
     guidance: Annotated[float, Field(ge=0)]
     batch_size: Annotated[int, Field(ge=1)]
-    out: str | None
+    out: Text | None
     format: Literal["png", "npz"]
     device: str
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
@@ -95,7 +90,7 @@ def _sample(config: SampleConfig) -> None:
     sampler, levels = choose_levels(denoiser, config.sampler, config.steps, config.sigmas)
     labels = None if config.labels is None else class_numbers(config.labels, config.num, known)
     request = Request(
-        cm_train=version("cm-train"),
+        cm_train=cli.version("cm-train"),
         ckpt=config.ckpt,
         step=manifest.step,
         weights=config.weights,
@@ -214,28 +209,9 @@ def _classes(labels: int | list[int] | None, names: list[str]) -> str:
     return ", ".join(f"{names[n]} ({n})" for n in numbers[:_SHOWN]) + more
 
 
-def with_checkpoint(arguments: list[str]) -> list[str]:
-    """A command line on which the one argument that is neither key=value nor an option names the checkpoint."""
-    plain = [
-        i
-        for i, (before, argument) in enumerate(zip(["", *arguments], arguments, strict=False))
-        if "=" not in argument and not argument.startswith(("-", "~")) and before not in _WITH_VALUE
-    ]
-    named = [arguments[i] for i in plain] + [a for a in arguments if plain and a.startswith("ckpt=")]
-    if len(named) > 1:
-        raise InputError("more than one checkpoint", " ".join(named), "one", "-m ckpt=A,B for one after the other")
-    quoted = {i: "ckpt='{}'".format(arguments[i].replace("'", r"\'")) for i in plain}
-    return [quoted.get(i, argument) for i, argument in enumerate(arguments)]
-
-
 def main() -> None:
     with StopFlag():  # before the heavy imports: a signal is heeded from the first moment
-        try:
-            sys.argv[1:] = with_checkpoint(sys.argv[1:])
-        except InputError as error:
-            cli.complain(str(error))
-            sys.exit(cli.WRONG_INPUT)
-        cli.begin("sample")
+        cli.begin("sample", plain="ckpt")
         cli.run("sample", sample)
 
 

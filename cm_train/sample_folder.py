@@ -46,7 +46,9 @@ class Request(Settings):
         mine, theirs = self.model_dump(), other.model_dump()
         for values in (mine, theirs):
             del values["num"]
-            values["sigmas"] = [float(f"{sigma:.9g}") for sigma in values["sigmas"]]  # of another processor's last digits
+            values["sigmas"] = [
+                float(f"{sigma:.9g}") for sigma in values["sigmas"]
+            ]  # of another processor's last digits
             if isinstance(values["labels"], list):  # one an image
                 values["labels"] = values["labels"][: min(self.num, other.num)]
         if self.sha256 == other.sha256:

@@ -5,11 +5,13 @@ import torch
 from . import checkpoint
 from .config import RunConfig
 from .datasets.base import Dataset
-from .denoiser import Denoiser, DenoiserConfig, build_denoiser
+from .denoiser import LONGEST_NAME, Denoiser, DenoiserConfig, build_denoiser
 from .errors import InputError
 from .registry import find
 from .rng import key
 from .weights import open_weights
+
+_MOST_NAMES = 2**15  # characters of all names together; a manifest has room for them, however they are written
 
 
 def student_config(
@@ -38,6 +40,7 @@ def student_config(
         image_size=dataset.image_size,
         image_channels=dataset.channels,
         num_classes=dataset.num_classes,
+        class_names=_names(dataset),
         null_label=_null_label(config, dataset, start, teacher),
         sigma_data=sigma_data,
         sigma_min=noise.sigma_min,
@@ -45,6 +48,12 @@ def student_config(
         rho=noise.rho,
         sampling=config.sampling,
     )
+
+
+def _names(dataset: Dataset) -> list[str]:
+    """The names of the classes, for a checkpoint to keep: all, or none where they are many or long."""
+    names = dataset.class_names
+    return names if sum(map(len, names)) <= _MOST_NAMES and max(map(len, names), default=0) <= LONGEST_NAME else []
 
 
 def _start(config: RunConfig, teacher: Denoiser | None) -> DenoiserConfig | None:

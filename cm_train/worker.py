@@ -11,7 +11,7 @@ import torch
 from . import announce, checkpoint, loading, registry
 from .compile_policy import compiles
 from .config import RunConfig, dump
-from .datasets.base import Dataset
+from .datasets.base import Dataset, listed
 from .datasets.loader import Loader
 from .denoiser import Denoiser
 from .distributed import ALONE, World
@@ -186,6 +186,9 @@ def _check_teacher(teacher: Denoiser, path: str, dataset: Dataset) -> None:
         raise InputError(
             f"teacher {path} has other classes", c.num_classes, str(dataset.num_classes), "set dataset.conditional=..."
         )
+    if c.class_names and c.class_names != dataset.class_names:
+        its, ours = listed(c.class_names), listed(dataset.class_names)
+        raise InputError(f"teacher {path} has other classes", its, ours, "set teacher=..., or dataset.class_level=...")
     if c.preconditioning != "edm":
         raise InputError(f"teacher {path} is not a diffusion model", c.preconditioning, "a run of mode=edm")
 

@@ -18,10 +18,11 @@ from PIL import Image
 from test_checkpoint import BACKBONE, CONFIG, write
 
 from cm_train import checkpoint, cli, generate, load_denoiser, saving
+from cm_train.command_line import tidy
 from cm_train.denoiser import build_denoiser
 from cm_train.errors import InputError
 from cm_train.noise import karras_sigmas
-from cm_train.sample import sample, with_checkpoint
+from cm_train.sample import sample
 from cm_train.sample_folder import Request, default_name
 from cm_train.signals import StopFlag
 from conftest import TINY, wait_for
@@ -284,20 +285,20 @@ def test_the_usual_folder_names_what_is_unusual_and_a_checkpoint_without_a_run()
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [
-        (["runs/x"], ["ckpt='runs/x'"]),
-        (["num=3", "runs/o'x", "-q"], ["num=3", r"ckpt='runs/o\'x'", "-q"]),
-        (["ckpt=runs/x", "--cfg", "job", "-m"], ["ckpt=runs/x", "--cfg", "job", "-m"]),
-        (["-i", "searchpath", "runs/x", "~seed"], ["-i", "searchpath", "ckpt='runs/x'", "~seed"]),
+        (["runs/x"], ["ckpt=runs/x"]),
+        (["num=3", "runs/o'x"], ["num=3", r"ckpt='runs/o\'x'"]),
+        (["ckpt=runs/x", "--cfg", "job"], ["--cfg=job", "ckpt=runs/x"]),
+        (["-i", "searchpath", "runs/x", "~seed"], ["--info=searchpath", "ckpt=runs/x", "~seed"]),
     ],
 )
 def test_the_checkpoint_may_be_named_alone(typed, meant):
-    assert with_checkpoint(typed) == meant
+    assert tidy(typed, [], "ckpt") == meant
 
 
 @pytest.mark.parametrize("typed", [["runs/x", "runs/y"], ["runs/x", "ckpt=runs/x"]])
 def test_two_checkpoints_are_refused(typed):
-    with pytest.raises(InputError, match="more than one checkpoint"):
-        with_checkpoint(typed)
+    with pytest.raises(InputError, match="ckpt is given more than once"):
+        tidy(typed, [], "ckpt")
 
 
 def test_sampling_stops_at_a_signal_and_goes_on(command, start, tmp_path):
