@@ -46,9 +46,8 @@ class Request(Settings):
         mine, theirs = self.model_dump(), other.model_dump()
         for values in (mine, theirs):
             del values["num"]
-            values["sigmas"] = [
-                float(f"{sigma:.9g}") for sigma in values["sigmas"]
-            ]  # of another processor's last digits
+            # The last digits are another processor's to choose.
+            values["sigmas"] = [float(f"{sigma:.9g}") for sigma in values["sigmas"]]
             if isinstance(values["labels"], list):  # one an image
                 values["labels"] = values["labels"][: min(self.num, other.num)]
         if self.sha256 == other.sha256:

@@ -250,6 +250,25 @@ MUTANTS = [Mutant(*row) for row in (
     ("needed-pruned", "cm_train/saving.py", "if not is_needed(folder)", "if True",
      f"{HARM}::test_a_student_goes_on_with_the_teacher_that_it_began_with",
      "a teacher's run deletes what its student goes on with"),
+    ("vanished-is-damaged", "cm_train/vanishing.py", "        raise Vanished(folder) from None", "        raise",
+     "tests/test_vanishing.py::test_a_run_that_is_being_written_can_be_read",
+     "a checkpoint that its run removed meanwhile counts as damaged"),
+    ("looks-once", "cm_train/vanishing.py", "range(_TRIES - 1)", "range(0)",
+     "tests/test_vanishing.py::test_a_teacher_that_is_still_in_training_can_be_learnt_from",
+     "a run in training whose newest checkpoint is replaced can't be read"),
+    # ------------------------------------------------------------------------------------------------------- cm-sample
+    ("images-overwritten", "cm_train/sample_folder.py", "            if differences:", "            if False:",
+     "tests/test_sample.py::test_another_request_is_refused_with_its_differences_and_changes_nothing",
+     "images of two checkpoints in one folder"),
+    ("torn-image-kept", "cm_train/sample_files.py", "read_png(self._path(place), self._shape) is not None",
+     "True", "tests/test_sample.py::test_the_same_request_goes_on_where_it_was_stopped",
+     "half an image counts as one that is there"),
+    ("torn-row-kept", "cm_train/sample_files.py", "file.truncate(places[0] * self._size)", "pass",
+     "tests/test_sample.py::test_the_same_request_goes_on_where_it_was_stopped",
+     "half an image in the middle shifts all pixels after it"),
+    ("numbers-win", "cm_train/generation.py", "if str(label) in known:", "if label in known:",
+     "tests/test_generation.py::test_class_numbers_are_those_of_the_names_or_the_numbers_themselves",
+     "labels=2 means the class of number 2 where another is called so"),
 )]
 # fmt: on
 
