@@ -7,10 +7,10 @@ import time
 import torch
 
 from . import checkpoint
-from .config import RunConfig
 from .distributed import World
 from .manifest import Manifest
 from .precision import autocast_type, drowns_in_bf16
+from .run_config import RunConfig
 from .tracking import last_values, say
 from .tracking.terminal import duration
 

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from . import registry
 from .errors import InputError
-from .noise import Rho, Sigma
+from .noise_levels import Rho, Sigma
 from .registry import Settings
 
 

@@ -12,7 +12,7 @@ from .denoiser import Denoiser, DenoiserConfig
 from .errors import InputError
 from .guidance import Guided, guided
 from .images import to_uint8
-from .noise import karras_sigmas
+from .noise_levels import karras_sigmas
 from .precision import arithmetic, autocast_type
 from .registry import shown
 from .rng import PerImageNoise

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from . import checkpoint, posthoc
-from .config import RunConfig
 from .distributed import World
 from .errors import TrainingFailed
 from .registry import settings
+from .run_config import RunConfig
 from .saving import CantAppear, Saver, prune
 from .train_state import TrainState
 

@@ -4,6 +4,8 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
@@ -17,12 +19,30 @@ _STARTED = time.monotonic()
 SWEPT = "CM_TRAIN_SWEPT"  # how the ranks of a job on several nodes hear of the keys that its sweep sets differently
 
 
-def train(cfg: DictConfig, stop: StopFlag, started: float = _STARTED, swept: frozenset[str] = frozenset()) -> int:
+@dataclass(frozen=True)
+class Surroundings:
+    """What is around a run: nothing where a command trains one, else what its sweep says.
+
+    Attributes:
+        swept: the keys that the jobs of a sweep set differently.
+        own_process: whether it trains in a process of its own even where one is enough, since a job that is killed must
+            not take the others along.
+        shares_machine: whether other jobs train on this machine meanwhile, so that devices=auto is one.
+        reserved: called with a number of devices and what ends the wait for them; a context that holds them, and yields
+            whether they were to be had.
+    """
+
+    swept: frozenset[str] = frozenset()
+    own_process: bool = False
+    shares_machine: bool = False
+    reserved: Callable[[int, StopFlag], AbstractContextManager[bool]] = lambda num, stop: contextlib.nullcontext(True)
+
+
+def train(cfg: DictConfig, stop: StopFlag, started: float = _STARTED, around: Surroundings = Surroundings()) -> int:
     """The command on one composed config; its exit code.
 
     Args:
         started: what max_hours counts from, as time.monotonic() counts.
-        swept: the keys that the jobs of a sweep set differently.
     """
     from .config import parse  # torch is imported from here on
     from .distributed import is_launched
@@ -33,16 +53,16 @@ def train(cfg: DictConfig, stop: StopFlag, started: float = _STARTED, swept: fro
     if is_launched():
         heed_parent(stop)
         _train_as_rank(config, cfg, stop, frozenset(os.environ.get(SWEPT, "").split()))
-    finished = _train(config, cfg, lambda run: _execute(run, stop), stop, swept)
+    finished = _train(config, cfg, lambda run: _execute(run, stop, around), stop, around.swept)
     return cli.DONE if finished else cli.STOPPED
 
 
 def _train_as_rank(config: Any, cfg: DictConfig, stop: StopFlag, swept: frozenset[str]) -> NoReturn:
     """Under torchrun: rank 0 plans as the command does alone, and the others run what it sends them."""
     from . import registry, worker
-    from .config import RunConfig, dump
     from .errors import InputError
     from .rank import as_rank, tell
+    from .run_config import RunConfig, dump
 
     def lead(world: Any) -> int:
         def send_and_run(run: Any) -> bool:
@@ -79,21 +99,16 @@ def _check_launched(config: Any) -> None:
         raise InputError("devices and torchrun disagree", f"{config.devices} and {ranks}", fix="drop devices=")
 
 
-def _execute(config: Any, stop: StopFlag) -> bool:
+def _execute(config: Any, stop: StopFlag, around: Surroundings) -> bool:
     """Train a run whose config lies in its folder: here where one process does it, else in ranks of its own."""
-    from . import checkpoint, gpus, launching, slurm, worker
+    from . import checkpoint, launching, worker
     from .errors import InputError, TrainingFailed
-    from .plugins import works_side_by_side
 
-    hydra = HydraConfig.get()
-    sweeping = hydra.mode == RunMode.MULTIRUN
-    alone = sweeping and works_side_by_side(hydra.launcher["_target_"]) and config.devices == "auto"
-    num = 1 if alone else launching.num_ranks(config.devices)
+    num = 1 if around.shares_machine and config.devices == "auto" else launching.num_ranks(config.devices)
     worker.check_divides(config, num)
-    if num == 1 and not sweeping:  # in a sweep a job that is killed must not take the others along
+    if num == 1 and not around.own_process:
         return worker.run(config, stop)
-    # Slurm sees to its jobs' GPUs itself, and calls the first one of each job 0.
-    with gpus.reserved(num, stop) if sweeping and not slurm.in_job() else contextlib.nullcontext(True) as free:
+    with around.reserved(num, stop) as free:
         if not free:
             return False
         code, words = launching.launch(num, "cm_train.worker", str(config.folder), stop)
@@ -117,13 +132,16 @@ def _train(
     swept: frozenset[str] = frozenset(),
 ) -> bool:
     """Train the run of `config`, new or resumed; False where it was stopped early."""
-    from . import announce, checkpoint, run_folder, saving
-    from .config import complete, dump, read_back
+    from . import announce, checkpoint, saving
+    from .config import complete, read_back
+    from .lock import check_ours, lock
+    from .run_config import dump
+    from .stored import check_same_run, store_config
     from .teachers import as_it_began, find_again, inherit
     from .tracking import say
 
-    run_folder.check_ours(config.folder)
-    with run_folder.lock(config.folder):
+    check_ours(config.folder)
+    with lock(config.folder):
         for part in ("checkpoints", "snapshots"):
             saving.remove_unfinished(config.folder / part)
         newest, stored = checkpoint.newest_manifest(config.folder), None
@@ -141,19 +159,19 @@ def _train(
             if config.schedule_steps is None:
                 config = config.model_copy(update={"schedule_steps": stored.schedule_steps})
             config = as_it_began(config, stored)
-            run_folder.check_same_run(config.folder, complete(stored), complete(config))
+            check_same_run(config.folder, complete(stored), complete(config))
         config = config.model_copy(update={"schedule_steps": config.num_schedule_steps})
         if newest is not None and stored is not None and newest.step >= config.steps:
             found = checkpoint.latest(config.folder, set_aside=True)  # verified: a damaged end is trained again
             if found is not None and found[1].step >= config.steps:
-                run_folder.store_config(config.folder, dump(config) | {"teacher": stored.teacher})
+                store_config(config.folder, dump(config) | {"teacher": stored.teacher})
                 say(f"{config.folder} is finished at step {found[1].step}; steps=... beyond that goes on")
                 return True
             newest = None if found is None else found[1]
         if newest is not None:
             config.check_machine()
             config = find_again(config, stored, newest.provenance.get("teacher"))
-        run_folder.store_config(config.folder, dump(config))
+        store_config(config.folder, dump(config))
         began = announce.header(config)
         if config.optimizer.get("schedule") == "cosine" and config.steps > config.num_schedule_steps:
             say(f"note: the learning rate is 0 from step {config.num_schedule_steps} on, where its cosine ended")

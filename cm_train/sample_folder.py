@@ -13,8 +13,8 @@ from pydantic import Field
 
 from .errors import InputError
 from .files import may_pass, patiently, read_small, unreadable, write_whole
+from .lock import FolderInUse, refuse_links
 from .registry import Settings, shown, typed
-from .run_folder import FolderInUse, refuse_links
 
 REQUEST, IMAGES, PACKED, UNPACKED = "request.json", "images", "samples.npz", ".samples.writing"
 

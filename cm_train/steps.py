@@ -13,7 +13,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .compile_policy import compile_alike
 from .compiling import CompiledBlocks
-from .config import RunConfig
 from .datasets.loader import Loader
 from .distributed import World
 from .errors import OutOfMemory
@@ -21,6 +20,7 @@ from .images import to_unit_range
 from .manifest import Manifest
 from .memory import needed_memory, shortage_explained
 from .objectives.base import Batch, Objective
+from .run_config import RunConfig
 from .train_state import TrainState
 
 

@@ -3,12 +3,12 @@
 import torch
 
 from . import checkpoint
-from .config import RunConfig
 from .datasets.base import Dataset
 from .denoiser import LONGEST_NAME, Denoiser, DenoiserConfig, build_denoiser
 from .errors import InputError
 from .registry import find
 from .rng import key
+from .run_config import RunConfig
 from .weights import open_weights
 
 _MOST_NAMES = 2**15  # characters of all names together; a manifest has room for them, however they are written

@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from omegaconf import DictConfig
 from . import cli
 from .command_line import quoted
 from .errors import InputError, TrainingFailed
+from .lock import FolderInUse
 from .plugins import works_side_by_side
-from .run_folder import FolderInUse
-from .runs import SWEPT, train
+from .runs import SWEPT, Surroundings, train
 from .signals import StopFlag
 from .sweep_table import Job, read_jobs
 from .tracking import OF_ONE_RUN, environment, say
@@ -98,7 +99,7 @@ def _attempt(
             record.write(home)
             _check_folder(record, home)
         if nodes is None:
-            return _when_free(lambda: train(cfg, stop, started, frozenset(sweep["keys"])), stop)
+            return _when_free(lambda: train(cfg, stop, started, _surroundings(sweep)), stop)
         return _train_across(cfg, stop, sweep, nodes)
 
     try:
@@ -106,6 +107,15 @@ def _attempt(
     except Exception as error:  # our own mistake, but the other jobs' runs are as good as ever
         traceback.print_exc()
         return cli.Outcome(cli.FAILED, f"{type(error).__name__}: {error}")
+
+
+def _surroundings(sweep: dict[str, Any]) -> Surroundings:
+    from . import gpus, slurm
+
+    beside_others = works_side_by_side(HydraConfig.get().launcher["_target_"])
+    around = Surroundings(frozenset(sweep["keys"]), own_process=True, shares_machine=beside_others)
+    # Slurm sees to its jobs' GPUs itself, and calls the first one of each job 0.
+    return around if slurm.in_job() else replace(around, reserved=gpus.reserved)
 
 
 def _when_free(work: Callable[[], int], stop: StopFlag) -> int:

@@ -28,8 +28,9 @@ from .child_python import import_paths
 from .command_line import quoted
 from .errors import InputError
 from .files import write_whole
-from .run_folder import MAY_CHANGE, lock, refuse_links
+from .lock import lock, refuse_links
 from .signals import StopFlag
+from .stored import MAY_CHANGE
 from .sweep_table import Job, read_jobs
 
 # A sweep that differs in these alone is the same one.

@@ -110,7 +110,7 @@ def _teacher_ready(
     from . import checkpoint
     from .config import read_back
     from .errors import TrainingFailed
-    from .run_folder import FolderInUse
+    from .lock import FolderInUse
     from .tracking import say
 
     said = False

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from . import checkpoint
-from .config import RunConfig
 from .denoiser import Denoiser
 from .distributed import World
 from .ema import ema_update, flatten_gradients, flatten_parameters, frozen_copy, power_decay
@@ -20,6 +19,7 @@ from .meters import Window
 from .objectives.base import Objective
 from .precision import LossScale
 from .registry import build, settings
+from .run_config import RunConfig
 from .tracking import say
 from .weights import open_weights
 

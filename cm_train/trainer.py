@@ -8,7 +8,6 @@ from typing import Any, NoReturn
 import torch
 
 from . import checkpoint
-from .config import RunConfig, save_interval
 from .datasets.loader import Loader
 from .denoiser import Denoiser
 from .distributed import ALONE, World
@@ -16,6 +15,7 @@ from .errors import InputError, TrainingFailed
 from .guidance import Guided
 from .objectives.base import Objective
 from .previews import Previews
+from .run_config import RunConfig, save_interval
 from .run_saver import RunSaver
 from .steps import Steps
 from .tracking import SilentTracker

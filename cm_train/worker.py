@@ -10,7 +10,6 @@ import torch
 
 from . import announce, checkpoint, loading, registry
 from .compile_policy import compiles
-from .config import RunConfig, dump
 from .datasets.base import Dataset, listed
 from .datasets.loader import Loader
 from .denoiser import Denoiser
@@ -22,8 +21,9 @@ from .memory import shortage_explained
 from .noise import NoiseSchedule
 from .precision import arithmetic, autocast_type
 from .rank import as_rank, stop_of_parent
-from .run_folder import stored_config
+from .run_config import RunConfig, dump
 from .signals import Stopped
+from .stored import stored_config
 from .student import build_student, initialise, student_config
 from .tracking import SilentTracker, Tracker, say
 from .trainer import Trainer

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from cm_train import cli, registry
-from cm_train.config import RunConfig, dump, parse, save_interval
+from cm_train.config import parse
 from cm_train.errors import InputError
+from cm_train.run_config import RunConfig, dump, save_interval
 
 CONF = cli.conf_dir()
 

@@ -34,12 +34,13 @@ from omegaconf.errors import OmegaConfBaseException
 from PIL import Image, features
 from test_checkpoint import CONFIG, network, write
 
-from cm_train import checkpoint, config, generate, loading, registry, run_folder
-from cm_train.config import RunConfig
+from cm_train import checkpoint, config, generate, loading, registry
 from cm_train.datasets.image_folder import ImageFolder
 from cm_train.decoding import decode, prepare
 from cm_train.errors import InputError
 from cm_train.manifest import DamagedCheckpoint, signed
+from cm_train.run_config import RunConfig
+from cm_train.stored import check_same_run, store_config, stored_config
 from cm_train.weights import WeightsFile
 
 _TIME_S, _MEMORY = 60, 2 << 30
@@ -634,10 +635,10 @@ def test_parse_gives_a_config_that_can_be_stored_or_is_refused(depth, composed, 
         if parsed is not None:
             values = config.dump(parsed)
             with bounded():
-                run_folder.store_config(tmp_path, values)
-                stored = run_folder.stored_config(tmp_path)
+                store_config(tmp_path, values)
+                stored = stored_config(tmp_path)
                 assert registry.typed(RunConfig, stored) == parsed
-                run_folder.check_same_run(tmp_path, stored, values)
+                check_same_run(tmp_path, stored, values)
 
     check(holds, 300, depth)
 
@@ -726,16 +727,16 @@ def test_stored_config_of_a_stranger_is_plain_values_or_refused(depth, composed,
     @example(written.encode().replace(b"run_dir: ", b"run_dir: ~nobody-of-that-name/"))
     def holds(content):
         file.write_bytes(content)
-        values = or_input_error(run_folder.stored_config, file.parent)
+        values = or_input_error(stored_config, file.parent)
         assert sorted(p.name for p in tmp_path.rglob("*")) == ["config.yaml", "run"]
         if values is None:
             return
         assert plain(values)
-        or_input_error(run_folder.check_same_run, file.parent, values, mine)
-        or_input_error(run_folder.check_same_run, file.parent, mine, values)
+        or_input_error(check_same_run, file.parent, values, mine)
+        or_input_error(check_same_run, file.parent, mine, values)
         typed = or_input_error(registry.typed, RunConfig, values)
         if typed is not None:
-            or_input_error(run_folder.check_same_run, file.parent, config.dump(typed), mine)
+            or_input_error(check_same_run, file.parent, config.dump(typed), mine)
             assert isinstance(typed.folder, Path)
 
     check(holds, 400, depth)

@@ -6,7 +6,7 @@ from cm_train.denoiser import DenoiserConfig, build_denoiser
 from cm_train.errors import InputError
 from cm_train.generation import choose_levels, class_numbers, generate
 from cm_train.images import to_uint8
-from cm_train.noise import karras_sigmas
+from cm_train.noise_levels import karras_sigmas
 from cm_train.rng import PerImageNoise
 
 

@@ -21,11 +21,13 @@ import yaml
 from PIL import Image
 from test_trainer import after, build, run  # noqa: F401 - build is a fixture
 
-from cm_train import checkpoint, decoding, files, fingerprint, gpus, posthoc, registry, run_folder, saving, teachers
+from cm_train import checkpoint, decoding, files, fingerprint, gpus, posthoc, registry, saving, teachers
 from cm_train.errors import InputError, TrainingFailed
 from cm_train.loading import load_denoiser
+from cm_train.lock import _KEYS, check_ours
 from cm_train.manifest import DamagedCheckpoint
 from cm_train.signals import StopFlag
+from cm_train.stored import store_config
 from cm_train.tracking import complain
 from conftest import ENVIRONMENT, TINY
 
@@ -69,7 +71,7 @@ def test_a_run_whose_checkpoints_are_out_of_sight_never_starts_over(harm, build,
     trainer = build("mode=ict", "save_every=3")
     run(trainer)
     folder = trainer.config.folder
-    run_folder.store_config(folder, yaml.safe_load(yaml.safe_dump(trainer.config.model_dump(mode="json"))))
+    store_config(folder, yaml.safe_load(yaml.safe_dump(trainer.config.model_dump(mode="json"))))
     harm(folder / "checkpoints")
     before = snapshot(tmp_path)
     done = command("train", "mode=ict", *TINY, "steps=12", "schedule_steps=6", f"run_dir={folder}")
@@ -125,24 +127,24 @@ def test_what_a_killed_command_and_systems_leave_is_no_bodys_files(tmp_path):
     for name in (".lock", ".DS_Store", ".config.yaml.writing", ".nfs0001", "slurm-17.out", "train.log"):
         (tmp_path / name).touch()
     (tmp_path / "lost+found").mkdir()
-    run_folder.check_ours(tmp_path)
+    check_ours(tmp_path)
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(InputError, match="holds other files and no run; got 'thesis.tex'"):
-        run_folder.check_ours(tmp_path)
+        check_ours(tmp_path)
 
 
 @pytest.mark.parametrize("part", ["checkpoints", "samples", "snapshots", "tensorboard", "wandb"])
 def test_a_run_does_not_follow_links_out_of_itself(part, build, tmp_path):  # noqa: F811
     trainer = build("mode=ict")
     folder = trainer.config.folder
-    run_folder.store_config(folder, dict.fromkeys(run_folder._KEYS, 1))
-    run_folder.check_ours(folder)
+    store_config(folder, dict.fromkeys(_KEYS, 1))
+    check_ours(folder)
     outside = tmp_path / "outside"
     outside.mkdir()
     shutil.rmtree(folder / part, ignore_errors=True)
     (folder / part).symlink_to(outside)
     with pytest.raises(InputError, match=f"{part} is a link, .*run_dir="):
-        run_folder.check_ours(folder)
+        check_ours(folder)
 
 
 def test_a_preview_is_not_written_through_a_link(build, tmp_path, capsys):  # noqa: F811
@@ -330,7 +332,7 @@ def test_a_student_goes_on_with_the_teacher_that_it_began_with(build):  # noqa: 
     assert not run(student)
     home = build("mode=edm", name="teacher").config.folder
     longer = build("mode=edm", "steps=20", "schedule_steps=6", "save_every=2", "keep=2", name="teacher")
-    run_folder.store_config(student.config.folder, {"mode": "cd"})
+    store_config(student.config.folder, {"mode": "cd"})
     run(longer)
     assert [f.name for f in checkpoint.folders(home)] == ["step_00000020", "step_00000018", "step_00000006"]
     # Both together elsewhere: as far from each other as before.

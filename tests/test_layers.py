@@ -142,7 +142,7 @@ def test_every_config_field_is_read():
 
 
 def test_every_yaml_key_is_a_config_field_and_the_reverse(composed):
-    from cm_train.config import RunConfig
+    from cm_train.run_config import RunConfig
 
     keys = set(composed("mode=cd"))
     assert keys == set(RunConfig.model_fields)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from cm_train import registry
 from cm_train.errors import InputError
-from cm_train.noise import NoiseConfig, NoiseSchedule, check_noise, karras_sigmas
+from cm_train.noise import NoiseConfig, NoiseSchedule, check_noise
+from cm_train.noise_levels import karras_sigmas
 
 ICT = {"name": "lognormal", "mean": -1.1, "std": 2.0}
 

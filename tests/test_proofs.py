@@ -18,7 +18,8 @@ from cm_train.datasets.base import InMemory
 from cm_train.datasets.loader import Loader
 from cm_train.denoiser import Denoiser, DenoiserConfig
 from cm_train.images import to_uint8, to_unit_range
-from cm_train.noise import NoiseSchedule, karras_sigmas
+from cm_train.noise import NoiseSchedule
+from cm_train.noise_levels import karras_sigmas
 from cm_train.sampling import euler_step, heun_step
 from cm_train.tracking import SilentTracker
 from cm_train.trainer import Trainer

@@ -1,22 +1,23 @@
 import pytest
 import yaml
 
-from cm_train import run_folder
 from cm_train.errors import InputError
+from cm_train.lock import lock
+from cm_train.stored import check_same_run, store_config, stored_config
 
 
 def test_lock_refuses_a_second_holder_and_lets_go(tmp_path):
     folder = tmp_path / "run"
     refused = pytest.raises(InputError, match="is in use by process [0-9]+")
-    with run_folder.lock(folder), refused, run_folder.lock(folder):
+    with lock(folder), refused, lock(folder):
         pass
-    with run_folder.lock(folder):
+    with lock(folder):
         pass
 
 
 @pytest.mark.parametrize("name", ["a\0b", "a" * 300])
 def test_lock_of_an_odd_name_is_an_input_error(name, tmp_path):
-    with pytest.raises(InputError, match="can't write the run folder"), run_folder.lock(tmp_path / name):
+    with pytest.raises(InputError, match="can't write the run folder"), lock(tmp_path / name):
         pass
 
 
@@ -24,16 +25,16 @@ def test_lock_does_not_empty_what_a_link_points_to(tmp_path):
     (tmp_path / "precious").write_text("text")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").symlink_to(tmp_path / "precious")
-    with pytest.raises(InputError, match="can't write the run folder"), run_folder.lock(tmp_path / "run"):
+    with pytest.raises(InputError, match="can't write the run folder"), lock(tmp_path / "run"):
         pass
     assert (tmp_path / "precious").read_text() == "text"
 
 
 def test_stored_config_round_trip(tmp_path):
-    assert run_folder.stored_config(tmp_path) is None
+    assert stored_config(tmp_path) is None
     values = {"steps": 3, "noise": {"sigma_min": 0.002}, "list": [1, 2], "none": None}
-    run_folder.store_config(tmp_path, values)
-    assert run_folder.stored_config(tmp_path) == values
+    store_config(tmp_path, values)
+    assert stored_config(tmp_path) == values
     assert not list(tmp_path.glob("*.tmp"))
 
 
@@ -41,8 +42,8 @@ def test_store_config_writes_a_shared_list_out_twice(tmp_path):
     """YAML would write an alias, which the reader refuses."""
     shared = [0.9, 0.999]
     values = {"optimizer": {"betas": shared}, "other": {"betas": shared}, "nested": [shared, shared]}
-    run_folder.store_config(tmp_path, values)
-    assert run_folder.stored_config(tmp_path) == values
+    store_config(tmp_path, values)
+    assert stored_config(tmp_path) == values
 
 
 NO_CONFIGS = ["", "- 1\n- 2", "a: [", "!!python/object/apply:os.system ['touch owned']", "\x00"]
@@ -53,14 +54,14 @@ NO_CONFIGS += ["a: " + "[" * 40 + "]" * 40, "a: &x 1\nb: *x", "a: 2001-01-01", "
 def test_a_config_that_is_none_is_refused_and_runs_nothing(text, tmp_path):
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(InputError, match=r"config\.yaml is not a run's config"):
-        run_folder.stored_config(tmp_path)
+        stored_config(tmp_path)
     assert not (tmp_path / "owned").exists()
 
 
 def test_check_same_run_names_what_differs_and_lets_pass_what_may(tmp_path):
     stored = yaml.safe_load("{seed: 0, steps: 5, optimizer: {lr: 0.1}, ema: {extra: []}, tracking: {backend: none}}")
     same = stored | {"steps": 50, "tracking": {"backend": "wandb"}}
-    run_folder.check_same_run(tmp_path, stored, same)
+    check_same_run(tmp_path, stored, same)
     for change, message in (
         ({"seed": 1}, r"seed \(0 -> 1\)"),
         ({"optimizer": {"lr": 0.2}}, r"optimizer.lr \(0.1 -> 0.2\)"),
@@ -68,4 +69,4 @@ def test_check_same_run_names_what_differs_and_lets_pass_what_may(tmp_path):
         ({"new": 3}, r"new \(None -> 3\)"),
     ):
         with pytest.raises(InputError, match=message):
-            run_folder.check_same_run(tmp_path, stored, stored | change)
+            check_same_run(tmp_path, stored, stored | change)

@@ -21,7 +21,7 @@ from cm_train import checkpoint, cli, generate, load_denoiser, saving
 from cm_train.command_line import tidy
 from cm_train.denoiser import build_denoiser
 from cm_train.errors import InputError
-from cm_train.noise import karras_sigmas
+from cm_train.noise_levels import karras_sigmas
 from cm_train.sample import sample
 from cm_train.sample_folder import Request, default_name
 from cm_train.signals import StopFlag

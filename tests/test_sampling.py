@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from cm_train.noise import karras_sigmas
+from cm_train.noise_levels import karras_sigmas
 from cm_train.sampling import euler, euler_step, heun, heun_step, multistep
 
 LOW, HIGH = 0.002, 80.0

@@ -14,10 +14,11 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from cm_train import cli, gpus, run_folder, sweep_job, sweeps, teachers
+from cm_train import cli, gpus, sweep_job, sweeps, teachers
 from cm_train.command_line import tidy
 from cm_train.config import parse
 from cm_train.errors import InputError
+from cm_train.lock import lock
 from cm_train.sweep_table import Job, final_metric, read_jobs
 from conftest import TINY, children, wait_for
 
@@ -159,12 +160,12 @@ def test_job_waits_for_another_of_its_sweep_and_for_nobody_else(tmp_path, monkey
     folder, waits = tmp_path / "run", []
 
     def work():
-        with run_folder.lock(folder):
+        with lock(folder):
             return cli.DONE
 
     def other(argv):
         monkeypatch.setattr(sys, "argv", argv)
-        held = run_folder.lock(folder)
+        held = lock(folder)
         held.__enter__()
         monkeypatch.setattr(sys, "argv", ["cm-train", "-m", "mode=cd,edm"])
         return held

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from cm_train import checkpoint, generate, load_denoiser, worker
-from cm_train.config import RunConfig
 from cm_train.images import grid, save_png
 from cm_train.metrics.agreement import agreement
+from cm_train.run_config import RunConfig
 from gpu_checks.runs import composed
 from gpu_checks.table import Scale, Skipped, Table
 

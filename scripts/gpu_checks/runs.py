@@ -13,9 +13,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from cm_train import cli, worker
-from cm_train.config import RunConfig, parse
+from cm_train.config import parse
 from cm_train.denoiser import DenoiserConfig, build_denoiser
 from cm_train.distributed import ALONE, World
+from cm_train.run_config import RunConfig
 from cm_train.trainer import Trainer
 
 MODES = ("cd", "ict", "edm", "ct", "ect", "sct", "scd")
