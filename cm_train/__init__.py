@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 if TYPE_CHECKING:
-    from .generation import generate
-    from .loading import load_denoiser
+    from .models.checkpoints.load import load_denoiser
+    from .sampling.generate import generate
 
 __all__ = ["generate", "load_denoiser"]
 
@@ -23,11 +23,11 @@ __all__ = ["generate", "load_denoiser"]
 def __getattr__(name: str) -> Any:
     # Imported when asked for: torch takes two seconds, and --help should not.
     if name == "load_denoiser":
-        from .loading import load_denoiser
+        from .models.checkpoints.load import load_denoiser
 
         return load_denoiser
     if name == "generate":
-        from .generation import generate
+        from .sampling.generate import generate
 
         return generate
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -25,13 +25,16 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
-from cm_train import checkpoint, cli, saving, worker
-from cm_train.config import parse
-from cm_train.denoiser import Denoiser, DenoiserConfig, build_denoiser
-from cm_train.host_memory import HostMemory
-from cm_train.run_saver import RunSaver
-from cm_train.tracking import Tracker
-from cm_train.trainer import Trainer
+from cm_train.core import cli
+from cm_train.models.checkpoints import read as checkpoint
+from cm_train.models.checkpoints import write as saving
+from cm_train.models.checkpoints.host_memory import HostMemory
+from cm_train.models.denoiser import Denoiser, DenoiserConfig, build_denoiser
+from cm_train.runs import worker
+from cm_train.runs.config import parse
+from cm_train.training.saver import RunSaver
+from cm_train.training.tracking import Tracker
+from cm_train.training.trainer import Trainer
 
 SIZES: dict[str, dict[str, Any]] = {
     "large": {

@@ -48,7 +48,7 @@ def main() -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import torch
 
-    from cm_train.tracking.terminal import silence
+    from cm_train.core.terminal import silence
 
     silence()
     if args.cpu:

@@ -17,11 +17,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from cm_train import generate, load_denoiser, registry
-from cm_train.images import grid, save_png, to_uint8, to_unit_range
-from cm_train.metrics.agreement import agreement
-from cm_train.metrics.classifier import train_classifier
-from cm_train.metrics.frechet import frechet_distance
+from cm_train import generate, load_denoiser
+from cm_train.core import registry
+from cm_train.data.pixels import grid, save_png, to_uint8, to_unit_range
+from cm_train.evaluation.metrics.agreement import agreement
+from cm_train.evaluation.metrics.classifier import train_classifier
+from cm_train.evaluation.metrics.frechet import frechet_distance
 
 
 def originals(name: str, split: str) -> tuple[torch.Tensor, torch.Tensor]:

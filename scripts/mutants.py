@@ -45,10 +45,18 @@ NOISE, EMA, DISTANCES = "tests/test_noise.py", "tests/test_ema.py", "tests/test_
 HARM = "tests/test_harm.py"
 OPTIMIZERS, IMAGES, RNG = "tests/test_optimizers.py", "tests/test_images.py", "tests/test_rng.py"
 EDM_CODE, CONSISTENCY = "cm_train/objectives/edm.py", "cm_train/objectives/consistency.py"
-ECT_CODE, STATE_CODE = "cm_train/objectives/ect.py", "cm_train/train_state.py"
+ECT_CODE, STATE_CODE = "cm_train/objectives/ect.py", "cm_train/training/state.py"
 SCM_CODE, SCM, GUIDANCE = "cm_train/objectives/scm.py", "tests/test_scm.py", "tests/test_guidance.py"
-DENOISER_CODE, SAMPLING_CODE, NOISE_CODE = "cm_train/denoiser.py", "cm_train/sampling.py", "cm_train/noise.py"
-EMA_CODE, DISTANCES_CODE, OPTIMIZERS_CODE = "cm_train/ema.py", "cm_train/distances.py", "cm_train/optimizers.py"
+DENOISER_CODE, SAMPLING_CODE, NOISE_CODE = (
+    "cm_train/models/denoiser.py",
+    "cm_train/sampling/samplers.py",
+    "cm_train/objectives/noise.py",
+)
+EMA_CODE, DISTANCES_CODE, OPTIMIZERS_CODE = (
+    "cm_train/models/averages.py",
+    "cm_train/objectives/distances.py",
+    "cm_train/training/optimizers.py",
+)
 
 # fmt: off
 MUTANTS = [Mutant(*row) for row in (
@@ -164,9 +172,9 @@ MUTANTS = [Mutant(*row) for row in (
     ("scm-gradient", SCM_CODE, "with torch.no_grad():\n            exact, derivative",
      "if True:\n            exact, derivative", SCM, "a gradient through the derivative and the goal"),
     # ------------------------------------------------------------------------------------------------------- guidance
-    ("guidance-shift", "cm_train/guidance.py", "without + self.guidance", "within + self.guidance", GUIDANCE,
+    ("guidance-shift", "cm_train/sampling/guidance.py", "without + self.guidance", "within + self.guidance", GUIDANCE,
      "LCM's w for the guidance scale"),
-    ("guidance-null", "cm_train/guidance.py", "torch.full_like(labels, self.config.num_classes)",
+    ("guidance-null", "cm_train/sampling/guidance.py", "torch.full_like(labels, self.config.num_classes)",
      "torch.zeros_like(labels)", GUIDANCE, "the first class in the null label's place"),
     # ------------------------------------------------------------------------------------------------ grids, proposals
     ("grid-intervals", NOISE_CODE, "linspace(0, 1, num, dtype=torch.float64)",
@@ -182,7 +190,7 @@ MUTANTS = [Mutant(*row) for row in (
      "Heun's second slope at the first point"),
     ("last-step", SAMPLING_CODE, "return denoise(x, levels[-1])", "return x", SAMPLING,
      "no last step to 0: the noise of sigma_min stays"),
-    ("uint8-truncated", "cm_train/images.py", "* 127.5 + 128)", "* 127.5 + 127.5)", IMAGES,
+    ("uint8-truncated", "cm_train/data/pixels.py", "* 127.5 + 128)", "* 127.5 + 127.5)", IMAGES,
      "truncation to 8 bits, half a level too dark (OpenAI)"),
     # --------------------------------------------------------------------------------------------------------- averages
     ("ema-warmup", EMA_CODE, "return min(decay, (1 + step) / (10 + step))", "return decay", EMA, "no warm-up"),
@@ -203,70 +211,70 @@ MUTANTS = [Mutant(*row) for row in (
      "RAdam's threshold as its paper prints it, where every implementation has 5"),
     ("lr-past-end", OPTIMIZERS_CODE, "min(step, self.schedule_steps) / self", "step / self", OPTIMIZERS,
      "the cosine comes back beyond its end"),
-    ("schedule-steps", "cm_train/config.py", "self.schedule_steps is None else", "True else",
+    ("schedule-steps", "cm_train/runs/config.py", "self.schedule_steps is None else", "True else",
      TRAINER + "::test_schedules_count_to_schedule_steps_however_long_the_run",
      "a longer run bends the schedules of the one it goes on with"),
     # ------------------------------------------------------------------------------------------------------- randomness
     ("rows-ignored", "cm_train/objectives/base.py", "Draws(self.seed, step, rows,",
      "Draws(self.seed, step, range(len(rows)),", OBJECTIVES, "every micro-batch and rank draws the same noise"),
-    ("step-ignored", "cm_train/rng.py", "generator(self.seed, stream, self.step,", "generator(self.seed, stream, 0,",
+    ("step-ignored", "cm_train/core/rng.py", "generator(self.seed, stream, self.step,", "generator(self.seed, stream, 0,",
      RNG, "every step draws the same noise"),
-    ("micro-batch-mean", "cm_train/steps.py", "self.world.size / self.config.batch_size",
+    ("micro-batch-mean", "cm_train/training/steps.py", "self.world.size / self.config.batch_size",
      "self.world.size / self.micro_batch",
      TRAINER + "::test_micro_batches_change_nothing_but_memory", "micro-batches added up, not averaged"),
     # ---------------------------------------------------------------------------------------- compiler, device, memory
     ("metric-is-loss", "cm_train/objectives/base.py", "value.detach().double()", "value.detach().clone()",
      "tests/test_compiling.py", "a metric that a compiler may return as the loss, without its gradient"),
-    ("twin-with-weights", "cm_train/compiling.py", "nn.Parameter(p.detach(),", "nn.Parameter(p.detach().clone(),",
+    ("twin-with-weights", "cm_train/models/compiling.py", "nn.Parameter(p.detach(),", "nn.Parameter(p.detach().clone(),",
      "tests/test_compiling.py", "the pass without gradient goes on with the weights of the start"),
-    ("kind-without-settings", "cm_train/compiling.py", "m.extra_repr(), _plain_attributes(m))", "m.extra_repr())",
+    ("kind-without-settings", "cm_train/models/compiling.py", "m.extra_repr(), _plain_attributes(m))", "m.extra_repr())",
      "tests/test_compiling.py", "blocks with another dropout share a graph"),
-    ("tf32-for-fp32", "cm_train/precision.py", 'cudnn.allow_tf32 = kind == "tf32"', "cudnn.allow_tf32 = True",
+    ("tf32-for-fp32", "cm_train/core/precision.py", 'cudnn.allow_tf32 = kind == "tf32"', "cudnn.allow_tf32 = True",
      "tests/test_precision.py", "fp32 whose convolutions are cuDNN's TF32"),
-    ("torn-step-saved", "cm_train/trainer.py", "if not self.state.is_torn:", "if True:", "tests/test_memory.py",
+    ("torn-step-saved", "cm_train/training/trainer.py", "if not self.state.is_torn:", "if True:", "tests/test_memory.py",
      "a checkpoint of a step that memory ran out in the middle of"),
-    ("sums-on-device", "cm_train/posthoc.py", 'torch.zeros_like(value, device="cpu")', "torch.zeros_like(value)",
+    ("sums-on-device", "cm_train/models/checkpoints/posthoc.py", 'torch.zeros_like(value, device="cpu")', "torch.zeros_like(value)",
      "tests/test_posthoc.py", "files' tensors added to those of a GPU"),
     # --------------------------------------------------------------------------------------- runs, folders and machines
-    ("saves-forgotten", "cm_train/checkpoint.py", "    if has_saved:", "    if False:",
+    ("saves-forgotten", "cm_train/models/checkpoints/read.py", "    if has_saved:", "    if False:",
      f"{HARM}::test_a_run_whose_checkpoints_are_out_of_sight_never_starts_over",
      "a run whose checkpoints are out of sight starts over"),
-    ("passing-is-damage", "cm_train/files.py", "error.errno is not None and error.errno not in _LASTING",
+    ("passing-is-damage", "cm_train/core/files.py", "error.errno is not None and error.errno not in _LASTING",
      "False", f"{HARM}::test_a_read_that_fails_for_a_moment_is_tried_again",
      "a disk that falters for a moment has damaged a checkpoint"),
-    ("foreign-folder", "cm_train/lock.py", "not set(stored) >= _KEYS", "False",
+    ("foreign-folder", "cm_train/runs/lock.py", "not set(stored) >= _KEYS", "False",
      f"{HARM}::test_a_folder_of_somebody_else_is_refused_untouched", "a run on top of somebody's project"),
-    ("links-followed", "cm_train/lock.py", "if os.path.islink(folder / name):", "if False:",
+    ("links-followed", "cm_train/runs/lock.py", "if os.path.islink(folder / name):", "if False:",
      f"{HARM}::test_a_run_does_not_follow_links_out_of_itself", "writing and pruning where a stranger's link leads"),
-    ("heard-by-all", "cm_train/launching.py", "**_loopback()", "**{}",
+    ("heard-by-all", "cm_train/runs/launch.py", "**_loopback()", "**{}",
      "tests/test_ddp.py::test_ranks_of_one_machine_listen_to_it_alone_and_leave_nothing_behind",
      "ranks of one machine that the whole network can talk to"),
-    ("asleep-is-hung", "cm_train/waiting.py", "min(now - then, 2 * tick)", "now - then",
+    ("asleep-is-hung", "cm_train/core/waiting.py", "min(now - then, 2 * tick)", "now - then",
      "tests/test_waiting.py",
      "a suspended job counts as one that hangs"),
-    ("stale-snapshots", "cm_train/posthoc.py", "if of.snapshots is None else of.snapshots", "if True else of.snapshots",
+    ("stale-snapshots", "cm_train/models/checkpoints/posthoc.py", "if of.snapshots is None else of.snapshots", "if True else of.snapshots",
      f"{HARM}::test_an_average_is_made_of_the_snapshots_that_its_checkpoint_lists",
      "averages made of snapshots of another past"),
-    ("needed-pruned", "cm_train/saving.py", "if not is_needed(folder)", "if True",
+    ("needed-pruned", "cm_train/models/checkpoints/write.py", "if not is_needed(folder)", "if True",
      f"{HARM}::test_a_student_goes_on_with_the_teacher_that_it_began_with",
      "a teacher's run deletes what its student goes on with"),
-    ("vanished-is-damaged", "cm_train/vanishing.py", "        raise Vanished(folder) from None", "        raise",
+    ("vanished-is-damaged", "cm_train/models/checkpoints/vanishing.py", "        raise Vanished(folder) from None", "        raise",
      "tests/test_vanishing.py::test_a_run_that_is_being_written_can_be_read",
      "a checkpoint that its run removed meanwhile counts as damaged"),
-    ("looks-once", "cm_train/vanishing.py", "range(_TRIES - 1)", "range(0)",
+    ("looks-once", "cm_train/models/checkpoints/vanishing.py", "range(_TRIES - 1)", "range(0)",
      "tests/test_vanishing.py::test_a_teacher_that_is_still_in_training_can_be_learnt_from",
      "a run in training whose newest checkpoint is replaced can't be read"),
     # ------------------------------------------------------------------------------------------------------- cm-sample
-    ("images-overwritten", "cm_train/sample_folder.py", "            if differences:", "            if False:",
+    ("images-overwritten", "cm_train/commands/sample_folder.py", "            if differences:", "            if False:",
      "tests/test_sample.py::test_another_request_is_refused_with_its_differences_and_changes_nothing",
      "images of two checkpoints in one folder"),
-    ("torn-image-kept", "cm_train/sample_files.py", "read_png(self._path(place), self._shape) is not None",
+    ("torn-image-kept", "cm_train/commands/sample_files.py", "read_png(self._path(place), self._shape) is not None",
      "True", "tests/test_sample.py::test_the_same_request_goes_on_where_it_was_stopped",
      "half an image counts as one that is there"),
-    ("torn-row-kept", "cm_train/sample_files.py", "file.truncate(places[0] * self._size)", "pass",
+    ("torn-row-kept", "cm_train/commands/sample_files.py", "file.truncate(places[0] * self._size)", "pass",
      "tests/test_sample.py::test_the_same_request_goes_on_where_it_was_stopped",
      "half an image in the middle shifts all pixels after it"),
-    ("numbers-win", "cm_train/generation.py", "if str(label) in known:", "if label in known:",
+    ("numbers-win", "cm_train/sampling/generate.py", "if str(label) in known:", "if label in known:",
      "tests/test_generation.py::test_class_numbers_are_those_of_the_names_or_the_numbers_themselves",
      "labels=2 means the class of number 2 where another is called so"),
 )]

@@ -76,7 +76,7 @@ class Run:
         options = [*SMALL, *MODES[self.mode], f"name={self.name}", f"devices={self.ranks}"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0"}
         environment["CM_TRAIN_PATIENCE_S"] = str(HANGING_S)
-        argv = [sys.executable, "-m", "cm_train.train", f"mode={self.mode}", *options]
+        argv = [sys.executable, "-m", "cm_train.commands.train", f"mode={self.mode}", *options]
         log = open(self.home / f"{self.name}.log", "ab")  # noqa: SIM115 - the process owns it
         return subprocess.Popen(argv, cwd=self.home, env=environment, stderr=log, stdout=log, start_new_session=True)
 
@@ -128,7 +128,7 @@ def ranks_of(process: subprocess.Popen) -> list[int]:
     """The processes of the ranks that a command has started."""
     out = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True).stdout
     rows = [line.split(None, 2) for line in out.splitlines()]
-    return [int(pid) for pid, parent, args in rows if int(parent) == process.pid and "cm_train.worker" in args]
+    return [int(pid) for pid, parent, args in rows if int(parent) == process.pid and "cm_train.runs.worker" in args]
 
 
 def catches(pid: int, number: signal.Signals) -> bool:

@@ -17,7 +17,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from cm_train import cli
+from cm_train.core import cli
 
 # Fixtures that start whole processes: seconds a test, where the others take a fraction of one.
 STARTERS = {"command", "start", "sweep", "train", "environment"}
@@ -64,7 +64,7 @@ def command(tmp_path):
 
     def run(name: str, *arguments: str, cwd: Path = tmp_path, **kwargs) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [sys.executable, "-m", f"cm_train.{name}", *arguments],
+            [sys.executable, "-m", f"cm_train.commands.{name}", *arguments],
             cwd=cwd,
             env=ENVIRONMENT,
             capture_output=True,
@@ -82,7 +82,7 @@ def start(tmp_path):
     started = []
 
     def run(name: str, *arguments: str, **environment: str) -> subprocess.Popen:
-        argv, env = [sys.executable, "-m", f"cm_train.{name}", *arguments], {**ENVIRONMENT, **environment}
+        argv, env = [sys.executable, "-m", f"cm_train.commands.{name}", *arguments], {**ENVIRONMENT, **environment}
         # A session of its own, as in a terminal: a test can signal all of it at once.
         kwargs = {"cwd": tmp_path, "env": env, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
         started.append(subprocess.Popen(argv, **kwargs))

@@ -22,8 +22,9 @@ from pathlib import Path
 
 import yaml
 
-from cm_train import generation, sample, train, worker  # noqa: F401 - two here rather than in every child
-from cm_train.manifest import signed
+from cm_train.commands import sample, train
+from cm_train.models.checkpoints.manifest import signed
+from cm_train.runs import worker  # noqa: F401 - two here rather than in every child
 from conftest import TINY
 
 RUN = Path("runs/good")

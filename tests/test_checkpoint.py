@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from cm_train import checkpoint, files, loading, saving
-from cm_train.denoiser import DenoiserConfig, build_denoiser
-from cm_train.errors import InputError
-from cm_train.manifest import DamagedCheckpoint, signed
+from cm_train.core import files
+from cm_train.core.errors import InputError
+from cm_train.models.checkpoints import load as loading
+from cm_train.models.checkpoints import read as checkpoint
+from cm_train.models.checkpoints import write as saving
+from cm_train.models.checkpoints.manifest import DamagedCheckpoint, signed
+from cm_train.models.denoiser import DenoiserConfig, build_denoiser
 
 BACKBONE = {"name": "unet", "channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attention_resolutions": []}
 BACKBONE |= {"head_channels": 8, "group_channels": 4}

@@ -11,7 +11,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from cm_train import cifar_batches
+from cm_train.data import cifar_batches
 
 ROWS = 4
 PIXELS = np.random.default_rng(0).integers(256, size=(ROWS, 3072), dtype=np.uint8)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cm_train import cli
+from cm_train.core import cli
 from conftest import ENVIRONMENT, TINY, wait_for
 
 EDM = ["mode=edm", *TINY]
@@ -200,7 +200,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(arguments, message, command):
 def test_full_error_shows_the_traceback(command, tmp_path):
     env = {**os.environ, "HYDRA_FULL_ERROR": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "cm_train.train", "mode=ict", "steps=0"],
+        [sys.executable, "-m", "cm_train.commands.train", "mode=ict", "steps=0"],
         cwd=tmp_path,
         env=env,
         capture_output=True,

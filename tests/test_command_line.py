@@ -12,9 +12,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cm_train import cli
-from cm_train.command_line import TEXT, quoted, tidy
-from cm_train.errors import InputError
+from cm_train.core import cli
+from cm_train.core.command_line import TEXT, quoted, tidy
+from cm_train.core.errors import InputError
 from conftest import ENVIRONMENT, TINY
 
 GROUPS = cli._groups("train")
@@ -150,7 +150,7 @@ def test_names_as_people_have_them(command, tmp_path):
 @pytest.mark.parametrize("name", ["train", "sample"])
 @pytest.mark.parametrize("flag", ["--help", "--version"])
 def test_help_is_there_before_torch_is(name, flag):
-    code = f"import sys; sys.argv = ['cm-{name}', '{flag}']\nfrom cm_train.{name} import main\n"
+    code = f"import sys; sys.argv = ['cm-{name}', '{flag}']\nfrom cm_train.commands.{name} import main\n"
     code += "try: main()\nfinally: print([m for m in ('torch', 'wandb', 'numpy') if m in sys.modules], file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0 and done.stderr.strip() == "[]", done.stderr

@@ -20,14 +20,17 @@ from test_trainer import EVERY_MODE, after, assert_same, build, lines, run  # no
 from torch import nn
 from torch._dynamo.utils import counters
 
-from cm_train import compile_policy, compiling, generate, load_denoiser, registry
-from cm_train.backbones.base import KeyedDropout, blocks_as_written
-from cm_train.backbones.unet import Attention, ResBlock, UNet, UNetConfig
-from cm_train.compiling import CompiledBlocks, CompileError
-from cm_train.denoiser import Denoiser, DenoiserConfig, build_denoiser, forward_flops
-from cm_train.ema import flatten_parameters, frozen_copy
-from cm_train.errors import InputError
-from cm_train.precision import arithmetic
+from cm_train import generate, load_denoiser
+from cm_train.core import registry
+from cm_train.core.errors import InputError
+from cm_train.core.precision import arithmetic
+from cm_train.models import compiling
+from cm_train.models.averages import flatten_parameters, frozen_copy
+from cm_train.models.backbones.base import KeyedDropout, blocks_as_written
+from cm_train.models.backbones.unet import Attention, ResBlock, UNet, UNetConfig
+from cm_train.models.compiling import CompiledBlocks, CompileError
+from cm_train.models.denoiser import Denoiser, DenoiserConfig, build_denoiser, forward_flops
+from cm_train.training import compile_policy
 from conftest import ENVIRONMENT, TINY
 
 ONE_BLOCK = ["backbone.channels=8", "backbone.head_channels=8", "backbone.channel_mult=[1]"]
@@ -442,7 +445,7 @@ def test_cm_sample_compiled_makes_the_same_images(command, tmp_path):
 
 @pytest.mark.long
 def test_a_machine_without_a_compiler_is_one_line_and_exit_code_2(tmp_path):
-    argv = [sys.executable, "-m", "cm_train.train", "mode=ict", *TINY, *ONE_BLOCK, "compile=true"]
+    argv = [sys.executable, "-m", "cm_train.commands.train", "mode=ict", *TINY, *ONE_BLOCK, "compile=true"]
     env = {**ENVIRONMENT, "CXX": "/nowhere/g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2, done.stderr

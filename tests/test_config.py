@@ -3,10 +3,10 @@ import itertools
 import pytest
 import torch
 
-from cm_train import cli, registry
-from cm_train.config import parse
-from cm_train.errors import InputError
-from cm_train.run_config import RunConfig, dump, save_interval
+from cm_train.core import cli, registry
+from cm_train.core.errors import InputError
+from cm_train.runs.config import parse
+from cm_train.training.config import RunConfig, dump, save_interval
 
 CONF = cli.conf_dir()
 

@@ -20,10 +20,10 @@ import torch
 import yaml
 from PIL import Image
 
-from cm_train import registry
-from cm_train.datasets.base import InMemory
-from cm_train.decoding import decode, prepare
-from cm_train.errors import InputError
+from cm_train.core import registry
+from cm_train.core.errors import InputError
+from cm_train.data.datasets.base import InMemory
+from cm_train.data.decoding import decode, prepare
 from conftest import wait_for
 
 CONF = Path(__file__).parents[1] / "conf" / "dataset"
@@ -178,7 +178,7 @@ def test_digits_held_out_images_never_change():
 
 
 def test_digits_name_scikit_learn_where_it_is_missing(monkeypatch):
-    monkeypatch.setattr("cm_train.datasets.digits.find_spec", lambda name: None)
+    monkeypatch.setattr("cm_train.data.datasets.digits.find_spec", lambda name: None)
     with pytest.raises(InputError, match="scikit-learn, which is not installed; fix: pip install"):
         build("digits")
 
@@ -205,7 +205,7 @@ IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 @pytest.fixture
 def few(monkeypatch):
     """MNIST as above is whole."""
-    monkeypatch.setattr("cm_train.datasets.torchvision_sets._IdxSet.counts", {"train": 6, "test": 4})
+    monkeypatch.setattr("cm_train.data.datasets.torchvision_sets._IdxSet.counts", {"train": 6, "test": 4})
 
 
 @pytest.fixture
@@ -303,7 +303,7 @@ def test_mnist_that_can_not_be_read_now_is_not_damaged(tmp_path, few, monkeypatc
             raise OSError(errno.EIO, "Input/output error", str(path))
         return real(path, *args, **kwargs)
 
-    monkeypatch.setattr("cm_train.files._RETRY_AFTER_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("cm_train.core.files._RETRY_AFTER_S", (0.0, 0.0, 0.0))
     monkeypatch.setattr(os, "open", sometimes)
     assert len(mnist(tmp_path, {})) == 6 and left == [0]
     left[0] = 10**9
@@ -378,7 +378,7 @@ BATCHES = [f"data_batch_{n}" for n in range(1, 6)] + ["test_batch"]
 @pytest.fixture
 def small(monkeypatch):
     """CIFAR-10 has two images in a batch."""
-    monkeypatch.setattr("cm_train.datasets.torchvision_sets.CIFAR10.rows", 2)
+    monkeypatch.setattr("cm_train.data.datasets.torchvision_sets.CIFAR10.rows", 2)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -484,7 +484,7 @@ def test_lazy_and_held_sets_hold_the_same_images(tmp_path):
 
 
 def test_lazy_sigma_data_looks_at_a_fixed_subset(tmp_path, monkeypatch):
-    monkeypatch.setattr("cm_train.datasets.base._SIGMA_IMAGES", 3)
+    monkeypatch.setattr("cm_train.data.datasets.base._SIGMA_IMAGES", 3)
     lazy = folder(write(tmp_path, {f"{i}.png": picture((i, 2 * i, 0)) for i in range(20)}), memory_gb=0.0)
     gather, seen = lazy.gather, []
 
@@ -718,7 +718,7 @@ def test_image_folder_writes_no_member_of_a_zip_to_disk(tmp_path):
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])
 def test_image_folder_refuses_a_file_that_is_too_large_unread(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr("cm_train.image_files._MAX_BYTES", 1000)
+    monkeypatch.setattr("cm_train.data.image_files._MAX_BYTES", 1000)
     files = {"big.png": bytes(1001)}
     monkeypatch.setattr("pathlib.Path.read_bytes", lambda self: pytest.fail("read"))
     monkeypatch.setattr("zipfile.ZipFile.read", lambda self, info: pytest.fail("read"))

@@ -16,12 +16,12 @@ import torch
 import yaml
 from PIL import Image
 
-from cm_train import launching
-from cm_train.checkpoint import latest, read_state
-from cm_train.distributed import World
-from cm_train.errors import InputError
-from cm_train.loading import load_denoiser
-from cm_train.signals import StopFlag
+from cm_train.core.errors import InputError
+from cm_train.core.signals import StopFlag
+from cm_train.core.world import World
+from cm_train.models.checkpoints.load import load_denoiser
+from cm_train.models.checkpoints.read import latest, read_state
+from cm_train.runs import launch as launching
 from conftest import ENVIRONMENT, TINY, children, wait_for
 
 # A batch that 1, 2 and 4 ranks can share, every average, a target, dropout and flips.
@@ -111,7 +111,7 @@ def test_a_killed_rank_or_parent_ends_the_job_without_orphans(victim, start, tmp
     process = start("train", "mode=ict", *TINY, "steps=100000", "devices=2", "log_every=1")
     metrics = tmp_path / "runs" / "digits-ict" / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0)
-    ranks = [pid for pid in children(process.pid) if "cm_train.worker" in Path(f"/proc/{pid}/cmdline").read_text()]
+    ranks = [pid for pid in children(process.pid) if "cm_train.runs.worker" in Path(f"/proc/{pid}/cmdline").read_text()]
     assert len(ranks) == 2
     os.kill(ranks[1] if victim == "rank" else process.pid, signal.SIGKILL)
     started = time.monotonic()
@@ -156,8 +156,8 @@ def test_an_image_that_one_rank_cannot_read_ends_all_with_everything_saved(comma
 
 COUNTING = """
 import os
-from cm_train import worker
-from cm_train.datasets import image_folder
+from cm_train.runs import worker
+from cm_train.data.datasets import image_folder
 decode, count = image_folder.decode, []
 def counted(*args):
     count.append(1)
@@ -182,7 +182,7 @@ def test_ranks_share_the_decoding_of_a_set_that_memory_holds(command, tmp_path):
     stored = tmp_path / "runs" / "two" / "config.yaml"
     stored.write_text(stored.read_text().replace("steps: 1\n", "steps: 6\n", 1))
     (tmp_path / "counting.py").write_text(COUNTING)
-    code = "from cm_train import launching, signals; import sys; "
+    code = "from cm_train.runs import launch as launching; from cm_train.core import signals; import sys; "
     code += "sys.exit(launching.launch(2, 'counting', 'runs/two', signals.StopFlag())[0])"
     env = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
@@ -237,7 +237,7 @@ def test_torchrun_on_two_nodes_equals_one_process(command, tmp_path):
     torchrun += ["--master-addr=localhost", f"--master-port={port}"]
     agents = [
         subprocess.Popen(
-            [*torchrun, f"--node-rank={node}", "-m", "cm_train.train", *options, "name=nodes"],
+            [*torchrun, f"--node-rank={node}", "-m", "cm_train.commands.train", *options, "name=nodes"],
             cwd=tmp_path,
             env=ENVIRONMENT,
             stderr=subprocess.PIPE,
@@ -253,7 +253,7 @@ def test_torchrun_on_two_nodes_equals_one_process(command, tmp_path):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_torchrun_starts_ranks_again_after_one_was_killed(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
-    argv = [*torchrun, "-m", "cm_train.train", "mode=ict", *TINY, "steps=400", "save_every=50", "log_every=1"]
+    argv = [*torchrun, "-m", "cm_train.commands.train", "mode=ict", *TINY, "steps=400", "save_every=50", "log_every=1"]
     metrics = tmp_path / "runs" / "digits-ict" / "metrics.jsonl"
     with subprocess.Popen(argv, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as agent:
         wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0)
@@ -293,7 +293,7 @@ def test_a_rank_that_hangs_ends_the_job_and_is_named(start, tmp_path):
     process = start("train", "mode=ict", *TINY, "steps=100000", "devices=2", "log_every=1", CM_TRAIN_PATIENCE_S="5")
     metrics = tmp_path / "runs" / "digits-ict" / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0)
-    ranks = [pid for pid in children(process.pid) if "cm_train.worker" in Path(f"/proc/{pid}/cmdline").read_text()]
+    ranks = [pid for pid in children(process.pid) if "cm_train.runs.worker" in Path(f"/proc/{pid}/cmdline").read_text()]
     hung = next(p for p in ranks if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{p}/environ").read_bytes())
     os.kill(hung, signal.SIGSTOP)
     _, err = process.communicate(timeout=60)
@@ -381,7 +381,8 @@ def test_a_second_interrupt_quits_at_once_with_every_rank(start, tmp_path):
 
 FAILING = """
 import sys
-from cm_train import trainer, worker
+from cm_train.training import trainer
+from cm_train.runs import worker
 step = trainer.Trainer.train_step
 def failing(self, data):
     if self.world.rank == 1 and self.step == 3:
@@ -398,7 +399,7 @@ def test_a_rank_that_fails_shows_its_traceback_once(tmp_path, command):
     (tmp_path / "failing.py").write_text(FAILING)
     stored = tmp_path / "runs" / "digits-ict" / "config.yaml"
     stored.write_text(stored.read_text().replace("steps: 1\n", "steps: 6\n", 1))
-    code = "from cm_train import launching, signals; import sys; "
+    code = "from cm_train.runs import launch as launching; from cm_train.core import signals; import sys; "
     code += "sys.exit(launching.launch(2, 'failing', 'runs/digits-ict', signals.StopFlag())[0])"
     env = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
@@ -409,7 +410,8 @@ def test_a_rank_that_fails_shows_its_traceback_once(tmp_path, command):
 
 LEARNED = """
 import torch
-from cm_train import registry, worker
+from cm_train.core import registry
+from cm_train.runs import worker
 from cm_train.objectives.edm import EDM
 
 class Learned(EDM):
@@ -445,7 +447,7 @@ def test_learned_weights_and_buffers_of_an_objective_train_and_resume_on_ranks(t
             (folder / ".saved.json").unlink()  # or it would look like a run whose checkpoints are lost
         config = yaml.safe_load((folder / "config.yaml").read_text()) | {"steps": steps}
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
-        code = "from cm_train import launching, signals; import sys; "
+        code = "from cm_train.runs import launch as launching; from cm_train.core import signals; import sys; "
         code += f"sys.exit(launching.launch({ranks}, 'learned', 'runs/{name}', signals.StopFlag())[0])"
         env = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
         done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
@@ -465,7 +467,7 @@ def test_learned_weights_and_buffers_of_an_objective_train_and_resume_on_ranks(t
 def test_ranks_import_nothing_from_the_current_folder(tmp_path):
     """Which may be a stranger's: the command itself, started by its name, does not look there either."""
     (tmp_path / "numpy.py").write_text("raise SystemExit('a stranger was here')")
-    argv = [sys.executable, "-P", "-m", "cm_train.train", "mode=ict", *TINY, "devices=2"]
+    argv = [sys.executable, "-P", "-m", "cm_train.commands.train", "mode=ict", *TINY, "devices=2"]
     done = subprocess.run(argv, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "stranger" not in done.stderr
@@ -481,7 +483,7 @@ def test_without_room_to_meet_it_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(launching.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(launching.tempfile, "mkdtemp", full)
     with pytest.raises(InputError, match="no room in the temporary folder .*No space left.*; fix: .* TMPDIR="):
-        launching.launch(2, "cm_train.worker", "runs/x", StopFlag())
+        launching.launch(2, "cm_train.runs.worker", "runs/x", StopFlag())
 
 
 def full(**_):

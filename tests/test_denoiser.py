@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cm_train.denoiser import Denoiser, DenoiserConfig, build_denoiser, per_image
+from cm_train.models.denoiser import Denoiser, DenoiserConfig, build_denoiser, per_image
 
 
 class Recorder(nn.Module):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cm_train.distances import l1, l2, pseudo_huber
+from cm_train.objectives.distances import l1, l2, pseudo_huber
 
 
 def pair(differences):

@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
-from cm_train import downloads
-from cm_train.signals import StopFlag, Stopped
-from cm_train.tracking import progress_bar
+from cm_train.core import downloads
+from cm_train.core import progress as progress_bar
+from cm_train.core.signals import StopFlag, Stopped
 
 CONTENT = bytes(range(256)) * 10_000  # 2.56 MB
 MD5 = hashlib.md5(CONTENT).hexdigest()

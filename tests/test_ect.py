@@ -4,8 +4,8 @@ import pytest
 import torch
 from test_objectives import Exact, M, S, gaussian_batch, small_denoiser
 
-from cm_train import registry
-from cm_train.noise import NoiseConfig, NoiseSchedule
+from cm_train.core import registry
+from cm_train.objectives.noise import NoiseConfig, NoiseSchedule
 
 
 def ect(denoiser, steps=200_000, **settings):

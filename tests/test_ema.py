@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from cm_train import registry
-from cm_train.ema import ema_update, flatten_gradients, flatten_parameters, frozen_copy
+from cm_train.core import registry
+from cm_train.models.averages import ema_update, flatten_gradients, flatten_parameters, frozen_copy
 
 
 def small_net(channels_last=True):

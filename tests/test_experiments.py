@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cm_train import cli, registry
-from cm_train.config import parse
-from cm_train.noise import NoiseSchedule
+from cm_train.core import cli, registry
+from cm_train.objectives.noise import NoiseSchedule
+from cm_train.runs.config import parse
 
 FOLDER = Path(cli.conf_dir()) / "experiment"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))

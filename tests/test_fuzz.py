@@ -34,14 +34,18 @@ from omegaconf.errors import OmegaConfBaseException
 from PIL import Image, features
 from test_checkpoint import CONFIG, network, write
 
-from cm_train import checkpoint, config, generate, loading, registry
-from cm_train.datasets.image_folder import ImageFolder
-from cm_train.decoding import decode, prepare
-from cm_train.errors import InputError
-from cm_train.manifest import DamagedCheckpoint, signed
-from cm_train.run_config import RunConfig
-from cm_train.stored import check_same_run, store_config, stored_config
-from cm_train.weights import WeightsFile
+from cm_train import generate
+from cm_train.core import registry
+from cm_train.core.errors import InputError
+from cm_train.data.datasets.image_folder import ImageFolder
+from cm_train.data.decoding import decode, prepare
+from cm_train.models.checkpoints import load as loading
+from cm_train.models.checkpoints import read as checkpoint
+from cm_train.models.checkpoints.manifest import DamagedCheckpoint, signed
+from cm_train.models.checkpoints.weights import WeightsFile
+from cm_train.runs import config
+from cm_train.runs.stored import check_same_run, store_config, stored_config
+from cm_train.training.config import RunConfig
 
 _TIME_S, _MEMORY = 60, 2 << 30
 FEW, MANY = 1, 20

@@ -2,12 +2,12 @@ import pytest
 import torch
 from torch import nn
 
-from cm_train.denoiser import DenoiserConfig, build_denoiser
-from cm_train.errors import InputError
-from cm_train.generation import choose_levels, class_numbers, generate
-from cm_train.images import to_uint8
-from cm_train.noise_levels import karras_sigmas
-from cm_train.rng import PerImageNoise
+from cm_train.core.errors import InputError
+from cm_train.core.rng import PerImageNoise
+from cm_train.data.pixels import to_uint8
+from cm_train.models.denoiser import DenoiserConfig, build_denoiser
+from cm_train.models.noise_levels import karras_sigmas
+from cm_train.sampling.generate import choose_levels, class_numbers, generate
 
 
 class Recorder(nn.Module):
@@ -164,8 +164,8 @@ def test_impossible_levels_are_refused(arguments, message):
 
 def test_package_offers_load_and_generate_even_after_the_modules_were_imported():
     import cm_train
-    import cm_train.checkpoint
-    import cm_train.generation
+    import cm_train.models.checkpoints.read
+    import cm_train.sampling.generate
 
     assert cm_train.generate is generate
-    assert cm_train.load_denoiser is cm_train.loading.load_denoiser
+    assert cm_train.load_denoiser is cm_train.models.checkpoints.load.load_denoiser

@@ -5,12 +5,12 @@ import torch
 from test_objectives import small_denoiser
 from torch import nn
 
-from cm_train import registry
-from cm_train.denoiser import Denoiser, DenoiserConfig, build_denoiser
-from cm_train.errors import InputError
-from cm_train.generation import generate
-from cm_train.guidance import Guided, guided
-from cm_train.noise import NoiseConfig, NoiseSchedule
+from cm_train.core import registry
+from cm_train.core.errors import InputError
+from cm_train.models.denoiser import Denoiser, DenoiserConfig, build_denoiser
+from cm_train.objectives.noise import NoiseConfig, NoiseSchedule
+from cm_train.sampling.generate import generate
+from cm_train.sampling.guidance import Guided, guided
 from conftest import TINY, wait_for
 
 

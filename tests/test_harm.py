@@ -21,14 +21,20 @@ import yaml
 from PIL import Image
 from test_trainer import after, build, run  # noqa: F401 - build is a fixture
 
-from cm_train import checkpoint, decoding, files, fingerprint, gpus, posthoc, registry, saving, teachers
-from cm_train.errors import InputError, TrainingFailed
-from cm_train.loading import load_denoiser
-from cm_train.lock import _KEYS, check_ours
-from cm_train.manifest import DamagedCheckpoint
-from cm_train.signals import StopFlag
-from cm_train.stored import store_config
-from cm_train.tracking import complain
+from cm_train.core import files, registry
+from cm_train.core.errors import InputError, TrainingFailed
+from cm_train.core.signals import StopFlag
+from cm_train.core.terminal import complain
+from cm_train.data import decoding, fingerprint
+from cm_train.models.checkpoints import posthoc
+from cm_train.models.checkpoints import read as checkpoint
+from cm_train.models.checkpoints import write as saving
+from cm_train.models.checkpoints.load import load_denoiser
+from cm_train.models.checkpoints.manifest import DamagedCheckpoint
+from cm_train.runs import teachers
+from cm_train.runs.lock import _KEYS, check_ours
+from cm_train.runs.stored import store_config
+from cm_train.sweeps import gpus
 from conftest import ENVIRONMENT, TINY
 
 
@@ -563,7 +569,7 @@ def test_names_reach_the_terminal_without_their_escapes(capsys):
 
 def test_a_command_without_stderr_runs_as_any_other(tmp_path):
     options = " ".join([*TINY, "mode=ict", "devices=2"])
-    shell = f"{sys.executable} -m cm_train.train {options} 2>&- >&- <&-"
+    shell = f"{sys.executable} -m cm_train.commands.train {options} 2>&- >&- <&-"
     assert subprocess.run(["sh", "-c", shell], cwd=tmp_path, env=ENVIRONMENT, timeout=300).returncode == 0
     assert len((tmp_path / "runs" / "digits-ict" / "metrics.jsonl").read_text().splitlines()) == 3
 

@@ -3,8 +3,8 @@ import threading
 
 import torch
 
-from cm_train import saving
-from cm_train.host_memory import HostMemory
+from cm_train.models.checkpoints import write as saving
+from cm_train.models.checkpoints.host_memory import HostMemory
 
 
 def tree():

@@ -11,13 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from cm_train import fingerprint, registry
-from cm_train.datasets import image_folder
-from cm_train.datasets.base import InMemory
-from cm_train.decoding import decode, prepare
-from cm_train.errors import InputError
-from cm_train.image_labels import in_natural_order
-from cm_train.signals import StopFlag, Stopped
+from cm_train.core import registry
+from cm_train.core.errors import InputError
+from cm_train.core.signals import StopFlag, Stopped
+from cm_train.data import fingerprint
+from cm_train.data.datasets import image_folder
+from cm_train.data.datasets.base import InMemory
+from cm_train.data.decoding import decode, prepare
+from cm_train.data.image_labels import in_natural_order
 from conftest import TINY
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cm_train.images import grid, read_png, save_png, to_uint8, to_unit_range
+from cm_train.data.pixels import grid, read_png, save_png, to_uint8, to_unit_range
 
 
 def test_to_uint8_inverts_to_unit_range_for_every_level():

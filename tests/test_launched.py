@@ -2,9 +2,10 @@
 
 import pytest
 
-from cm_train import launched, sweeps
-from cm_train.errors import InputError
-from cm_train.launched import STORE, Place
+from cm_train.core import launched
+from cm_train.core.errors import InputError
+from cm_train.core.launched import STORE, Place
+from cm_train.sweeps import leader as sweeps
 from conftest import TINY
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", STORE)

@@ -7,120 +7,87 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import cm_train
-from cm_train import registry
+from cm_train.core import registry
 
 PACKAGE = Path(cm_train.__file__).parent
 
-# Lower layers first; a module imports from layers below its own, or by name from its own line where listed.
-LAYERS = [
-    {"errors"},
-    {"child_python", "command_line", "files", "launched", "memory", "registry", "rng", "signals", "waiting"},
-    {"distributed", "images", "precision", "state_file", "tracking"},
-    {"cifar_pickles", "decoding", "downloads", "gpus", "host_memory", "idx_files"},
-    {"image_files", "left_out", "meters", "rank", "run_folder"},
-    {"cifar_batches", "fingerprint", "image_labels", "launching", "vanishing"},
-    {"slurm"},
-    {"noise", "distances", "lpips_distance", "ema", "optimizers", "backbones", "datasets"},
-    {"compiling", "denoiser"},
-    {"compile_policy", "sampling", "guidance"},
-    {"manifest"},
-    {"checkpoint", "weights"},
-    {"posthoc"},
-    {"loading"},
-    {"objectives", "generation", "metrics", "saving"},
-    {"config", "previews"},
-    {"student", "train_state"},
-    {"run_saver", "steps"},
-    {"trainer"},
-    {"announce", "sweep_table"},
-    {"worker"},
-    {"cli", "joblib_launcher", "optuna_search", "slurm_launcher", "teachers"},
-    {"plugins"},
-    {"info", "runs"},
-    {"sweep_job"},
-    {"sweeps"},
-    {"sample_folder"},
-    {"sample_files"},
-    {"train", "sample"},
-]
-# Within a folder siblings import only its `base`, unless it has layers of its own.
-INNER_LAYERS = {
-    "tracking": [
-        {"config", "terminal"},
-        {"base", "metrics_file", "progress_bar"},
-        {"tensorboard", "training_progress", "wandb_run"},
-        {"tracker"},
-        {"__init__"},
-    ],
-}
+# From the top of the house down: a module imports from rooms below its own, or its neighbours, never in a circle.
+ROOMS = ["commands", "sweeps", "runs", "training", "objectives", "evaluation", "sampling", "models", "data", "core"]
+HYDRA_ALLOWED = {"commands", "sweeps", "runs/config.py", "runs/lifecycle.py", "runs/teachers.py"}
+HYDRA_ALLOWED |= {"core/cli.py", "core/command_line.py"}
 TRACKERS = {"wandb", "tensorboard"}
-PLUGINS = {"joblib_launcher", "optuna_search", "plugins", "slurm_launcher"}
-HYDRA_ALLOWED = {"cli", "command_line", "config", "runs", "sample", "sweep_job", "sweeps", "teachers"} | PLUGINS
 
 
 def modules() -> list[Path]:
     return sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py" and "conf" not in p.parts)
 
 
-def room(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def level(name: str, layers: list[set[str]] = LAYERS) -> int:
-    return next(i for i, layer in enumerate(layers) if name in layer)
+def dotted(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def internal_imports(path: Path) -> set[str]:
-    """Dotted names below cm_train that a module imports anywhere in it, as `room` or `room.module`."""
-    package = ["cm_train", *path.relative_to(PACKAGE).parts[:-1]]
+    """Modules of this package that a module imports anywhere in it, by their names below cm_train."""
+    package, known = path.relative_to(PACKAGE).parts[:-1], {dotted(p) for p in modules()}
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            full = base + (node.module.split(".") if node.module else [])
-            if full[:1] == ["cm_train"]:
-                tail = full[1:]
-                found |= {".".join(tail)} if tail else {alias.name for alias in node.names}
-        elif isinstance(node, ast.Import):
-            found |= {a.name.removeprefix("cm_train.") for a in node.names if a.name.startswith("cm_train.")}
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        base = ".".join([*package[: len(package) - node.level + 1], *(node.module or "").split(".")]).strip(".")
+        for alias in node.names:
+            inner = f"{base}.{alias.name}".strip(".")
+            found.add(inner if inner in known else base)
     return found
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_module_imports_only_downward(path):
-    own = room(path)
-    for imported in internal_imports(path):
-        other = imported.split(".")[0]
-        if other == own and own in INNER_LAYERS:
-            inner = imported.split(".")[1]
-            assert level(inner, INNER_LAYERS[own]) < level(path.stem, INNER_LAYERS[own]), f"{path} imports {inner}"
-        elif other == own:
-            assert imported in (own, f"{own}.base"), f"{path} imports its sibling {imported}"
-        else:
-            assert level(other) < level(own), f"{path} (layer {level(own)}) imports {imported} (layer {level(other)})"
+def test_rooms_import_only_downwards():
+    for path in modules():
+        own = ROOMS.index(dotted(path).split(".")[0])
+        for imported in internal_imports(path):
+            other = ROOMS.index(imported.split(".")[0])
+            assert other >= own, f"{path} is in {ROOMS[own]} and imports {imported}, which is above it"
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_hydra_and_trackers_stay_in_their_rooms(path):
-    tree = ast.parse(path.read_text())
-    names = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-    names |= {
-        n.module.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module and not n.level
-    }
-    if room(path) not in HYDRA_ALLOWED:
-        assert not names & {"hydra", "omegaconf"}
-    if room(path) != "tracking":
-        assert not names & TRACKERS
+def test_no_module_imports_itself_in_a_circle():
+    imports = {dotted(path): internal_imports(path) - {dotted(path)} for path in modules()}
+    while imports:  # take away what imports nothing that is left
+        free = [name for name, others in imports.items() if not others & imports.keys()]
+        assert free, f"a circle among {sorted(imports)}"
+        for name in free:
+            del imports[name]
+
+
+def test_packages_import_themselves_by_where_they_are():
+    for path in modules():
+        absolute = [
+            n.module if isinstance(n, ast.ImportFrom) else n.names[0].name
+            for n in ast.walk(ast.parse(path.read_text()))
+            if isinstance(n, ast.Import) or (isinstance(n, ast.ImportFrom) and not n.level)
+        ]
+        assert not [name for name in absolute if name.split(".")[0] == "cm_train"], f"{path}: relative imports only"
+
+
+def test_hydra_and_trackers_stay_in_their_rooms():
+    for path in modules():
+        place, names = str(path.relative_to(PACKAGE)), set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names.add(node.module.split(".")[0])
+        if not {place, place.split("/")[0]} & HYDRA_ALLOWED:
+            assert not names & {"hydra", "omegaconf"}, path
+        if not place.startswith("training/tracking/"):
+            assert not names & TRACKERS, path
 
 
 def all_settings() -> list[type[registry.Settings]]:
     for kind in registry._HOMES:
         registry.names(kind)
-    import cm_train.sample
-    import cm_train.worker  # noqa: F401 - imports the rest
+    import cm_train.commands.sample
+    import cm_train.runs.worker  # noqa: F401 - imports the rest
 
     found, todo = [], [registry.Settings]
     while todo:
@@ -142,7 +109,7 @@ def test_every_config_field_is_read():
 
 
 def test_every_yaml_key_is_a_config_field_and_the_reverse(composed):
-    from cm_train.run_config import RunConfig
+    from cm_train.training.config import RunConfig
 
     keys = set(composed("mode=cd"))
     assert keys == set(RunConfig.model_fields)
@@ -163,6 +130,6 @@ def test_public_functions_have_docstrings():
 def test_tracking_imports_nothing_heavy():
     """Commands import it before they know what they will need."""
     heavy = ["torch", "wandb", "tensorboard", "rich.progress", "rich.console"]
-    code = f"import cm_train.tracking, sys; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import cm_train.training.tracking, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

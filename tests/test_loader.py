@@ -10,8 +10,8 @@ import weakref
 import pytest
 import torch
 
-from cm_train.datasets.base import Dataset, InMemory
-from cm_train.datasets.loader import Loader
+from cm_train.data.datasets.base import Dataset, InMemory
+from cm_train.data.loader import Loader
 
 
 class Lazy(Dataset):

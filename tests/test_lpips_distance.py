@@ -12,13 +12,15 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import nn
 
-from cm_train import lpips_distance, registry, worker
-from cm_train.config import parse
-from cm_train.denoiser import DenoiserConfig
-from cm_train.errors import InputError
-from cm_train.lpips_distance import LPIPS
-from cm_train.noise import NoiseConfig, NoiseSchedule
-from cm_train.tracking import SilentTracker
+from cm_train.core import registry
+from cm_train.core.errors import InputError
+from cm_train.models.denoiser import DenoiserConfig
+from cm_train.objectives import lpips as lpips_distance
+from cm_train.objectives.lpips import LPIPS
+from cm_train.objectives.noise import NoiseConfig, NoiseSchedule
+from cm_train.runs import worker
+from cm_train.runs.config import parse
+from cm_train.training.tracking import SilentTracker
 from conftest import TINY
 
 NAME = "vgg16-397923af.pth"

@@ -8,9 +8,11 @@ import pytest
 import torch
 from test_trainer import build, lines, run  # noqa: F401 - build is a fixture
 
-from cm_train import checkpoint, cli, generation
-from cm_train.errors import OutOfMemory
-from cm_train.memory import needed_memory, shortage_explained
+from cm_train.core import cli
+from cm_train.core.errors import OutOfMemory
+from cm_train.core.memory import needed_memory, shortage_explained
+from cm_train.models.checkpoints import read as checkpoint
+from cm_train.sampling import generate as generation
 from conftest import ENVIRONMENT, TINY
 
 CUDA = (
@@ -130,7 +132,7 @@ def limited(*argv, cwd, gib):
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_batch_that_does_not_fit_is_one_line(ranks, tmp_path):
     options = [*TINY, "batch_size=131072", f"devices={ranks}", "backbone.channels=48"]
-    done = limited("cm_train.train", "mode=ict", *options, cwd=tmp_path, gib=8)
+    done = limited("cm_train.commands.train", "mode=ict", *options, cwd=tmp_path, gib=8)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
@@ -142,7 +144,9 @@ def test_a_batch_that_does_not_fit_is_one_line(ranks, tmp_path):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
 def test_more_images_at_once_than_fit_is_one_line(command, tmp_path):
     assert command("train", "mode=ict", *TINY).returncode == 0
-    done = limited("cm_train.sample", "ckpt=runs/digits-ict", "num=150000", "batch_size=150000", cwd=tmp_path, gib=7)
+    done = limited(
+        "cm_train.commands.sample", "ckpt=runs/digits-ict", "num=150000", "batch_size=150000", cwd=tmp_path, gib=7
+    )
     assert done.returncode == 1, done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert "out of memory drawing 150000 images at once: tried to allocate" in last

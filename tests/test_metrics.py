@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from cm_train import registry
-from cm_train.images import to_unit_range
-from cm_train.metrics.agreement import agreement
-from cm_train.metrics.classifier import train_classifier
-from cm_train.metrics.frechet import frechet_distance
+from cm_train.core import registry
+from cm_train.data.pixels import to_unit_range
+from cm_train.evaluation.metrics.agreement import agreement
+from cm_train.evaluation.metrics.classifier import train_classifier
+from cm_train.evaluation.metrics.frechet import frechet_distance
 
 
 def test_frechet_distance_of_known_gaussians():

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cm_train import registry
-from cm_train.errors import InputError
-from cm_train.noise import NoiseConfig, NoiseSchedule, check_noise
-from cm_train.noise_levels import karras_sigmas
+from cm_train.core import registry
+from cm_train.core.errors import InputError
+from cm_train.models.noise_levels import karras_sigmas
+from cm_train.objectives.noise import NoiseConfig, NoiseSchedule, check_noise
 
 ICT = {"name": "lognormal", "mean": -1.1, "std": 2.0}
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from cm_train import registry
-from cm_train.denoiser import DenoiserConfig, build_denoiser
-from cm_train.ema import flatten_parameters
-from cm_train.noise import NoiseConfig, NoiseSchedule
+from cm_train.core import registry
+from cm_train.models.averages import flatten_parameters
+from cm_train.models.denoiser import DenoiserConfig, build_denoiser
+from cm_train.objectives.noise import NoiseConfig, NoiseSchedule
 
 S, M, EPS, T = 0.5, 0.3, 0.002, 80.0  # the data's spread and mean; the noise levels' ends
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cm_train import registry
+from cm_train.core import registry
 
 SIZE = 257
 

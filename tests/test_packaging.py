@@ -27,7 +27,7 @@ def test_wheel_finds_its_configs_and_trains(tmp_path):
     zipfile.ZipFile(wheel).extractall(installed)
     environment = {**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
     for arguments in (["train", "mode=ict", *TINY], ["sample", "ckpt=runs/digits-ict", "num=2"]):
-        code = f"import cm_train.{arguments[0]} as m; print(m.__file__); m.main()"
+        code = f"import cm_train.commands.{arguments[0]} as m; print(m.__file__); m.main()"
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments[1:]], cwd=elsewhere, env=environment, capture_output=True, text=True
         )

@@ -4,11 +4,13 @@ import pytest
 import torch
 from test_trainer import build, run  # noqa: F401 - build is a fixture
 
-from cm_train import checkpoint, loading, posthoc
-from cm_train.ema import power_decay, power_exponent
-from cm_train.errors import InputError
-from cm_train.posthoc import mixture, profile_product
-from cm_train.weights import open_weights
+from cm_train.core.errors import InputError
+from cm_train.models.averages import power_decay, power_exponent
+from cm_train.models.checkpoints import load as loading
+from cm_train.models.checkpoints import posthoc
+from cm_train.models.checkpoints import read as checkpoint
+from cm_train.models.checkpoints.posthoc import mixture, profile_product
+from cm_train.models.checkpoints.weights import open_weights
 
 
 @pytest.mark.parametrize(("width", "gamma"), [(0.05, 16.972), (0.10, 6.937), (0.20, 1.826)])

@@ -5,8 +5,8 @@ import torch
 from test_trainer import build, run  # noqa: F401 - build is a fixture
 
 from cm_train import generate, load_denoiser
-from cm_train.config import parse
-from cm_train.precision import LossScale, arithmetic, autocast_type
+from cm_train.core.precision import LossScale, arithmetic, autocast_type
+from cm_train.runs.config import parse
 
 CPU = torch.device("cpu")
 
@@ -91,7 +91,8 @@ def test_float32_is_float32_in_convolutions_too_unless_tf32_is_asked_for():
 
 
 def test_training_previews_and_samples_all_compute_in_the_float32_that_was_asked_for(build, monkeypatch):  # noqa: F811
-    from cm_train import denoiser, worker
+    from cm_train.models import denoiser
+    from cm_train.runs import worker
 
     seen = set()
     forward = denoiser.Denoiser.forward

@@ -12,17 +12,17 @@ from test_objectives import M as MEAN
 from test_sampling import MEANS, SHARES, STDS, descend, flow_by_rk4, mixture
 from torch import nn
 
-from cm_train import registry
-from cm_train.config import parse
-from cm_train.datasets.base import InMemory
-from cm_train.datasets.loader import Loader
-from cm_train.denoiser import Denoiser, DenoiserConfig
-from cm_train.images import to_uint8, to_unit_range
-from cm_train.noise import NoiseSchedule
-from cm_train.noise_levels import karras_sigmas
-from cm_train.sampling import euler_step, heun_step
-from cm_train.tracking import SilentTracker
-from cm_train.trainer import Trainer
+from cm_train.core import registry
+from cm_train.data.datasets.base import InMemory
+from cm_train.data.loader import Loader
+from cm_train.data.pixels import to_uint8, to_unit_range
+from cm_train.models.denoiser import Denoiser, DenoiserConfig
+from cm_train.models.noise_levels import karras_sigmas
+from cm_train.objectives.noise import NoiseSchedule
+from cm_train.runs.config import parse
+from cm_train.sampling.samplers import euler_step, heun_step
+from cm_train.training.tracking import SilentTracker
+from cm_train.training.trainer import Trainer
 
 # ------------------------------------------------------------------------------------- what the real loop converges to
 

@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, ValidationError
 
-from cm_train import registry
-from cm_train.backbones.unet import UNet, UNetConfig
-from cm_train.errors import InputError
-from cm_train.noise import LogNormal
-from cm_train.registry import Settings, typed
+from cm_train.core import registry
+from cm_train.core.errors import InputError
+from cm_train.core.registry import Settings, typed
+from cm_train.models.backbones.unet import UNet, UNetConfig
+from cm_train.objectives.noise import LogNormal
 
 
 class Inner(Settings):
@@ -88,7 +88,7 @@ def test_find_refuses_a_name_that_is_not_text(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["os.system", "torch.nn.Linear", "cm_train.rng.key", "intruder", "intruder.Net", "../intruder", "__import__"],
+    ["os.system", "torch.nn.Linear", "cm_train.core.rng.key", "intruder", "intruder.Net", "../intruder", "__import__"],
 )
 def test_find_never_reaches_code_that_a_config_names(name, tmp_path, monkeypatch):
     (tmp_path / "intruder.py").write_text("raise SystemExit('a config ran code')\n")

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cm_train import rng
-from cm_train.rng import Draws, PerImageNoise, _image_generator
+from cm_train.core import rng
+from cm_train.core.rng import Draws, PerImageNoise, _image_generator
 
 CPU = torch.device("cpu")
 

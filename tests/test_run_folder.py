@@ -1,9 +1,9 @@
 import pytest
 import yaml
 
-from cm_train.errors import InputError
-from cm_train.lock import lock
-from cm_train.stored import check_same_run, store_config, stored_config
+from cm_train.core.errors import InputError
+from cm_train.runs.lock import lock
+from cm_train.runs.stored import check_same_run, store_config, stored_config
 
 
 def test_lock_refuses_a_second_holder_and_lets_go(tmp_path):

@@ -17,14 +17,17 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 from test_checkpoint import BACKBONE, CONFIG, write
 
-from cm_train import checkpoint, cli, generate, load_denoiser, saving
-from cm_train.command_line import tidy
-from cm_train.denoiser import build_denoiser
-from cm_train.errors import InputError
-from cm_train.noise_levels import karras_sigmas
-from cm_train.sample import sample
-from cm_train.sample_folder import Request, default_name
-from cm_train.signals import StopFlag
+from cm_train import generate, load_denoiser
+from cm_train.commands.sample import sample
+from cm_train.commands.sample_folder import Request, default_name
+from cm_train.core import cli
+from cm_train.core.command_line import tidy
+from cm_train.core.errors import InputError
+from cm_train.core.signals import StopFlag
+from cm_train.models.checkpoints import read as checkpoint
+from cm_train.models.checkpoints import write as saving
+from cm_train.models.denoiser import build_denoiser
+from cm_train.models.noise_levels import karras_sigmas
 from conftest import TINY, wait_for
 
 

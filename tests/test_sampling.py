@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from cm_train.noise_levels import karras_sigmas
-from cm_train.sampling import euler, euler_step, heun, heun_step, multistep
+from cm_train.models.noise_levels import karras_sigmas
+from cm_train.sampling.samplers import euler, euler_step, heun, heun_step, multistep
 
 LOW, HIGH = 0.002, 80.0
 M, S = 0.3, 0.5  # data N(M, S^2)

@@ -4,7 +4,9 @@ import pytest
 import torch
 from test_checkpoint import BACKBONE, CONFIG, network
 
-from cm_train import checkpoint, loading, saving
+from cm_train.models.checkpoints import load as loading
+from cm_train.models.checkpoints import read as checkpoint
+from cm_train.models.checkpoints import write as saving
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import torch
 from test_objectives import Exact, gaussian_denoiser, small_denoiser
 from torch import nn
 
-from cm_train import registry
-from cm_train.denoiser import Denoiser, DenoiserConfig, build_denoiser
-from cm_train.noise import NoiseConfig, NoiseSchedule
+from cm_train.core import registry
+from cm_train.models.denoiser import Denoiser, DenoiserConfig, build_denoiser
 from cm_train.objectives import scm as module
+from cm_train.objectives.noise import NoiseConfig, NoiseSchedule
 
 M, S, DATA = 0.3, 0.5, 0.7  # the data's mean and spread; sigma_data, on purpose not the spread
 

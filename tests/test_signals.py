@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from cm_train import signals
-from cm_train.signals import EARLY, StopFlag
+from cm_train.core import signals
+from cm_train.core.signals import EARLY, StopFlag
 
 
 def test_stop_flag_is_set_by_each_signal_and_handlers_come_back():

@@ -14,7 +14,8 @@ import pytest
 from hydra.core.config_store import ConfigStore
 from test_ddp import assert_same_run, files_of
 
-from cm_train import cli, plugins
+from cm_train.core import cli
+from cm_train.sweeps.launchers import register as plugins
 from conftest import ENVIRONMENT, TINY, wait_for
 
 pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
@@ -23,7 +24,8 @@ pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
 SWEEP = """
 import os, sys, time
 import hydra
-from cm_train import cli, plugins, slurm_launcher
+from cm_train.core import cli
+from cm_train.sweeps.launchers import register as plugins, slurm as slurm_launcher
 
 plugins.register()
 slurm_launcher._RESULT_PATIENCE_S = 2.0
@@ -55,7 +57,7 @@ job()
 """
 
 
-COMMAND, STAND_IN = ("-m", "cm_train.train"), ("sweep.py",)
+COMMAND, STAND_IN = ("-m", "cm_train.commands.train"), ("sweep.py",)
 
 
 @pytest.fixture
@@ -158,11 +160,11 @@ def test_dry_mode_of_other_presets(command):
 
 
 def test_without_the_plugin_or_without_slurm_one_line_says_so(tmp_path):
-    code = "import sys; sys.modules['hydra_plugins'] = None; from cm_train import train; train.main()"
+    code = "import sys; sys.modules['hydra_plugins'] = None; from cm_train.commands import train; train.main()"
     path = os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if not (Path(p) / "sbatch").exists())
     for start, message in (
         (["-c", code], "pip install 'cm-train[sweeps]'"),
-        (["-m", "cm_train.train"], "needs Slurm, and this machine has no sbatch"),
+        (["-m", "cm_train.commands.train"], "needs Slurm, and this machine has no sbatch"),
     ):
         argv = [sys.executable, *start, "-m", "hydra/launcher=submitit_slurm", "seed=0,1"]
         env = {**ENVIRONMENT, "PATH": path}
@@ -293,7 +295,7 @@ def test_the_script_in_the_docs_goes_on_after_its_time_limit(sweep, command, tmp
     options = ["mode=ict", *TINY, "steps=60", "save_every=1000", "log_every=5"]
     docs = (Path(__file__).parent.parent / "docs" / "clusters.md").read_text()
     script = docs.split("```bash\n")[1].split("```")[0]
-    small = " ".join([sys.executable, "-m", "cm_train.train", *options, "name=parts"])
+    small = " ".join([sys.executable, "-m", "cm_train.commands.train", *options, "name=parts"])
     assert "--signal=B:USR1" in script and "cm-train experiment=imagenet64-ct dataset.root=imagenet/train" in script
     (tmp_path / "job.sh").write_text(
         script.replace("cm-train experiment=imagenet64-ct dataset.root=imagenet/train", small)

@@ -10,8 +10,8 @@ import termios
 
 import pytest
 
-from cm_train import sweep_table
-from cm_train.sweep_table import Job
+from cm_train.sweeps import table as sweep_table
+from cm_train.sweeps.table import Job
 from conftest import ENVIRONMENT
 
 LONG = "objective.distance=lpips ema.decay=0.9999 optimizer.lr=0.00031622776601683795 'dataset.root=/data/große Bilder'"

@@ -14,12 +14,16 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from cm_train import cli, gpus, sweep_job, sweeps, teachers
-from cm_train.command_line import tidy
-from cm_train.config import parse
-from cm_train.errors import InputError
-from cm_train.lock import lock
-from cm_train.sweep_table import Job, final_metric, read_jobs
+from cm_train.core import cli
+from cm_train.core.command_line import tidy
+from cm_train.core.errors import InputError
+from cm_train.runs import teachers
+from cm_train.runs.config import parse
+from cm_train.runs.lock import lock
+from cm_train.sweeps import gpus
+from cm_train.sweeps import job as sweep_job
+from cm_train.sweeps import leader as sweeps
+from cm_train.sweeps.table import Job, final_metric, read_jobs
 from conftest import TINY, children, wait_for
 
 SMALL = [*TINY, "steps=4", "save_every=2"]
@@ -60,7 +64,7 @@ def test_killed_job_leaves_the_others_alone_and_resumes(command, start, tmp_path
     process = start("train", "-m", "mode=ct", "seed=0,1", *TINY, "steps=60", "save_every=5", "devices=2")
     checkpoints = tmp_path / "runs" / "digits-ct-seed-0" / "checkpoints"
     wait_for((checkpoints / "step_00000005").exists)
-    ranks = [pid for pid in children(process.pid) if "cm_train.worker" in Path(f"/proc/{pid}/cmdline").read_text()]
+    ranks = [pid for pid in children(process.pid) if "cm_train.runs.worker" in Path(f"/proc/{pid}/cmdline").read_text()]
     os.kill(ranks[-1], signal.SIGKILL)
     _, told = process.communicate(timeout=120)
     assert process.returncode == 1, told
@@ -222,7 +226,7 @@ def test_unknown_objective_metric_fails(command, tmp_path):
     ],
 )
 def test_missing_plugin_is_named(choice, package, tmp_path):
-    script = f"import sys; sys.modules['{package}'] = None; from cm_train.train import main; main()"
+    script = f"import sys; sys.modules['{package}'] = None; from cm_train.commands.train import main; main()"
     argv = [sys.executable, "-c", script, "-m", choice, "seed=0,1"]
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr

@@ -12,12 +12,16 @@ import pytest
 import torch
 from PIL import Image
 
-from cm_train import announce, gpus, launching, registry
-from cm_train.config import parse
-from cm_train.distributed import World
-from cm_train.tracking import complain, progress, progress_bar, say
-from cm_train.tracking.terminal import duration
-from cm_train.tracking.training_progress import TrainingProgress
+from cm_train.core import progress as progress_bar
+from cm_train.core import registry
+from cm_train.core.progress import progress
+from cm_train.core.terminal import complain, duration, say
+from cm_train.core.world import World
+from cm_train.runs import announce
+from cm_train.runs import launch as launching
+from cm_train.runs.config import parse
+from cm_train.sweeps import gpus
+from cm_train.training.tracking.training_progress import TrainingProgress
 from conftest import ENVIRONMENT, TINY
 
 
@@ -205,7 +209,7 @@ def test_quiet_commands_print_nothing_but_errors(command, tmp_path):
 def test_quiet_under_torchrun(tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*launcher, "-m", "cm_train.train", "mode=ict", *TINY, "--quiet"],
+        [*launcher, "-m", "cm_train.commands.train", "mode=ict", *TINY, "--quiet"],
         cwd=tmp_path,
         env=ENVIRONMENT,
         capture_output=True,
@@ -231,7 +235,7 @@ def test_quiet_ranks_say_what_went_wrong_once(command, tmp_path):
 
 def test_sampling_prints_plain_lines_where_there_is_no_terminal(command, tmp_path):
     assert command("train", "mode=edm", *TINY).returncode == 0
-    every_time = "import cm_train.tracking.progress_bar as p; p.EVERY_S = 0; from cm_train.sample import main; main()"
+    every_time = "import cm_train.core.progress as p; p.EVERY_S = 0; from cm_train.commands.sample import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", every_time, "ckpt=runs/digits-edm", "num=5", "batch_size=2", "steps=2"],
         cwd=tmp_path,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cm_train.tracking import last_values
-from cm_train.tracking.metrics_file import MetricsFile
-from cm_train.tracking.tensorboard import TensorBoard
+from cm_train.training.tracking import last_values
+from cm_train.training.tracking.metrics_file import MetricsFile
+from cm_train.training.tracking.tensorboard import TensorBoard
 from conftest import ENVIRONMENT, TINY, wait_for
 
 
@@ -111,7 +111,7 @@ def test_tensorboard_holds_what_metrics_hold_and_no_step_twice_after_a_resume(co
 
 
 def test_tensorboard_that_is_not_installed_is_told_before_a_teacher_trains(tmp_path):
-    without = "import sys; sys.modules['tensorboard'] = None; from cm_train.train import main; main()"
+    without = "import sys; sys.modules['tensorboard'] = None; from cm_train.commands.train import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", without, "mode=cd", *TINY[1:], "tracking=tensorboard"],
         cwd=tmp_path,

@@ -6,13 +6,16 @@ import weakref
 import pytest
 import torch
 
-from cm_train import checkpoint, loading, saving, worker
-from cm_train.config import parse
-from cm_train.distributed import ALONE
-from cm_train.errors import InputError, TrainingFailed
-from cm_train.images import to_unit_range
-from cm_train.precision import LossScale
-from cm_train.tracking import Tracker
+from cm_train.core.errors import InputError, TrainingFailed
+from cm_train.core.precision import LossScale
+from cm_train.core.world import ALONE
+from cm_train.data.pixels import to_unit_range
+from cm_train.models.checkpoints import load as loading
+from cm_train.models.checkpoints import read as checkpoint
+from cm_train.models.checkpoints import write as saving
+from cm_train.runs import worker
+from cm_train.runs.config import parse
+from cm_train.training.tracking import Tracker
 from conftest import TINY
 
 

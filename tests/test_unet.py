@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cm_train import registry, rng
-from cm_train.backbones.base import KeyedDropout, sinusoidal_embedding
-from cm_train.backbones.unet import Attention, ResBlock, UNet, UNetConfig
-from cm_train.errors import InputError
+from cm_train.core import registry, rng
+from cm_train.core.errors import InputError
+from cm_train.models.backbones.base import KeyedDropout, sinusoidal_embedding
+from cm_train.models.backbones.unet import Attention, ResBlock, UNet, UNetConfig
 
 SMALL = {
     "channels": 16,

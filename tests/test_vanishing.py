@@ -10,16 +10,18 @@ import torch
 from test_checkpoint import network, write
 from test_trainer import build, run  # noqa: F401 - build is a fixture
 
-from cm_train import checkpoint, load_denoiser, saving
-from cm_train.errors import InputError
-from cm_train.vanishing import Vanished, present
+from cm_train import load_denoiser
+from cm_train.core.errors import InputError
+from cm_train.models.checkpoints import read as checkpoint
+from cm_train.models.checkpoints import write as saving
+from cm_train.models.checkpoints.vanishing import Vanished, present
 from conftest import ENVIRONMENT, wait_for
 
 WRITER = """
 import sys
 from pathlib import Path
 from safetensors.torch import load_file
-from cm_train import checkpoint, saving
+from cm_train.models.checkpoints import read as checkpoint, write as saving
 run = Path(sys.argv[1])
 folder, manifest = checkpoint.resolve(run)
 weights = {file.stem: load_file(file) for file in folder.glob("*.safetensors")}

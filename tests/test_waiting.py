@@ -3,8 +3,8 @@ import time
 
 import pytest
 
-from cm_train import waiting
-from cm_train.waiting import Watch
+from cm_train.core import waiting
+from cm_train.core.waiting import Watch
 
 
 @pytest.fixture

@@ -13,15 +13,17 @@ import time
 import pytest
 import torch
 
-from cm_train import checkpoint, load_denoiser
-from cm_train.tracking import TrackingConfig, base, wandb_run
-from cm_train.tracking.wandb_run import Wandb
+from cm_train import load_denoiser
+from cm_train.models.checkpoints import read as checkpoint
+from cm_train.training.tracking import TrackingConfig, base, wandb_run
+from cm_train.training.tracking.wandb_run import Wandb
 from conftest import ENVIRONMENT, TINY, wait_for
 from wandb_tools import FakeWandb, history, of_kind, run_config
 
 RUN = ["mode=ict", *TINY[1:]]
 IMPATIENT = (
-    "import cm_train.tracking.base as b; b.Backend.patience_s = {}; from cm_train.train import main; main()"  # seconds
+    "import cm_train.training.tracking.base as b; b.Backend.patience_s = {}; "  # seconds
+    "from cm_train.commands.train import main; main()"
 )
 
 
@@ -203,7 +205,7 @@ def test_nothing_is_asked_on_a_terminal(mode, environment, tmp_path):
     (tmp_path / "home").mkdir()
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "cm_train.train", *RUN],
+        [sys.executable, "-m", "cm_train.commands.train", *RUN],
         cwd=tmp_path,
         env=environment | mode | {"TERM": "xterm"},
         stdin=theirs,
@@ -353,7 +355,7 @@ def test_environment_rules_over_defaults_and_the_command_line_over_both(train, t
 
 def test_jobs_of_a_sweep_share_no_id_and_no_name(environment, tmp_path):
     (tmp_path / "home").mkdir()
-    argv = [sys.executable, "-m", "cm_train.train", "-m", *RUN, "seed=0,1"]
+    argv = [sys.executable, "-m", "cm_train.commands.train", "-m", *RUN, "seed=0,1"]
     more = {"WANDB_SWEEP_ID": "theirs"}  # an agent whose trial is a sweep
     done = subprocess.run(argv, cwd=tmp_path, env=environment | VARIABLES | more, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

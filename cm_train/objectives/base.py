@@ -6,10 +6,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import Denoiser, per_image
-from ..guidance import Guided
-from ..noise import NoiseConfig, NoiseSchedule
-from ..rng import Draws
+from ..core.rng import Draws
+from ..models.denoiser import Denoiser, per_image
+from ..sampling.guidance import Guided
+from .noise import NoiseConfig, NoiseSchedule
 
 Batch = dict[str, Any]  # tensors by name; labels may be None
 

@@ -8,14 +8,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from .. import distances
-from ..denoiser import Denoiser, per_image
-from ..ema import ema_update, frozen_copy
-from ..lpips_distance import LPIPS, check_available
-from ..noise import NoiseConfig, NoiseSchedule
-from ..registry import Settings, register
-from ..sampling import Denoise, euler_step, heun_step
+from ..core.registry import Settings, register
+from ..models.averages import ema_update, frozen_copy
+from ..models.denoiser import Denoiser, per_image
+from ..sampling.samplers import Denoise, euler_step, heun_step
+from . import distances
 from .base import Batch, Objective
+from .lpips import LPIPS, check_available
+from .noise import NoiseConfig, NoiseSchedule
 
 
 class ConsistencyConfig(Settings):

@@ -6,11 +6,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..denoiser import per_image
-from ..distances import pseudo_huber
-from ..noise import NoiseConfig
-from ..registry import Positive, Settings, register
+from ..core.registry import Positive, Settings, register
+from ..models.denoiser import per_image
 from .base import Batch, Objective
+from .distances import pseudo_huber
+from .noise import NoiseConfig
 
 _TINY = 1e-16  # in c's place where it is 0: the root's slope is infinite at 0
 

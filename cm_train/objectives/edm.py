@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from ..denoiser import per_image
-from ..distances import l2
-from ..registry import Settings, register
+from ..core.registry import Settings, register
+from ..models.denoiser import per_image
 from .base import Batch, Objective
+from .distances import l2
 
 
 @register("objective", "edm")

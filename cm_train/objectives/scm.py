@@ -8,11 +8,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..backbones.base import blocks_as_written, sinusoidal_embedding, uncast
-from ..denoiser import Denoiser, per_image
-from ..distances import l2
-from ..registry import Positive, Settings, register
+from ..core.registry import Positive, Settings, register
+from ..models.backbones.base import blocks_as_written, sinusoidal_embedding, uncast
+from ..models.denoiser import Denoiser, per_image
 from .base import Batch, Objective
+from .distances import l2
 
 _WEIGHTING_WIDTH = 128  # of the embedding that the learned weighting reads
 

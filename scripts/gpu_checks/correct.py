@@ -10,11 +10,11 @@ from torch._dynamo.utils import counters
 from torch.nn.parallel import DistributedDataParallel
 
 from cm_train import generate, load_denoiser
-from cm_train.backbones.base import blocks_as_written
-from cm_train.images import to_unit_range
-from cm_train.precision import arithmetic
-from cm_train.tracking import SilentTracker
-from cm_train.trainer import Trainer
+from cm_train.core.precision import arithmetic
+from cm_train.data.pixels import to_unit_range
+from cm_train.models.backbones.base import blocks_as_written
+from cm_train.training.tracking import SilentTracker
+from cm_train.training.trainer import Trainer
 from gpu_checks.runs import CPU, MODES, Runs, draw_alike, losses
 from gpu_checks.table import Scale, Table
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
-from cm_train import checkpoint, generate, load_denoiser, worker
-from cm_train.images import grid, save_png
-from cm_train.metrics.agreement import agreement
-from cm_train.run_config import RunConfig
+from cm_train import generate, load_denoiser
+from cm_train.data.pixels import grid, save_png
+from cm_train.evaluation.metrics.agreement import agreement
+from cm_train.models.checkpoints import read as checkpoint
+from cm_train.runs import worker
+from cm_train.training.config import RunConfig
 from gpu_checks.runs import composed
 from gpu_checks.table import Scale, Skipped, Table
 

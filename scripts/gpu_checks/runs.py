@@ -12,12 +12,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from cm_train import cli, worker
-from cm_train.config import parse
-from cm_train.denoiser import DenoiserConfig, build_denoiser
-from cm_train.distributed import ALONE, World
-from cm_train.run_config import RunConfig
-from cm_train.trainer import Trainer
+from cm_train.core import cli
+from cm_train.core.world import ALONE, World
+from cm_train.models.denoiser import DenoiserConfig, build_denoiser
+from cm_train.runs import worker
+from cm_train.runs.config import parse
+from cm_train.training.config import RunConfig
+from cm_train.training.trainer import Trainer
 
 MODES = ("cd", "ict", "edm", "ct", "ect", "sct", "scd")
 _TAUGHT = ("cd", "scd")

@@ -14,9 +14,9 @@ import bench
 import torch
 from torch._inductor.codecache import PyCodeCache
 
-from cm_train.denoiser import forward_flops
-from cm_train.precision import arithmetic
-from cm_train.trainer import Trainer
+from cm_train.core.precision import arithmetic
+from cm_train.models.denoiser import forward_flops
+from cm_train.training.trainer import Trainer
 from gpu_checks.table import Scale, Table
 
 _UNET = (

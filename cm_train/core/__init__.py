@@ -1,0 +1,1 @@
+"""What knows no image: errors, settings, randomness, ranks, signals, files, the terminal, the command line."""

@@ -1,0 +1,218 @@
+"""What the commands share: finding conf/, running Hydra, and turning errors into one line and an exit code."""
+
+import contextlib
+import difflib
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from .command_line import tidy
+from .errors import InputError, TrainingFailed, printable
+
+# What the user says; for Hydra it is then set in any case, so that it raises its errors to us.
+FULL_ERRORS = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("0", "")
+
+DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 3
+
+
+def conf_dir() -> Path:
+    """The configs: packed into the installed package, or at the top of a checkout."""
+    package = Path(__file__).parents[1]
+    packed = package / "conf"
+    return packed if packed.is_dir() else package.parent / "conf"
+
+
+def _decay_of_half_life(images: float, *, _root_: DictConfig) -> float:
+    """${half_life:500000}: the decay at which the past loses half its weight in so many images.
+
+    To three digits of what it lacks to 1, since averages carry their decay in their names.
+    """
+    if images <= 0:
+        raise InputError("a half-life is a number of images", images, "above 0")
+    return 1 - float(f"{1 - 0.5 ** (_root_.batch_size / images):.3g}")
+
+
+OmegaConf.register_new_resolver("half_life", _decay_of_half_life)
+
+
+def version(package: str) -> str:
+    """Of an installed package, or what to say where it is not."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command's work ended: its exit code, and what there is to say about it."""
+
+    code: int
+    complaint: str = ""
+
+
+def attempt(body: Callable[[], int], full: bool = False) -> Outcome:
+    """`body`'s outcome; an error that is the user's to mend becomes one line, unless `full`."""
+    try:
+        return Outcome(body())
+    except InputError as error:
+        if full:
+            raise
+        return Outcome(WRONG_INPUT, str(error))  # empty where the ranks have said it
+    except TrainingFailed as error:
+        if full:
+            raise
+        return Outcome(FAILED, str(error))
+    except OSError as error:
+        if full or error.errno is None:
+            raise
+        where = error.filename or "in the run folder"
+        fix = "; the same command goes on" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return Outcome(FAILED, f"{error.strerror}: {where}{fix}")
+
+
+def run(config_name: str, body: Callable[[DictConfig], int]) -> NoReturn:
+    """Run `body` on the composed config and exit with its code, or with 2 after one line on wrong input."""
+    codes: list[int] = []  # one a job
+
+    def task(cfg: DictConfig) -> None:
+        outcome = attempt(lambda: body(cfg), FULL_ERRORS)
+        if outcome.complaint:
+            complain(outcome.complaint)
+        codes.append(outcome.code)
+
+    codes.append(under_hydra(config_name, task))
+    sys.exit(max(codes))
+
+
+def under_hydra(config_name: str, task: Callable[[DictConfig], Any]) -> int:
+    """Have Hydra compose the config and run `task` on it; 0, or the exit code of what Hydra found wrong."""
+    composed = False
+
+    def begun(cfg: DictConfig) -> Any:
+        nonlocal composed
+        composed = True
+        return task(cfg)
+
+    logging.raiseExceptions = False  # what Hydra can't print, since nobody listens, is no reason to print more
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        hydra.main(version_base=None, config_path=str(conf_dir()), config_name=config_name)(begun)()
+    except (HydraException, OmegaConfBaseException, InputError) as error:
+        if FULL_ERRORS:
+            raise
+        complain(_one_line(error, config_name))
+        return WRONG_INPUT
+    except (ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
+        if FULL_ERRORS or composed:
+            raise
+        # What is typed can make Hydra stumble in many ways before anything has begun.
+        complain(f"can't compose the config: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        return WRONG_INPUT
+    except BrokenPipeError:  # as in --info | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except KeyboardInterrupt:
+        from .terminal import restore_cursor
+
+        restore_cursor()
+        return FAILED
+    return DONE
+
+
+def begin(config_name: str, plain: str | None = None) -> None:
+    """What every command does first, before it looks at its arguments; it may be all that a command does.
+
+    Args:
+        plain: the key that an argument without one is for.
+    """
+    _hold_streams()
+    _heed_quiet()
+    if "--version" in sys.argv[1:]:
+        print(f"{Path(sys.argv[0]).name} {version('cm-train')}")
+        sys.exit(DONE)
+    try:
+        sys.argv[1:] = tidy(sys.argv[1:], _groups(config_name), plain)
+    except InputError as error:
+        complain(str(error))
+        sys.exit(WRONG_INPUT)
+
+
+def _groups(config_name: str) -> list[str]:
+    """The groups of configs that a command has options of."""
+    if config_name != "train":
+        return []
+    return [path.name for path in conf_dir().iterdir() if path.is_dir() and path.name != "hydra"]
+
+
+def _hold_streams() -> None:
+    """Where this process was started without a stderr (2>&-), nothing else that is opened may become it."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it has the lowest number that is free
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115 - for good
+
+
+def _heed_quiet() -> None:
+    """Take --quiet off the command line, which is Hydra's, and see that the ranks hear of it too."""
+    if not {"--quiet", "-q"} & set(sys.argv[1:]):
+        return
+    from .terminal import silence
+
+    sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in ("--quiet", "-q")]
+    silence()
+
+
+def complain(text: str) -> None:
+    """One line on stderr, in the command's name."""
+    name = Path(sys.argv[0]).name
+    with contextlib.suppress(OSError):  # nobody listens; the exit code still tells
+        print(f"{name}: {printable(text)}", file=sys.stderr, flush=True)
+
+
+def _one_line(error: BaseException, config_name: str) -> str:
+    """Hydra's message without its layout, with the cause, what is allowed and the nearest known key."""
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        return str(InputError(f"no such option {group}={option}", allowed=", ".join(error.options)))
+    text = " ".join(str(error).split("\nTo append")[0].split("full_key")[0].split())
+    cause = error.__cause__
+    if cause is not None and str(cause).splitlines():
+        text = f"{text} {str(cause).splitlines()[0]}"
+    if "Could not override '" in text:
+        key = text.split("Could not override '")[1].split("'")[0]
+        near = difflib.get_close_matches(key, _known_keys(config_name), 1, cutoff=0.5)
+        text = f"unknown key {key}" if "not in" in text else text
+        text += f"; did you mean {near[0]}?" if near else "; see --help, or --cfg job for all keys"
+    return text
+
+
+def _known_keys(config_name: str) -> list[str]:
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(conf_dir()), version_base=None):
+        cfg = hydra.compose(config_name)
+    keys: list[str] = []
+
+    def walk(node: object, prefix: str) -> None:
+        if isinstance(node, dict):
+            for k, v in node.items():
+                keys.append(f"{prefix}{k}")
+                walk(v, f"{prefix}{k}.")
+
+    walk(OmegaConf.to_container(cfg), "")
+    return keys

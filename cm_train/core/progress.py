@@ -1,0 +1,124 @@
+"""How far a long job is: a live bar on a terminal, a plain line every few seconds elsewhere."""
+
+import contextlib
+import sys
+import time
+from typing import Any, Self
+
+from .launched import is_follower
+from .terminal import duration, is_quiet, is_shared, live_bars, put
+
+EVERY_S = 10.0  # between two lines where there is no terminal
+_BAR_AFTER_S = 0.5  # a job that is over before that shows no bar
+
+
+class Progress:
+    """As a context: what is on the terminal while a job runs. Only rank 0 shows anything, and nobody where quiet.
+
+    Args:
+        total: how much there is to do; None where nobody knows.
+        what: a word or two for it.
+        start: how much is done already.
+        leads: whether it is what the command is for: shown from the first moment to the last, the bar left standing.
+            Any other job that is over soon shows nothing.
+    """
+
+    def __init__(
+        self,
+        total: int | None,
+        what: str,
+        start: int = 0,
+        leads: bool = False,
+        every_s: float | None = None,
+    ):
+        self.total, self.done = total, start
+        self._what, self._start, self._leads = what, start, leads
+        self._every_s = EVERY_S if every_s is None else every_s
+        self._bar: Any = None
+        self._stream = sys.stderr  # as it is now: torchvision's chatter is redirected while it downloads
+        # Told by the environment: data are prepared before the ranks have met.
+        self._silent = is_quiet() or is_follower()
+
+    def __enter__(self) -> Self:
+        self._began = time.monotonic()
+        self._due = self._began + (0.0 if self._leads else self._every_s)
+        if not self._silent:
+            from rich.console import Console
+
+            self._console = Console(file=self._stream)
+            # A dumb terminal's cursor can't, and beside other jobs' lines a bar would be torn.
+            self._can_move = self._stream.isatty() and self._console.is_interactive and not is_shared()
+            if self._leads:
+                self._start_bar()
+        return self
+
+    def _start_bar(self) -> None:
+        if not self._can_move:
+            return
+        self._can_move = False  # whether this one works or not
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        bar = Progress(
+            TextColumn(self._what),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[shown]}"),
+            *([] if self.total is None else [TimeRemainingColumn(), TextColumn("left")]),
+            console=self._console,
+            refresh_per_second=4,
+            transient=not self._leads,
+            redirect_stdout=self._leads,
+            redirect_stderr=self._leads,
+        )
+        self._task = bar.add_task(self._what, total=self.total, completed=self.done, shown="")
+        with contextlib.suppress(OSError):
+            bar.start()
+            live_bars.append(bar)
+            self._bar = bar
+
+    def move(self, done: int) -> None:
+        """`done` of the total are done: moves a bar, writes no line."""
+        self.done = done
+        if self._bar is None and not self._silent and time.monotonic() - self._began > _BAR_AFTER_S:
+            self._start_bar()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done)
+
+    def update(self, done: int, shown: str = "", left_s: float | None = None) -> None:
+        """`done` of the total are done.
+
+        Args:
+            shown: what to say beside that.
+            left_s: how long the rest takes, where that is known better than from the pace so far.
+        """
+        self.move(done)
+        if self._silent:
+            return
+        if self._bar is not None:
+            self._bar.update(self._task, shown=shown)
+            return
+        now, at_end = time.monotonic(), self._leads and done == self.total
+        if now < self._due and not at_end:
+            return
+        self._due = now + self._every_s
+        if left_s is None and self.total is not None and done > self._start:
+            left_s = (now - self._began) * (self.total - done) / (done - self._start)
+        share = f"{done}" if self.total is None else f"{done}/{self.total}"
+        left = "" if left_s is None else f"{duration(left_s)} left"
+        put("  ".join(filter(None, [f"{self._what} {share}", shown, left])), self._console)
+
+    def advance(self, by: int = 1) -> None:
+        """`by` more are done."""
+        self.update(self.done + by)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            live_bars.remove(self._bar)
+            with contextlib.suppress(OSError, SystemExit):
+                self._bar.stop()
+            self._bar = None
+
+
+def progress(total: int | None, what: str) -> Progress:
+    """The context for a job beside training; its `advance` or `update` says how far it is."""
+    return Progress(total, what)

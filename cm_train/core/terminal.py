@@ -1,0 +1,79 @@
+"""Lines on the terminal, and the silence that --quiet asks for."""
+
+import contextlib
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from .errors import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+_QUIET = "CM_TRAIN_QUIET"  # in the environment, since a run's ranks are processes of their own
+_LABEL = "CM_TRAIN_LABEL"
+live_bars: list["Progress"] = []  # what is on the terminal now, the newest last
+
+
+def silence() -> None:
+    """From here on this process and those that it starts show errors only."""
+    os.environ[_QUIET] = "1"
+    os.environ["PYTHONWARNINGS"] = "ignore"
+    warnings.simplefilter("ignore")
+
+
+def is_quiet() -> bool:
+    """Whether only errors may be shown."""
+    return os.environ.get(_QUIET, "0") not in ("", "0")
+
+
+@contextlib.contextmanager
+def labelled(label: str) -> Iterator[None]:
+    """For a job beside others on one terminal: its lines, its ranks' too, begin with `label`, and it draws no bar."""
+    os.environ[_LABEL] = label
+    try:
+        yield
+    finally:
+        del os.environ[_LABEL]
+
+
+def is_shared() -> bool:
+    """Whether others write on this terminal at the same time."""
+    return _LABEL in os.environ
+
+
+def say(text: str) -> None:
+    """One line on the terminal, above the bar where one is live; none where the user wants it quiet."""
+    if not is_quiet():
+        complain(text)
+
+
+def complain(text: str) -> None:
+    """`say` for what went wrong: shown to those too who want it quiet."""
+    from rich.console import Console
+
+    put(text, live_bars[-1].console if live_bars else Console(stderr=True))
+
+
+def put(text: str, console: "Console") -> None:
+    """One line of plain text on `console`."""
+    with contextlib.suppress(OSError, SystemExit):  # a full disk or a closed pipe behind stderr must not end a run
+        label = f"[{os.environ[_LABEL]}] " if is_shared() else ""
+        console.print(printable(label + text), highlight=False, markup=False, soft_wrap=True)
+
+
+def restore_cursor() -> None:
+    """Begin a new line and show the cursor, on a terminal whose progress bar ended without doing so."""
+    if sys.stderr.isatty():
+        with contextlib.suppress(OSError):
+            print("\x1b[?25h", file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, as in 1:02:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

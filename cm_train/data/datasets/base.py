@@ -1,0 +1,170 @@
+"""What every data set offers, and the data set that is held in memory whole."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...core import rng
+from ...core.errors import InputError
+from ...core.progress import progress
+from ...core.signals import heed
+
+_SIGMA_IMAGES = 4096  # how many images of a set that is decoded on the fly are enough for its sigma_data
+_LISTED = 12  # names that are shown of many
+_SIGMA_PIXELS = 2**22  # values looked at in one go, so that a set that is decoded on the fly needs little memory
+
+
+class Dataset(ABC):
+    """Square uint8 images of one size, addressed by index. Built as `cls(config, world)`.
+
+    Attributes:
+        image_size: height and width in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        class_names: one name a label, in the order of the labels; empty where there are no labels.
+        hflip: whether the set wants random horizontal flips; whoever trains does the flipping.
+        lazy: whether `gather` decodes files, so that fetching ahead pays.
+        device: where batches are wanted.
+        notes: what a person should hear of the set, beside its `summary`.
+    """
+
+    image_size: int
+    channels: int
+    class_names: list[str]
+    hflip: bool
+    lazy: bool = False
+    device: torch.device = torch.device("cpu")
+    notes: Sequence[str] = ()
+
+    def load(self, left_out: Path | None = None) -> None:  # noqa: B027 - most sets have nothing left to read
+        """Read what building has left to read, each rank its share: call it before anything else.
+
+        Args:
+            left_out: a file in which the set writes down what it can't use and goes on without.
+
+        Raises:
+            InputError: an image can't be read, on every rank where that happens to one.
+            Stopped: see `signals.heed`.
+        """
+
+    def summary(self) -> str:
+        """How many images and which classes, in words."""
+        classes = f"{self.num_classes:,} classes: {listed(self.class_names)}" if self.class_names else "no classes"
+        return f"{len(self):,} images, {classes}"
+
+    @property
+    def num_classes(self) -> int:
+        """How many labels there are; 0 where `gather` gives none."""
+        return len(self.class_names)
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def gather(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images and labels at `index`.
+
+        Args:
+            index: int64 [B] on the CPU, each in [0, len).
+
+        Returns:
+            uint8 [B, C, H, W] and int64 [B] (None where num_classes is 0): on `device` where the set lives there,
+            else on the CPU, and pinned where `device` is a CUDA device.
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A sha256 in hex that changes with the images, their order or their labels."""
+
+    def was_known_as(self, recorded: str) -> bool:
+        """Whether `recorded` is the fingerprint that an earlier version gave this set; it then is as it was there."""
+        return False
+
+    def to(self, device: torch.device | str) -> "Dataset":
+        """Prepare for batches on `device`; returns the set itself."""
+        self.device = torch.device(device)
+        return self
+
+    def sigma_data(self) -> float:
+        """Standard deviation of all pixel values in [-1, 1] about their mean, of a fixed subset where lazy.
+
+        Raises:
+            InputError: every pixel has the same value.
+        """
+        index = torch.arange(len(self))
+        if self.lazy and len(self) > _SIGMA_IMAGES:
+            index = rng.permutation(0, "sigma_data", 0, len(self))[:_SIGMA_IMAGES].sort().values
+        counts = torch.zeros(256, dtype=torch.int64)  # exact, and so the same on every device
+        with progress(len(index), "measuring contrast, images") as bar:
+            for some in index.split(max(1, _SIGMA_PIXELS // (self.channels * self.image_size**2))):
+                heed()
+                counts += self.gather(some)[0].flatten().bincount(minlength=256).cpu()
+                bar.advance(len(some))
+        level = torch.arange(256, dtype=torch.float64)
+        mean = (counts * level).sum() / counts.sum()
+        variance = float((counts * (level - mean).square()).sum() / counts.sum())
+        if counts.count_nonzero() == 1:
+            raise InputError("the data set has one colour only", f"{len(self)} images without any contrast")
+        return variance**0.5 / 127.5
+
+    def _host(self, tensor: Tensor) -> Tensor:
+        """`tensor`, pinned where it will go to a CUDA device: only then does the copy not hold up the program."""
+        return tensor.pin_memory() if self.device.type == "cuda" else tensor
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names with commas between them, the first ones of many."""
+    return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
+
+
+class InMemory(Dataset):
+    """A set whose images are one tensor.
+
+    Args:
+        images: uint8 [N, C, S, S], N > 0.
+        labels: int64 [N], or None.
+        class_names: one name a label; ignored where `labels` is None.
+        hflip: see Dataset.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor | None, class_names: list[str], hflip: bool = False):
+        assert images.dtype == torch.uint8 and images.ndim == 4 and images.shape[2] == images.shape[3]
+        assert len(images) > 0 and (labels is None or labels.shape == (len(images),))
+        self.images, self.labels = images.contiguous(), labels
+        self.channels, self.image_size = images.shape[1:3]
+        self.class_names = [] if labels is None else class_names
+        self.hflip = hflip
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def gather(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        at_home = self.images.device.type == "cpu"
+        if not at_home:
+            index = self._host(index).to(self.images.device, non_blocking=True)
+        batch = (self.images[index], None if self.labels is None else self.labels[index])
+        return (self._host(batch[0]), None if batch[1] is None else self._host(batch[1])) if at_home else batch
+
+    def to(self, device: torch.device | str) -> "InMemory":
+        """Move to `device`, unless the images would take more than a third of its free memory."""
+        super().to(device)
+        if self.device.type != "cuda" or self.images.nbytes <= torch.cuda.mem_get_info(self.device)[0] // 3:
+            self.images = self.images.to(self.device)
+            self.labels = None if self.labels is None else self.labels.to(self.device)
+        return self
+
+    def relabelled(self, class_names: list[str], labels: Tensor) -> "InMemory":
+        """The same images under other labels, int64 [N]."""
+        other = InMemory(self.images, labels.to(self.images.device), class_names, self.hflip)
+        other.device = self.device
+        return other
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
+        digest.update(self.images.cpu().numpy().data)
+        if self.labels is not None:
+            digest.update(self.labels.cpu().numpy().data)
+        return digest.hexdigest()

@@ -1,0 +1,70 @@
+"""Between tensors in [-1, 1] and pictures on disk; the one rounding rule of the whole project."""
+
+import math
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..core.files import not_through_a_link
+
+_GAP_GREY = 90  # neither the black nor the white that images end in
+_MOST_OVERHEAD = 1 << 16  # of a PNG, in bytes
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """uint8 [..., H, W] -> float32 in [-1, 1]: 0 -> -1, 255 -> 1."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[-1, 1] (clamped) -> uint8 by rounding; the inverse of `to_unit_range` on its values."""
+    return (images.clamp(-1, 1) * 127.5 + 128).floor().clamp(0, 255).to(torch.uint8)
+
+
+def grid(images: Tensor, columns: int | None = None, min_side: int = 640) -> Tensor:
+    """One picture of uint8 images [N, C, H, W] with gaps between them; uint8 [C, H', W'].
+
+    Args:
+        columns: None makes the grid about square.
+        min_side: small images are enlarged by a whole factor until the picture's longer side is about this.
+    """
+    count, channels, height, width = images.shape
+    columns = min(count, columns or math.ceil(math.sqrt(count)))
+    rows, gap = math.ceil(count / columns), max(1, height // 16)
+    picture = images.new_full((channels, rows * (height + gap) + gap, columns * (width + gap) + gap), _GAP_GREY)
+    for i, image in enumerate(images):
+        y, x = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
+        picture[:, y : y + height, x : x + width] = image
+    factor = max(1, round(min_side / max(picture.shape[1:])))
+    return picture.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+
+
+def save_png(picture: Tensor, path: str | os.PathLike[str]) -> None:
+    """Write one uint8 picture [C, H, W], C 1 or 3, as PNG."""
+    from PIL import Image
+
+    array = picture.permute(1, 2, 0).contiguous().cpu().numpy()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb", opener=not_through_a_link) as file:
+        Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(file, "PNG")
+
+
+def read_png(path: str | os.PathLike[str], shape: tuple[int, int, int]) -> Tensor | None:
+    """The picture [C, H, W] that `save_png` wrote; None where there is none of that shape, or only half of one."""
+    import numpy as np
+    from PIL import Image
+
+    channels, height, width = shape
+    try:
+        with open(path, "rb", opener=not_through_a_link) as file:
+            if os.fstat(file.fileno()).st_size > 2 * math.prod(shape) + _MOST_OVERHEAD:
+                return None
+            with Image.open(file, formats=["PNG"]) as image:
+                if (image.mode, image.size) != ("L" if channels == 1 else "RGB", (width, height)):
+                    return None
+                array = np.array(image)
+    except Exception:  # Pillow raises nearly anything
+        return None
+    return torch.from_numpy(array).view(height, width, channels).permute(2, 0, 1)

@@ -1,0 +1,1 @@
+"""A denoiser, in memory and on disk."""

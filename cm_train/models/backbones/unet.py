@@ -1,0 +1,257 @@
+"""The ADM U-Net of Dhariwal & Nichol 2021, as OpenAI's consistency models use it."""
+
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from ...core.errors import InputError
+from ...core.registry import Settings, register
+from .base import Block, KeyedDropout, precise, sinusoidal_embedding, uncast
+
+Count = Annotated[int, Field(ge=1, le=1024)]  # bounded, since a stranger's checkpoint says what to build
+
+
+class UNetConfig(Settings):
+    """The `backbone` group for `name: unet`."""
+
+    channels: Annotated[int, Field(ge=2, le=16384, multiple_of=2)] = 192  # base width M; the embedding has 4 M
+    # one level a number, finest first
+    channel_mult: Annotated[list[Count], Field(min_length=1, max_length=12)] = [1, 2, 3, 4]
+    num_blocks: Annotated[int, Field(ge=1, le=64)] = 3  # residual blocks per level
+    attention_resolutions: Annotated[list[Count], Field(max_length=12)] = [32, 16, 8]
+    head_channels: Count = 64
+    group_channels: Count | None = None  # channels per norm group; None: 32 groups, as published
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout_max_size: Count | None = None  # dropout only where features are at most this wide; None: everywhere
+    scale_shift: bool = True  # the embedding scales and shifts after the norm, else it is added before
+    # Scale and shift are each divided by their root mean square over the channels: Lu & Song 2024 (sCM), section 4.1.
+    embedding_norm: bool = False
+    # Up and down inside residual blocks, as published; else by pooling, and nearest neighbours with a convolution.
+    resample_in_block: bool = True
+    # c_noise is multiplied by this before the embedding. 1 suits iCT, ECT and sCM; OpenAI's weights want 1000.
+    noise_multiplier: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+
+    def model_post_init(self, _: Any) -> None:
+        if self.embedding_norm and not self.scale_shift:
+            raise ValueError("embedding_norm needs scale_shift=true")
+
+
+class _Norm(nn.GroupNorm):
+    """GroupNorm in float32 at least, whatever the autocast type."""
+
+    def __init__(self, channels: int, config: UNetConfig):
+        groups = 32 if config.group_channels is None else max(1, channels // config.group_channels)
+        if channels % groups:
+            raise InputError(
+                "the norm's groups must divide the width",
+                f"{channels} channels in {groups} groups",
+                fix="set backbone.group_channels to a divisor of every level's width",
+            )
+        super().__init__(groups, channels, eps=1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            return super().forward(precise(x)).to(x.dtype)
+        # The compiler takes the operator apart just so, but knows no forward-mode derivative of the whole, which sCM
+        # needs.
+        groups = precise(x).reshape(x.shape[0], self.num_groups, -1)
+        variance, mean = torch.var_mean(groups, dim=2, correction=0, keepdim=True)
+        normal = ((groups - mean) * torch.rsqrt(variance + self.eps)).reshape(x.shape)
+        return torch.addcmul(self.bias[:, None, None], normal, self.weight[:, None, None]).to(x.dtype)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """x [B, C, 1, 1] divided by its root mean square over the channels."""
+    return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-8)
+
+
+def _zero(module: nn.Module) -> None:
+    """Zero weight and bias, so that the branch that ends here starts as nothing."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+
+
+class ResBlock(Block):
+    """norm, SiLU, (resample), conv; embedding; norm, SiLU, dropout, conv; plus the (resampled) input."""
+
+    def __init__(
+        self, cin: int, cout: int, resolution: int, embedding: int, config: UNetConfig, salt: int, resample: str = ""
+    ):
+        super().__init__()
+        self.resample, self.scale_shift, self.embedding_norm = resample, config.scale_shift, config.embedding_norm
+        self.norm_in, self.conv_in = _Norm(cin, config), nn.Conv2d(cin, cout, 3, padding=1)
+        self.embed = nn.Linear(embedding, cout * (2 if config.scale_shift else 1))
+        self.norm_out, self.conv_out = _Norm(cout, config), nn.Conv2d(cout, cout, 3, padding=1)
+        drops = config.dropout_max_size is None or resolution <= config.dropout_max_size
+        self.dropout = KeyedDropout(config.dropout if drops else 0.0, (cout, resolution, resolution), salt)
+        self.skip = nn.Identity() if cin == cout else nn.Conv2d(cin, cout, 1)
+        _zero(self.conv_out)
+
+    def forward(self, x: Tensor, embedding: Tensor, keys: Tensor | None) -> Tensor:
+        h = F.silu(self.norm_in(x))
+        if self.resample:
+            h, x = _resample(h, self.resample), _resample(x, self.resample)
+        h = self.conv_in(h)
+        with uncast(h):
+            e = self.embed(embedding)[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = e.chunk(2, dim=1)
+            scale, shift = (_unit(scale), _unit(shift)) if self.embedding_norm else (1 + scale, shift)
+            h = torch.addcmul(shift.to(h.dtype), self.norm_out(h), scale.to(h.dtype))
+        else:
+            h = self.norm_out(h + e.to(h.dtype))
+        return self.skip(x) + self.conv_out(self.dropout(F.silu(h), keys))
+
+
+def _resample(x: Tensor, direction: str) -> Tensor:
+    return F.avg_pool2d(x, 2) if direction == "down" else F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+class Resample(nn.Module):
+    """Resampling outside a residual block, followed by a convolution when going up."""
+
+    def __init__(self, channels: int, direction: str):
+        super().__init__()
+        self.direction = direction
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if direction == "up" else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(_resample(x, self.direction))
+
+
+class Attention(Block):
+    """Self-attention over the pixels, with a residual; qkv rows ordered (q|k|v, head, channel)."""
+
+    def __init__(self, channels: int, config: UNetConfig):
+        super().__init__()
+        if channels % config.head_channels:
+            raise InputError(
+                "attention heads must divide the width",
+                f"{channels} channels in heads of {config.head_channels}",
+                fix="set backbone.head_channels to a divisor",
+            )
+        self.heads = channels // config.head_channels
+        self.norm = _Norm(channels, config)
+        self.qkv, self.proj = nn.Conv2d(channels, 3 * channels, 1), nn.Conv2d(channels, channels, 1)
+        _zero(self.proj)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, h * w).transpose(-1, -2)
+        q, k, v = qkv.unbind(1)  # [B, heads, pixels, head channels]
+        out = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj(out.transpose(-1, -2).reshape(b, c, h, w))
+
+
+class _Stage(nn.Module):
+    """A residual block, then attention or resampling where the position asks for it."""
+
+    def __init__(self, block: ResBlock | Resample, attention: Attention | None = None, up: nn.Module | None = None):
+        super().__init__()
+        self.block, self.attention, self.up = block, attention, up
+
+    def forward(self, x: Tensor, embedding: Tensor, keys: Tensor | None) -> Tensor:
+        x = self.block(x, embedding, keys) if isinstance(self.block, ResBlock) else self.block(x)
+        if self.attention is not None:
+            x = self.attention(x)
+        if self.up is not None:
+            x = self.up(x, embedding, keys) if isinstance(self.up, ResBlock) else self.up(x)
+        return x
+
+
+@register("backbone", "unet")
+class UNet(nn.Module):
+    """F(x, c_noise, labels): encoder with skips, middle, decoder.
+
+    Args:
+        config: sizes; the defaults are the published ImageNet-64 network (295,899,267 parameters with classes).
+        image_size: side of the square images, divisible by 2^(levels - 1).
+        image_channels: 1 or 3.
+        num_classes: 0 for no class conditioning.
+    """
+
+    Config = UNetConfig
+
+    def __init__(self, config: UNetConfig, image_size: int, image_channels: int, num_classes: int = 0):
+        super().__init__()
+        levels = len(config.channel_mult)
+        if image_size % 2 ** (levels - 1):
+            raise InputError(
+                f"{levels} levels halve the image {levels - 1} times",
+                f"image size {image_size}",
+                f"a multiple of {2 ** (levels - 1)}",
+                "set backbone.channel_mult to fewer levels, or dataset.image_size",
+            )
+        self.config, self.num_classes = config, num_classes
+        width, embedding = config.channels, 4 * config.channels
+        self.embed_in, self.embed_out = nn.Linear(width, embedding), nn.Linear(embedding, embedding)
+        self.embed_label = nn.Embedding(num_classes, embedding) if num_classes else None
+
+        salt = iter(range(10_000))
+
+        def block(cin: int, cout: int, res: int, resample: str = "") -> ResBlock:
+            return ResBlock(cin, cout, res, embedding, config, next(salt), resample)
+
+        def attend(c: int, res: int) -> Attention | None:
+            return Attention(c, config) if res in config.attention_resolutions else None
+
+        def resampler(c: int, res: int, direction: str) -> ResBlock | Resample:
+            return block(c, c, res, direction) if config.resample_in_block else Resample(c, direction)
+
+        c, res = config.channel_mult[0] * width, image_size
+        self.first = nn.Conv2d(image_channels, c, 3, padding=1)
+        self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
+        skips = [c]
+        for level, mult in enumerate(config.channel_mult):
+            for _ in range(config.num_blocks):
+                self.encoder.append(_Stage(block(c, mult * width, res), attend(mult * width, res)))
+                c = mult * width
+                skips.append(c)
+            if level < levels - 1:
+                res //= 2
+                self.encoder.append(_Stage(resampler(c, res, "down")))
+                skips.append(c)
+        self.middle = nn.ModuleList([_Stage(block(c, c, res), Attention(c, config)), _Stage(block(c, c, res))])
+        for level, mult in reversed(list(enumerate(config.channel_mult))):
+            for i in range(config.num_blocks + 1):
+                out = mult * width
+                stage = _Stage(block(c + skips.pop(), out, res), attend(out, res))
+                if level and i == config.num_blocks:
+                    res *= 2
+                    stage.up = resampler(out, res, "up")
+                self.decoder.append(stage)
+                c = out
+        self.norm_out, self.last = _Norm(c, config), nn.Conv2d(c, image_channels, 3, padding=1)
+        _zero(self.last)
+
+    def forward(
+        self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, dropout_keys: Tensor | None = None
+    ) -> Tensor:
+        """x [B, C, H, W], c_noise [B], labels int64 [B] or None, dropout_keys int32 [B, 2] or None."""
+        if (labels is None) != (self.embed_label is None):
+            raise InputError(
+                "labels go with a class-conditional network and with no other",
+                "no labels" if labels is None else "labels",
+                f"{self.num_classes} classes",
+            )
+        e = sinusoidal_embedding(c_noise * self.config.noise_multiplier, self.config.channels)
+        with uncast(x):
+            e = self.embed_out(F.silu(self.embed_in(e)))
+        if self.embed_label is not None:
+            e = e + self.embed_label(labels)
+        e = F.silu(e)  # every block starts from SiLU(embedding)
+
+        keys = dropout_keys if self.config.dropout > 0 else None
+        h = self.first(x.to(memory_format=torch.channels_last))
+        skips = [h]
+        for stage in self.encoder:
+            h = stage(h, e, keys)
+            skips.append(h)
+        for stage in self.middle:
+            h = stage(h, e, keys)
+        for stage in self.decoder:
+            h = stage(torch.cat([h, skips.pop()], dim=1), e, keys)
+        return self.last(F.silu(self.norm_out(h)))

@@ -1,0 +1,99 @@
+"""manifest.json, the signed list of what a checkpoint is: its step, its network, its files and their hashes."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from ...core import registry
+from ...core.errors import InputError
+from ...core.files import may_pass, read_small, unreadable
+from ...core.registry import MOST, Settings, shown
+from ..denoiser import DenoiserConfig
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+_MAX_MANIFEST_BYTES = 1 << 20
+
+
+class FileEntry(Settings):
+    """One file of a checkpoint: its sha256 in hex and its size in bytes."""
+
+    sha256: str
+    size: int
+
+
+class Manifest(Settings):
+    """What `manifest.json` holds."""
+
+    format: int
+    step: Annotated[int, Field(ge=0, le=MOST)]
+    finished: bool  # whether this was the run's last step
+    ema: str  # the weights that `weights=ema` means, "ema_<decay>"
+    denoiser: DenoiserConfig
+    backbone: dict[str, Any]
+    provenance: dict[str, str]  # sha256 of the teacher, fingerprint of the data set
+    files: dict[str, FileEntry]
+    snapshots: list[int] | None = None  # the steps of a run's snapshots until then; None where it takes none
+    threads: int | None = None  # of each process that summed; another number adds in another order
+
+
+class DamagedCheckpoint(InputError):
+    """A checkpoint whose files are not what its manifest says."""
+
+
+def signed(manifest: Mapping[str, Any]) -> str:
+    """The text of a manifest with the sha256 of all the rest of it: a flipped bit must not change a step."""
+    values = {key: value for key, value in manifest.items() if key != "sha256"}
+    return json.dumps(values | {"sha256": _digest(values)}, indent=2)
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def damaged(folder: Path, what: str) -> DamagedCheckpoint:
+    """What to raise about the checkpoint in `folder`."""
+    return DamagedCheckpoint(f"checkpoint {folder} is damaged: {what}")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a checkpoint, typed; the files that it names are not looked at.
+
+    Raises:
+        DamagedCheckpoint: it is missing or not a manifest.
+        InputError: it can't be read now, or has another format.
+    """
+    path = folder / MANIFEST
+    try:
+        values = json.loads(read_small(path, _MAX_MANIFEST_BYTES).decode("utf-8"))
+        whole = isinstance(values, dict) and values.pop("sha256", None) == _digest(values)
+    except FileNotFoundError:
+        raise damaged(folder, f"{MANIFEST} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        if may_pass(error):
+            raise unreadable(path, error) from None
+        raise damaged(folder, f"{MANIFEST} can't be read: {shown(error)}") from None
+    if not isinstance(values, dict):
+        raise damaged(folder, f"{MANIFEST} is not an object")
+    if not whole:
+        raise damaged(folder, f"{MANIFEST} does not match its own sha256")
+    if values.get("format") != FORMAT:
+        raise InputError(f"checkpoint {folder} has another format", shown(values.get("format")), str(FORMAT))
+    try:
+        return registry.typed(Manifest, _with_int_keys(values), MANIFEST)
+    except InputError as error:
+        raise damaged(folder, str(error)) from None
+
+
+def _with_int_keys(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no integer keys; `sampling.points` does."""
+    try:
+        sampling = values["denoiser"]["sampling"]
+        sampling["points"] = {int(k): v for k, v in sampling["points"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        pass  # the typed check names what is wrong
+    return values

@@ -1,0 +1,311 @@
+"""Checkpoints: folders that appear whole or not at all, are verified before use, and can't run code.
+
+step_00001000/  denoiser.safetensors  ema_<decay>.safetensors  state.pt  manifest.json
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError, safe_open
+
+from ...core.errors import InputError
+from ...core.files import is_there, may_pass, not_through_a_link, patiently, read_small, unreadable, write_whole
+from ...core.registry import shown
+from ...core.terminal import complain
+from . import state_file
+from .manifest import MANIFEST, DamagedCheckpoint, Manifest, damaged, read_manifest, signed
+from .vanishing import again, present
+
+T = TypeVar("T")
+
+_RECORD, _NEEDED_BY = ".saved.json", ".needed_by_"
+_STEP = re.compile(r"step_[0-9]{1,15}", re.ASCII)
+_BRING_BACK = "bring them back; or start over under another name=..., or with this run's folder moved away"
+
+
+class NotThere(InputError):
+    """There is no checkpoint, or not the one that is wanted."""
+
+
+def step_folder(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step_{step:08d}"
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, in hex."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def verify(folder: Path) -> Manifest:
+    """The manifest of a checkpoint whose every file has been checked.
+
+    Raises:
+        DamagedCheckpoint: a file was read whole and is not what it should be, is missing, or has a hostile header.
+        InputError: a file can't be read now, which says nothing about the checkpoint.
+        Vanished: the folder was removed meanwhile.
+    """
+    with present(folder):
+        return _verify(folder)
+
+
+def _verify(folder: Path) -> Manifest:
+    def bad(what: str) -> DamagedCheckpoint:
+        return damaged(folder, what)
+
+    manifest = read_manifest(folder)
+    for name, entry in manifest.files.items():
+        file = folder / name
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise bad(f"{MANIFEST} names a file outside the folder: {shown(name)!r}")
+        try:
+            size, digest = patiently(lambda: _size_and_sha256(file, entry.size))  # noqa: B023 - called at once
+        except FileNotFoundError:
+            raise bad(f"{shown(name)} is missing") from None
+        except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+            if may_pass(error):
+                raise unreadable(file, error) from None
+            raise bad(f"{shown(name)} is not a file") from None
+        if size != entry.size:
+            raise bad(f"{name} has {size} bytes instead of {shown(entry.size)}")
+        if digest != entry.sha256:
+            raise bad(f"{name} does not match its sha256")
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            patiently(lambda: _check_header(file))  # noqa: B023 - called at once
+        except (SafetensorError, OSError) as error:
+            if may_pass(error):
+                raise unreadable(file, error) from None
+            raise bad(f"{file.name}: {error}") from None
+    return manifest
+
+
+def _check_header(file: Path) -> None:
+    os.close(not_through_a_link(str(file), os.O_RDONLY))
+    with safe_open(file, "pt"):  # checks that the header is bounded, and its offsets inside the file
+        pass
+
+
+def _size_and_sha256(file: Path, wanted: int) -> tuple[int, str]:
+    """A file's size, and its hash where that is the wanted one: a stranger's file may be as large as it likes."""
+    with open(file, "rb", opener=not_through_a_link) as f:
+        size = os.fstat(f.fileno()).st_size
+        return size, hashlib.file_digest(f, "sha256").hexdigest() if size == wanted else ""
+
+
+def folders(run: Path) -> list[Path]:
+    """Checkpoint folders of a run, newest first: by number, since names of eight digits and of nine don't sort.
+
+    Raises:
+        InputError: there is something under their name that can't be looked into.
+    """
+    home = run / "checkpoints"
+    try:
+        names = patiently(lambda: os.listdir(home)) if is_there(home) else []
+    except OSError as error:
+        reason = "it leads nowhere" if isinstance(error, FileNotFoundError) else error.strerror
+        raise InputError(f"the checkpoints of {run} can't be seen: {home}: {reason}", fix=_BRING_BACK) from None
+    return sorted((home / name for name in names if _STEP.fullmatch(name)), key=_step_in_name, reverse=True)
+
+
+def _step_in_name(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
+
+
+def record_save(run: Path, step: int) -> None:
+    """Note, outside of `checkpoints/`, that a run has saved: what was saved and can't be seen must not start over.
+
+    Where that can't be written it is left to the next time.
+    """
+    with contextlib.suppress(OSError):
+        write_whole(run / _RECORD, json.dumps({"step": step}).encode())
+
+
+def _check_none_saved(run: Path) -> None:
+    """For a run without a checkpoint in sight. Raises InputError where it has saved one, or that can't be told."""
+    try:
+        has_saved = is_there(run / _RECORD)
+    except OSError as error:
+        raise unreadable(run, error) from None
+    if has_saved:
+        raise NotThere(f"{run} has saved checkpoints, and none is in {run / 'checkpoints'}", fix=_BRING_BACK)
+
+
+@again
+def latest(run: Path, set_aside: bool = False) -> tuple[Path, Manifest] | None:
+    """The newest good checkpoint of a run, or None where there is none at all.
+
+    A damaged newer one is named and passed over; `set_aside` also renames it, so that it is not met again. Where none
+    is good nothing is renamed: the run must not look like one that never saved.
+
+    Raises:
+        DamagedCheckpoint: there are checkpoints and none is good.
+        InputError: there must be some, and they can't be seen or read.
+    """
+    bad: list[tuple[Path, DamagedCheckpoint]] = []
+    for folder in folders(run):
+        try:
+            manifest = verify(folder)
+            if folder.name != step_folder(run, manifest.step).name:
+                raise damaged(folder, f"it is of step {manifest.step}")
+        except DamagedCheckpoint as error:
+            bad.append((folder, error))
+            continue
+        for broken, reason in bad:
+            complain(f"{reason}; using {folder.name}")
+            if set_aside:
+                os.replace(broken, _unused(broken.with_name(f"damaged_{broken.name}")))
+        return folder, manifest
+    if bad:
+        raise bad[0][1]
+    _check_none_saved(run)
+    return None
+
+
+def _unused(path: Path) -> Path:
+    candidates = (path, *(path.with_name(f"{path.name}_{i}") for i in range(2, 10_000)))
+    return next(p for p in candidates if not p.exists())
+
+
+@again
+def newest_manifest(run: Path) -> Manifest | None:
+    """The manifest of a run's newest checkpoint whose manifest is readable, its files unchecked; None without any.
+
+    Raises:
+        DamagedCheckpoint: there are checkpoints, and no manifest is readable.
+        InputError: there must be some, and they can't be seen or read.
+    """
+    first: DamagedCheckpoint | None = None
+    for folder in folders(run):
+        try:
+            with present(folder):
+                return read_manifest(folder)
+        except DamagedCheckpoint as error:
+            first = first or error
+    if first is not None:
+        raise first
+    _check_none_saved(run)
+    return None
+
+
+def averaged_sha256(manifest: Manifest) -> str:
+    """What a run's provenance knows its teacher by: the sha256 of the weights that `weights=ema` means."""
+    entry = manifest.files.get(f"{manifest.ema}.safetensors")
+    return "" if entry is None else entry.sha256
+
+
+@again
+def resolve_known(path: str | os.PathLike[str], sha256: str) -> tuple[Path, Manifest]:
+    """The checkpoint at `path`, or of the run that it belongs to, whose averaged weights have this hash, verified.
+
+    Raises:
+        InputError: it isn't there any more, or it is damaged.
+    """
+    given = Path(os.path.expanduser(path))
+    run = given.parent.parent if given.parent.name == "checkpoints" else given
+    for folder in folders(run) or [given]:
+        known = ""
+        with contextlib.suppress(DamagedCheckpoint):
+            known = averaged_sha256(read_manifest(folder))
+        if known == sha256:
+            return folder, verify(folder)
+    resolve(path)  # says what is wrong where there is no checkpoint at all
+    raise NotThere(
+        f"no checkpoint of {run} is the teacher that this run began with",
+        allowed=f"one whose averaged weights have the sha256 {sha256[:16]}...",
+        fix="bring it back, name it with teacher=..., or start a run of its own with name=...",
+    )
+
+
+def mark_needed(folder: Path, by: Path) -> None:
+    """Have `keep` spare a checkpoint for as long as the run in `by` is there, where this user may write there.
+
+    It is looked for where it is now, and as far away from the checkpoint as it is now: both may move together.
+    """
+    run = os.path.realpath(by)
+    places = [run, os.path.relpath(run, os.path.realpath(folder))]
+    mark = folder / f"{_NEEDED_BY}{hashlib.sha256(run.encode()).hexdigest()[:16]}"
+    with contextlib.suppress(OSError, ValueError):
+        write_whole(mark, json.dumps(places).encode())
+
+
+def is_needed(folder: Path) -> bool:
+    """Whether a run that was marked as needing this checkpoint may still be there."""
+    return any(map(_may_need, folder.glob(f"{_NEEDED_BY}*[0-9a-f]")))
+
+
+def _may_need(mark: Path) -> bool:
+    try:
+        places = [str(place) for place in json.loads(read_small(mark, 1 << 14))]
+        return any(is_there(os.path.join(mark.parent, place, "config.yaml")) for place in places)
+    except (OSError, ValueError, TypeError, RecursionError):
+        return True  # what can't be told is no reason to delete anything
+
+
+def resolve(path: str | os.PathLike[str]) -> tuple[Path, Manifest]:
+    """The checkpoint that `path` means, verified: a run folder (its newest good one) or one checkpoint folder.
+
+    Raises:
+        InputError: there is no checkpoint at `path`, or it is damaged.
+    """
+    folder = Path(os.path.expanduser(path))  # os.path's functions take any text: no such user, a name too long
+    if os.path.isfile(folder / MANIFEST):
+        return folder, verify(folder)
+    if os.path.isdir(folder / "checkpoints"):
+        found = latest(folder)
+        if found is not None:
+            return found
+        raise NotThere(f"run {folder} has no checkpoint yet", fix="train it longer, or lower save_every")
+    run = folder.parent.parent
+    if folder.parent.name == "checkpoints" and os.path.isdir(folder.parent) and not os.path.lexists(folder):
+        raise NotThere(f"run {run} has no such checkpoint, or not any more", str(path), fix=f"{run} for its newest")
+    if folder.name.startswith("step_") and os.path.isdir(folder):
+        raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {MANIFEST} is missing")
+    runs = sorted(p.parent.name for p in folder.parent.glob("*/checkpoints")) if os.path.isdir(folder.parent) else []
+    raise NotThere(
+        "no checkpoint there",
+        str(path),
+        "a run folder or a checkpoint folder",
+        f"one of {', '.join(runs)}" if runs else None,
+    )
+
+
+@again
+def read(path: str | os.PathLike[str], load: Callable[[Path, Manifest], T]) -> T:
+    """What `load` makes of the checkpoint that `path` means, as `resolve` finds it.
+
+    The run may be in training: a checkpoint that is removed while `load` reads it is looked for anew.
+    """
+    folder, manifest = resolve(path)
+    with present(folder):
+        return load(folder, manifest)
+
+
+def averaged_only(folder: Path) -> dict[str, Path | str]:
+    """A checkpoint that is good for sampling and no more: its averaged weights, and the text of a manifest of them."""
+    manifest = read_manifest(folder)
+    file = f"{manifest.ema}.safetensors"
+    rest = manifest.model_copy(update={"files": {file: manifest.files[file]}})
+    return {file: folder / file, MANIFEST: signed(rest.model_dump(mode="json"))}
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What was saved as `state`, on the CPU: nested dicts of tensors and numbers, no larger than the file.
+
+    Raises:
+        DamagedCheckpoint: it is anything else.
+    """
+    file = folder / "state.pt"
+    try:
+        return patiently(lambda: state_file.read(file))
+    except Exception as error:  # torch raises a dozen types here
+        if may_pass(error):
+            raise unreadable(file, error) from None
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DamagedCheckpoint(f"{file} can't be read: {shown(reason)}") from None

@@ -1,0 +1,202 @@
+"""Which noise levels are trained on: the proposals that draw them and the curricula that size their grid."""
+
+import math
+from functools import lru_cache
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..core import registry
+from ..core.errors import InputError
+from ..core.registry import Positive, Settings, register
+from ..models.noise_levels import Rho, Sigma, karras_sigmas
+
+
+@register("proposal", "lognormal")
+class LogNormal:
+    """ln(sigma) ~ N(mean, std^2): Karras et al. 2022, table 1; on a grid, Song & Dhariwal 2023 (iCT), eq. 10."""
+
+    continuous = True
+
+    class Config(Settings):
+        mean: float = -1.2
+        std: Positive = 1.2
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    def sigma(self, u: Tensor) -> Tensor:
+        """Continuous levels from uniforms u in [0, 1), by the inverse distribution function."""
+        u = u.clamp(1e-15, 1 - 1e-15)
+        return torch.exp(self.config.mean + self.config.std * math.sqrt(2) * torch.erfinv(2 * u - 1))
+
+    def interval_weights(self, sigmas: Tensor) -> Tensor:
+        """Unnormalised probability of each interval of a descending grid [N]; [N - 1]."""
+        cdf = torch.erf((sigmas.log() - self.config.mean) / (math.sqrt(2) * self.config.std))
+        return cdf[:-1] - cdf[1:]
+
+
+@register("proposal", "uniform")
+class UniformIndex:
+    """Every interval of the grid alike: Song et al. 2023, algorithms 2 and 3."""
+
+    continuous = False
+
+    class Config(Settings):
+        pass
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    def interval_weights(self, sigmas: Tensor) -> Tensor:
+        return torch.ones_like(sigmas[1:])
+
+
+@register("curriculum", "constant")
+class Constant:
+    """The same grid throughout."""
+
+    class Config(Settings):
+        num_scales: Annotated[int, Field(ge=2, le=1_000_000)] = 18
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    def num_scales(self, step: int, schedule_steps: int) -> int:
+        return self.config.num_scales
+
+    @property
+    def first(self) -> int:
+        return self.config.num_scales - 1
+
+
+class _Growing(Settings):
+    s0: Annotated[int, Field(ge=1)]
+    s1: Annotated[int, Field(ge=1, le=1_000_000)]
+
+    def model_post_init(self, _: Any) -> None:
+        if self.s1 < self.s0:
+            raise ValueError(f"s1 must be at least s0={self.s0}")
+
+
+@register("curriculum", "sqrt")
+class SquareRoot:
+    """N(k) = ceil(sqrt(k/K ((s1+1)^2 - s0^2) + s0^2) - 1) + 1: Song et al. 2023, appendix C."""
+
+    class Config(_Growing):
+        s0: Annotated[int, Field(ge=2)] = 2
+        s1: Annotated[int, Field(ge=2, le=1_000_000)] = 150
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    def num_scales(self, step: int, schedule_steps: int) -> int:
+        s0, s1 = self.config.s0, self.config.s1
+        done = min(step, schedule_steps) / schedule_steps
+        # The published formula reaches s1 + 1 (= N of s1 intervals) just before the end; beyond it, it would go on.
+        return min(math.ceil(math.sqrt(done * ((s1 + 1) ** 2 - s0**2) + s0**2) - 1), s1) + 1
+
+    @property
+    def first(self) -> int:
+        return self.config.s0
+
+
+@register("curriculum", "doubling")
+class Doubling:
+    """N(k) = min(s0 2^floor(k/K'), s1) + 1, K' = floor(K / (log2 floor(s1/s0) + 1)): iCT, section 3.4."""
+
+    class Config(_Growing):
+        s0: Annotated[int, Field(ge=1)] = 10
+        s1: Annotated[int, Field(ge=1, le=1_000_000)] = 1280
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    def num_scales(self, step: int, schedule_steps: int) -> int:
+        s0, s1 = self.config.s0, self.config.s1
+        stage_steps = max(int(schedule_steps / (math.log2(s1 // s0) + 1)), 1)
+        # Beyond s1 the power only grows; the cap on it keeps the integer small in runs that go on for long.
+        return min(s0 * 2 ** min(step // stage_steps, 64), s1) + 1
+
+    @property
+    def first(self) -> int:
+        return self.config.s0
+
+
+class NoiseConfig(Settings):
+    """The `noise` group."""
+
+    sigma_min: Sigma = 0.002
+    sigma_max: Sigma = 80.0
+    rho: Rho = 7.0
+    sigma_data: Sigma | None = None  # None: measured on the data set, or inherited from the teacher
+    # How the network is told the level: ln(sigma) / 4 or TrigFlow's angle; None: as the teacher is, else log_sigma.
+    c_noise: Literal["log_sigma", "angle"] | None = None
+    proposal: dict[str, Any]
+    curriculum: dict[str, Any] | None = None  # None where noise levels are continuous
+
+    def model_post_init(self, _: Any) -> None:
+        if self.sigma_max <= self.sigma_min:
+            raise ValueError(f"sigma_max must exceed sigma_min={self.sigma_min}")
+        registry.settings("proposal", self.proposal, "noise.proposal")
+        if self.curriculum is not None:
+            registry.settings("curriculum", self.curriculum, "noise.curriculum")
+
+
+def check_noise(config: NoiseConfig, levels: str) -> None:
+    """Refuse a noise config that can't serve an objective of "continuous" or "grid" levels.
+
+    Raises:
+        InputError: it can't.
+    """
+    if levels == "grid" and config.curriculum is None:
+        raise InputError(
+            "this mode draws levels of a grid", "noise.curriculum=null", "uniform, ct, ict", "noise=uniform"
+        )
+    if levels == "continuous" and not registry.find("proposal", config.proposal["name"]).continuous:
+        got = f"noise.proposal.name={config.proposal['name']}"
+        raise InputError("this mode draws continuous noise levels", got, "lognormal", "noise=lognormal")
+
+
+class NoiseSchedule:
+    """Draws noise levels for training; every number is a function of the step and of the uniforms given."""
+
+    def __init__(self, config: NoiseConfig, schedule_steps: int):
+        self.config, self.schedule_steps = config, schedule_steps
+        self.proposal = registry.build("proposal", config.proposal)
+        self.curriculum: Any = None if config.curriculum is None else registry.build("curriculum", config.curriculum)
+        self._table = lru_cache(maxsize=4)(self._make_table)
+
+    def num_scales(self, step: int) -> int:
+        """N(step), the number of grid points."""
+        return self.curriculum.num_scales(step, self.schedule_steps)
+
+    def grid(self, num_scales: int) -> Tensor:
+        """The Karras grid of so many points; float64 [num_scales], descending."""
+        c = self.config
+        return karras_sigmas(num_scales, c.sigma_min, c.sigma_max, c.rho)
+
+    @property
+    def first_num_intervals(self) -> int:
+        """s0 of the curriculum (the N - 1 of a constant one), the anchor of the target decay mu(k)."""
+        return self.curriculum.first
+
+    def sigma(self, u: Tensor) -> Tensor:
+        """Continuous levels for uniforms u [B]; float32 [B], kept within [sigma_min, sigma_max]."""
+        return self.proposal.sigma(u).clamp(self.config.sigma_min, self.config.sigma_max).float()
+
+    def sigma_pair(self, u: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Neighbouring grid levels (sigma, sigma_next), sigma > sigma_next, for uniforms u [B]; float32 [B] each."""
+        sigmas, cdf = self._table(self.num_scales(step), u.device)
+        index = torch.searchsorted(cdf, u, right=True).clamp(max=len(cdf) - 1)
+        return sigmas[index].float(), sigmas[index + 1].float()
+
+    def _make_table(self, num_scales: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        sigmas = self.grid(num_scales)
+        weights = self.proposal.interval_weights(sigmas)
+        cdf = weights.cumsum(0) / weights.sum()
+        if device.type == "cuda":  # from pinned memory the copy does not make the host wait
+            sigmas, cdf = sigmas.pin_memory(), cdf.pin_memory()
+        return sigmas.to(device, non_blocking=True), cdf.to(device, non_blocking=True)

@@ -1,0 +1,80 @@
+"""What cm-train says before and after a run: what, on what, for how long, where; what came of it."""
+
+import os
+import shlex
+import time
+
+import torch
+
+from ..core.precision import autocast_type, drowns_in_bf16
+from ..core.terminal import duration, say
+from ..core.world import World
+from ..models.checkpoints import read as checkpoint
+from ..models.checkpoints.manifest import Manifest
+from ..training.config import RunConfig
+from ..training.tracking import last_values
+
+
+def header(config: RunConfig) -> float:
+    """Say what is about to run; returns the time that `summary` counts from."""
+    source = "" if config.teacher is None else f" from teacher {config.teacher}"
+    work = f"{config.steps} steps of {config.batch_size} images"
+    limit = "" if config.max_hours is None else f", for {config.max_hours:g} hours at most"
+    say(f"{config.mode} on {config.dataset['name']}{source}: {work}{limit}")
+    if config.precision == "bf16" and drowns_in_bf16(config.gap()):
+        say("note: this loss comes to compare what bf16 can't tell apart; precision=fp16 or auto can")
+    say(f"run folder {config.folder}; tracking: {_tracking(config)}")
+    return time.monotonic()
+
+
+def machine(config: RunConfig, world: World, compiling: str) -> None:
+    """Say what the run runs on; for its ranks to say, since asking a GPU for its name takes memory on it."""
+    device = world.device
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    autocast = autocast_type(config.precision, device, config.gap())
+    precision = str(autocast or torch.float32).removeprefix("torch.")
+    if config.precision == "tf32" and device.type == "cuda":
+        precision = "TF32"
+    exact = ", deterministic" if config.deterministic else ""
+    say(f"on {world.size} process{'es' * (world.size > 1)}, {kind}, {precision}{exact}; {compiling}")
+
+
+def _tracking(config: RunConfig) -> str:
+    home = config.folder
+    return {
+        "wandb": f"wandb project {config.tracking.project} ({_wandb_mode()})",
+        "tensorboard": f"TensorBoard, tensorboard --logdir {shlex.quote(str(home / 'tensorboard'))}",
+        "none": f"{home / 'metrics.jsonl'} only",
+    }[config.tracking.backend]
+
+
+def _wandb_mode() -> str:
+    mode = os.environ.get("WANDB_MODE")
+    return f"WANDB_MODE={mode}" if mode else "offline without a login"
+
+
+def summary(config: RunConfig, began: float, finished: bool, before: Manifest | None, newest: Manifest | None) -> None:
+    """Say what this command has done since `began`.
+
+    Args:
+        before: the run's newest checkpoint at that time; newest: and now.
+    """
+    if newest is None:
+        say("stopped before the first step; the same command starts again")
+        return
+    home, took = config.folder, time.monotonic() - began
+    steps = newest.step - (0 if before is None else before.step)
+    say(f"{steps} steps in {duration(took)}{_results(config)}")
+    say(f"checkpoint {checkpoint.step_folder(home, newest.step)}")
+    if not finished:
+        say(f"stopped at step {newest.step} of {config.steps}, everything saved; the same command goes on")
+        return
+    samples = f"; samples in {home / 'samples'}" if (home / "samples").is_dir() else ""
+    say(f"done{samples}. Next: cm-sample {shlex.quote(f'ckpt={home}')}")
+
+
+def _results(config: RunConfig) -> str:
+    """How it went at the end, as far as it was logged."""
+    values = last_values(config.folder / "metrics.jsonl")
+    rate = f", {values['images_per_s']:.0f} images/s" if "images_per_s" in values else ""
+    return rate + "".join(f", {name} {values[name]:.4g}" for name in ("loss", "agreement_rms") if name in values)

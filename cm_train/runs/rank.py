@@ -1,0 +1,101 @@
+"""A rank's side: how it heeds the command that started it, tells that why it ends, and ends."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+import torch
+
+from ..core.errors import InputError, OutOfMemory, TrainingFailed
+from ..core.signals import StopFlag
+from ..core.terminal import complain
+from ..core.world import RankLost, World, joined
+
+# How a command reaches the ranks that it started: its process, when they stop, and where they may say why they end.
+PARENT, DEADLINE, WORDS = "CM_TRAIN_PARENT", "CM_TRAIN_DEADLINE", "CM_TRAIN_WORDS"
+_MOST_WORDS = 4000  # bytes; so few are in a pipe whole or not at all
+
+
+def stop_of_parent() -> StopFlag:
+    """What stops a rank that `launch` started: signals, and its parent's word and deadline."""
+    stop = StopFlag()
+    heed_parent(stop)
+    return stop
+
+
+def heed_parent(stop: StopFlag) -> None:
+    """Have `stop` heed the parent's deadline too, and end with it, where `launch` or `launch_across` is the parent."""
+    if PARENT not in os.environ:
+        return
+    die_with_parent()
+    if sys.platform == "linux" and str(os.getppid()) != os.environ[PARENT]:  # it ended while this process was starting
+        _leave(1)
+    if DEADLINE in os.environ:
+        stop.deadline = float(os.environ[DEADLINE])
+
+
+def tell(text: str) -> None:
+    """Say in this rank's last moment why it ends: to the command that started it, or on the terminal where none did."""
+    with contextlib.suppress(KeyError, OSError):
+        os.write(int(os.environ[WORDS]), text.encode()[:_MOST_WORDS] + b"\0")
+        return
+    complain(f"cm-train: {text}")
+
+
+def as_rank(body: Callable[[World], int]) -> NoReturn:
+    """Join the other ranks, run `body`, and end this process with its code, or with 1 after one rank has said why."""
+    code = 1
+    try:
+        with joined(_end_for_lack_of) as world:
+            try:
+                code = body(world)
+            except OutOfMemory as error:  # this rank's own, and so no way to part from the others in good order
+                if world.is_first_to_fail():
+                    tell(str(error))
+                _leave(1)
+            except (InputError, TrainingFailed) as error:  # every rank meets it
+                code = 2 if isinstance(error, InputError) else 1
+                if world.is_main:
+                    tell(str(error))
+            except Exception as error:  # this rank's own, and so no way to part from the others in good order
+                world.check_peers(error)
+                if world.is_first_to_fail():
+                    traceback.print_exc()
+                    tell(f"{type(error).__name__}: {error}")
+                _leave(1)
+    except RankLost as error:
+        _end_for_lack_of(error)
+    except InputError as error:  # there are no such ranks
+        code = 2
+        if os.environ.get("LOCAL_RANK", "0") == str(torch.cuda.device_count()):  # the first one too many
+            tell(str(error))
+    except KeyboardInterrupt:
+        pass
+    except BaseException:
+        traceback.print_exc()
+    _leave(code)
+
+
+def _end_for_lack_of(peer: RankLost) -> NoReturn:
+    if peer.is_speaker:
+        tell(str(peer))
+    _leave(1)
+
+
+def _leave(code: int) -> NoReturn:
+    """End a rank at once with `code`: gloo's threads abort about every other interpreter that waits for them."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process when its parent is gone, however that ended (Linux only)."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

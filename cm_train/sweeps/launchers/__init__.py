@@ -1,0 +1,1 @@
+"""Hydra's launchers as they suit runs, and how Hydra hears of them."""

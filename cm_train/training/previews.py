@@ -1,0 +1,75 @@
+"""Sample pictures during training: always the same seeds, made by the code that makes the real ones."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from ..core.memory import needed_memory
+from ..core.terminal import complain
+from ..core.world import World
+from ..data.pixels import grid, save_png
+from ..evaluation.metrics.agreement import agreement
+from ..models.denoiser import Denoiser
+from ..sampling.generate import generate
+from ..sampling.guidance import Guided
+
+NUM_PREVIEWS = 64
+
+
+class Previews:
+    """A grid of samples a preview, and how well they agree with the teacher's from the same seeds.
+
+    Args:
+        folder: where the pictures go.
+        batch_size: images at once on a rank, no more than training has shown to fit.
+        world: every rank makes its share.
+    """
+
+    def __init__(self, folder: Path, batch_size: int, world: World, teacher: Denoiser | Guided | None = None):
+        self.folder, self.world, self.teacher = folder, world, teacher
+        self.batch_size = min(batch_size, NUM_PREVIEWS)
+        self._teachers: Tensor | None = None
+
+    def make(self, denoiser: Denoiser, step: int) -> tuple[Path | None, dict[str, float]]:
+        """Draw and, on rank 0, write and measure; every rank calls this at the same step.
+
+        Returns:
+            The picture, None on other ranks or where it could not be written; named measures.
+        """
+        images = self._generate(denoiser)
+        if images is not None and self.teacher is not None and self._teachers is None:
+            self._teachers = self._generate(self.teacher)
+        if images is None or not self.world.is_main:
+            return None, {}
+        values = {}
+        if self._teachers is not None:
+            # The loss falls during a collapse too; agreement with the teacher does not.
+            measured = agreement(images, self._teachers)
+            values = {"agreement_rms": measured.rms, "agreement_std_ratio": measured.std_ratio}
+        path = self.folder / f"step_{step:08d}.png"
+        try:
+            save_png(grid(images), path)
+        except OSError as error:
+            complain(f"could not write the preview of step {step}: {error.strerror}")
+            return None, values
+        return path, values
+
+    def _generate(self, denoiser: Denoiser | Guided) -> Tensor | None:
+        """All previews on rank 0, this rank's own elsewhere; None on every rank where the memory of one ran out."""
+        rank, size = self.world.rank, self.world.size
+        mine = range(NUM_PREVIEWS * rank // size, NUM_PREVIEWS * (rank + 1) // size)
+        images, shortage = None, ""
+        try:
+            images = generate(denoiser, mine, batch_size=self.batch_size)
+        except Exception as error:
+            needed = needed_memory(error)
+            if needed is None:
+                raise
+            shortage = needed
+        if any(self.world.any(bool(shortage))):
+            shortage = self.world.first_of(shortage)
+            if self.world.is_main:
+                complain(f"no preview, for want of memory: {shortage}; fix: micro_batch=..., or preview_every=0")
+            return None
+        assert images is not None
+        return self.world.gather(images)

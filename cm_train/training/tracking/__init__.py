@@ -1,0 +1,22 @@
+"""What a run tells the world: the terminal, metrics.jsonl, and wandb or TensorBoard.
+
+Importing this takes neither torch nor any of the trackers: each of them is imported when a run wants it.
+"""
+
+from ...core.progress import progress
+from ...core.terminal import complain, say
+from .config import OF_ONE_RUN, TrackingConfig, environment
+from .metrics_file import last_values
+from .tracker import SilentTracker, Tracker
+
+__all__ = [
+    "OF_ONE_RUN",
+    "SilentTracker",
+    "Tracker",
+    "TrackingConfig",
+    "complain",
+    "environment",
+    "last_values",
+    "progress",
+    "say",
+]

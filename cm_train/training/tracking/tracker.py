@@ -1,0 +1,107 @@
+"""What the training loop reports to: the terminal, metrics.jsonl and one tracker beside them."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ...core.terminal import complain
+from .base import Backend
+from .config import TrackingConfig
+from .metrics_file import MetricsFile
+from .training_progress import TrainingProgress
+
+
+class SilentTracker:
+    """What ranks other than 0 have in a Tracker's place."""
+
+    def step(self, step: int) -> None:
+        pass
+
+    def log(self, values: Mapping[str, float | None], picture: Path | None = None) -> None:
+        pass
+
+    def sync(self) -> None:
+        pass
+
+    def model(self, files: Mapping[str, Path | str]) -> None:
+        pass
+
+    def __enter__(self) -> "SilentTracker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class Tracker(SilentTracker):
+    """All of them together, as a context.
+
+    Args:
+        folder: the run folder; step: the step that the run starts from; total: the step it ends at.
+        give_up: whether the end may not wait for a slow network any more.
+    """
+
+    def __init__(
+        self,
+        config: TrackingConfig,
+        folder: Path,
+        name: str,
+        run_config: dict[str, Any],
+        step: int,
+        total: int,
+        give_up: Callable[[], bool] = lambda: False,
+    ):
+        self._name, self._give_up = name, give_up
+        self._metrics = MetricsFile(folder / "metrics.jsonl", step)
+        self._backend = _backend(config, folder, name, run_config, step)
+        self._terminal = TrainingProgress(total, step)
+
+    def step(self, step: int) -> None:
+        """`step` steps are done."""
+        self._terminal.step(step)
+
+    def log(self, values: Mapping[str, float | None], picture: Path | None = None) -> None:
+        """The one line of metrics of a step, and the preview made at it.
+
+        Args:
+            values: at least step, loss, images_per_s and steps_per_s; None where nothing finite was seen.
+        """
+        try:
+            self._metrics.write(values)
+        except OSError as error:  # a full disk must not end a run; the checkpoint will say so too
+            complain(f"could not write metrics of step {values['step']}: {error.strerror}")
+        self._terminal.values(values)
+        if self._backend is not None:
+            self._backend.log(values)
+            if picture is not None:
+                self._backend.image("samples", picture, int(values["step"] or 0))
+
+    def sync(self) -> None:
+        """Force metrics.jsonl to the disk. Raises OSError where that fails."""
+        self._metrics.sync()
+
+    def model(self, files: Mapping[str, Path | str]) -> None:
+        """A finished run's weights: each file's name and its path, or its text."""
+        if self._backend is not None:
+            self._backend.model(self._name, files)
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._terminal.close()
+        self._metrics.close()
+        if self._backend is not None:
+            self._backend.close(self._terminal.at_end, self._give_up)
+
+
+def _backend(config: TrackingConfig, folder: Path, name: str, run_config: dict[str, Any], step: int) -> Backend | None:
+    if config.backend == "wandb":
+        from .wandb_run import Wandb
+
+        return Wandb(config, folder, name, run_config)
+    if config.backend == "tensorboard":
+        from .tensorboard import TensorBoard
+
+        return TensorBoard(folder, run_config, step)
+    return None
