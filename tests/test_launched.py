@@ -63,13 +63,13 @@ def test_half_a_rank_and_an_impossible_one_are_refused_and_silence_nobody(variab
         launched.place()
     assert all(word in str(refused.value) for word in words), refused.value
     assert not launched.is_rank() and not launched.is_follower()
-    assert sweeps.asked_for(["cm-train", "-m", "seed=0,1"]), "whose leader refuses it once, for all jobs"
+    assert sweeps.asked_for(["--multirun", "seed=0,1"]), "whose leader refuses it once, for all jobs"
 
 
 def test_only_a_rank_leaves_the_sweep_and_the_terminal_to_another(told):
     told(RANK="0", WORLD_SIZE="2", **ADDRESS)
     assert launched.is_rank() and not launched.is_follower()
-    assert not sweeps.asked_for(["cm-train", "-m", "seed=0,1"])
+    assert not sweeps.asked_for(["--multirun", "seed=0,1"])
     told(RANK="1", WORLD_SIZE="2", **ADDRESS)
     assert launched.is_follower()
 
