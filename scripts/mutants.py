@@ -237,7 +237,8 @@ MUTANTS = [Mutant(*row) for row in (
     ("torn-step-saved", "cm_train/training/trainer.py",
      "if not self.state.is_torn:", "if True:", "tests/test_memory.py",
      "a checkpoint of a step that memory ran out in the middle of"),
-    ("sums-on-device", "cm_train/models/checkpoints/posthoc.py", 'torch.zeros_like(value, device="cpu")', "torch.zeros_like(value)",
+    ("sums-on-device", "cm_train/models/checkpoints/posthoc.py",
+     'torch.zeros_like(value, device="cpu")', "torch.zeros_like(value)",
      "tests/test_posthoc.py", "files' tensors added to those of a GPU"),
     # --------------------------------------------------------------------------------------- runs, folders and machines
     ("saves-forgotten", "cm_train/models/checkpoints/read.py", "    if has_saved:", "    if False:",
