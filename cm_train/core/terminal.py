@@ -1,5 +1,6 @@
 """Lines on the terminal, and the silence that --quiet asks for."""
 
+import atexit
 import contextlib
 import os
 import sys
@@ -63,6 +64,18 @@ def put(text: str, console: "Console") -> None:
     with contextlib.suppress(OSError, SystemExit):  # a full disk or a closed pipe behind stderr must not end a run
         label = f"[{os.environ[_LABEL]}] " if is_shared() else ""
         console.print(printable(label + text), highlight=False, markup=False, soft_wrap=True)
+
+
+def _let_go_of_stderr() -> None:
+    """At the exit: what stderr can't take any more, on a full disk, shall not change the exit code (to 120)."""
+    with contextlib.suppress(Exception):
+        try:
+            sys.stderr.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+atexit.register(_let_go_of_stderr)
 
 
 def restore_cursor() -> None:

@@ -37,12 +37,13 @@ def lock(folder: Path, what: str = "run folder", setting: str = "run_dir") -> It
         what, setting: what to call it, and the key that names another.
 
     Raises:
-        InputError: another process holds it, or it can't be written.
+        InputError: another process holds it, it can't be written, or the command line can't be read.
     """
+    check_words(str(folder))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Not through a link: the folder may be a stranger's, and the file is emptied below.
-        handle = open(folder / ".lock", "a+", errors="replace", opener=not_through_a_link)  # noqa: SIM115 - held for the whole run
+        # Not through a link: the folder may be a stranger's, and the file is emptied below. Held for the whole run.
+        handle = open(folder / ".lock", "a+", encoding="utf-8", errors="replace", opener=not_through_a_link)  # noqa: SIM115
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"can't write the {what} {folder}: {reason}", fix=f"set {setting}=...") from None
@@ -58,6 +59,19 @@ def lock(folder: Path, what: str = "run folder", setting: str = "run_dir") -> It
             os.truncate(handle.fileno(), 0)
             os.write(handle.fileno(), f"process {os.getpid()} {_command()}".encode())
         yield
+
+
+def check_words(*more: str) -> None:
+    """Refuse words of the command line, and `more`, whose bytes are no letters here: no file could keep them as text.
+
+    Raises:
+        InputError: as where the locale knows ASCII alone, or where a folder's name is of another encoding.
+    """
+    encoding = sys.getfilesystemencoding()
+    for word in (*sys.argv, *more):
+        if any("\ud800" <= letter <= "\udfff" for letter in word):
+            fix = "rename it" if encoding == "utf-8" else "set LC_ALL=C.UTF-8, and no PYTHONUTF8=0"
+            raise InputError(f"{encoding}, the encoding here, has no letters for this", word, fix=fix)
 
 
 def check_ours(folder: Path) -> None:

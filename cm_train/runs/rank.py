@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import torch
 
-from ..core.errors import InputError, OutOfMemory, TrainingFailed
+from ..core.errors import InputError, OutOfMemory, TrainingFailed, printable
 from ..core.signals import StopFlag
 from ..core.terminal import complain
 from ..core.world import RankLost, World, joined
@@ -42,7 +42,7 @@ def heed_parent(stop: StopFlag) -> None:
 def tell(text: str) -> None:
     """Say in this rank's last moment why it ends: to the command that started it, or on the terminal where none did."""
     with contextlib.suppress(KeyError, OSError):
-        os.write(int(os.environ[WORDS]), text.encode()[:_MOST_WORDS] + b"\0")
+        os.write(int(os.environ[WORDS]), printable(text).encode()[:_MOST_WORDS] + b"\0")
         return
     complain(f"cm-train: {text}")
 
@@ -65,7 +65,7 @@ def as_rank(body: Callable[[World], int]) -> NoReturn:
             except Exception as error:  # this rank's own, and so no way to part from the others in good order
                 world.check_peers(error)
                 if world.is_first_to_fail():
-                    traceback.print_exc()
+                    _print_traceback()
                     tell(f"{type(error).__name__}: {error}")
                 _leave(1)
     except RankLost as error:
@@ -77,8 +77,13 @@ def as_rank(body: Callable[[World], int]) -> NoReturn:
     except KeyboardInterrupt:
         pass
     except BaseException:
-        traceback.print_exc()
+        _print_traceback()
     _leave(code)
+
+
+def _print_traceback() -> None:
+    with contextlib.suppress(OSError):  # a full disk behind stderr; the parent still hears why
+        traceback.print_exc()
 
 
 def _end_for_lack_of(peer: RankLost) -> NoReturn:
@@ -89,8 +94,9 @@ def _end_for_lack_of(peer: RankLost) -> NoReturn:
 
 def _leave(code: int) -> NoReturn:
     """End a rank at once with `code`: gloo's threads abort about every other interpreter that waits for them."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # a full disk behind it
+            stream.flush()
     os._exit(code)
 
 

@@ -29,7 +29,7 @@ from ..core.command_line import quoted
 from ..core.errors import InputError
 from ..core.files import write_whole
 from ..core.signals import StopFlag
-from ..runs.lock import lock, refuse_links
+from ..runs.lock import check_words, lock, refuse_links
 from ..runs.stored import MAY_CHANGE
 from . import job as sweep_job
 from . import table as sweep_table
@@ -56,7 +56,8 @@ def lead(stop: StopFlag) -> NoReturn:
         overrides = []  # Hydra says it better
     grid, code, folder = _grid(overrides), cli.DONE, None
     try:
-        launched.place()  # half a rank is refused before any job is
+        launched.place()  # what no job could do anything with is refused before the first: half a rank,
+        check_words()  # and words that can't be read
         folder = _folder(overrides)
         new = not folder.exists()
         with lock(folder, "sweep's folder", "hydra.sweep.dir"), _stoppable(folder, stop):

@@ -230,7 +230,7 @@ def mark_needed(folder: Path, by: Path) -> None:
     """
     run = os.path.realpath(by)
     places = [run, os.path.relpath(run, os.path.realpath(folder))]
-    mark = folder / f"{_NEEDED_BY}{hashlib.sha256(run.encode()).hexdigest()[:16]}"
+    mark = folder / f"{_NEEDED_BY}{hashlib.sha256(os.fsencode(run)).hexdigest()[:16]}"
     with contextlib.suppress(OSError, ValueError):
         write_whole(mark, json.dumps(places).encode())
 

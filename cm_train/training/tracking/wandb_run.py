@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ...core.files import not_through_a_link, read_small
+from ...core.files import read_small, write_whole
 from ...core.terminal import say
 from .base import Backend
 from .config import TrackingConfig
@@ -118,6 +118,5 @@ def _display_name(name: str, run_config: Mapping[str, Any]) -> str:
 def _identity(file: Path) -> str:
     """WANDB_RUN_ID or a new one, and the same at every start of this run folder: a resumed run's curves go on."""
     if not file.exists():
-        with open(file, "w", opener=not_through_a_link) as new:
-            new.write(os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
+        write_whole(file, (os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)).encode())
     return read_small(file, 256).decode().strip()
