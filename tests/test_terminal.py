@@ -129,9 +129,10 @@ def test_progress_is_rank_0s_alone(capsys, lines_at_once, monkeypatch):
     assert capsys.readouterr().err == ""
 
 
-def test_progress_on_a_terminal_without_a_cursor_prints_lines(on_terminal, lines_at_once, monkeypatch):
+@pytest.mark.parametrize("kind", ["dumb", ""])
+def test_progress_on_a_terminal_without_a_cursor_prints_lines(kind, on_terminal, lines_at_once, monkeypatch):
     monkeypatch.setattr(progress_bar, "_BAR_AFTER_S", 0.0)
-    screen = on_terminal("dumb")
+    screen = on_terminal(kind)
     with progress(10, "sorting") as bar:
         bar.advance(5)
     assert screen.getvalue().startswith("sorting 5/10")

@@ -6,7 +6,7 @@ import time
 from typing import Any, Self
 
 from .launched import is_follower
-from .terminal import duration, is_quiet, is_shared, live_bars, put
+from .terminal import duration, has_cursor, is_quiet, is_shared, live_bars, put
 
 EVERY_S = 10.0  # between two lines where there is no terminal
 _BAR_AFTER_S = 0.5  # a job that is over before that shows no bar
@@ -46,8 +46,8 @@ class Progress:
             from rich.console import Console
 
             self._console = Console(file=self._stream)
-            # A dumb terminal's cursor can't, and beside other jobs' lines a bar would be torn.
-            self._can_move = self._stream.isatty() and self._console.is_interactive and not is_shared()
+            # Beside other jobs' lines a bar would be torn.
+            self._can_move = has_cursor(self._stream) and self._console.is_interactive and not is_shared()
             if self._leads:
                 self._start_bar()
         return self

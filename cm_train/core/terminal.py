@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from .errors import printable
 
@@ -78,9 +78,14 @@ def _let_go_of_stderr() -> None:
 atexit.register(_let_go_of_stderr)
 
 
+def has_cursor(stream: TextIO) -> bool:
+    """Whether `stream` is a terminal on which a bar can move; one that nobody has named may print what moves it."""
+    return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+
+
 def restore_cursor() -> None:
     """Begin a new line and show the cursor, on a terminal whose progress bar ended without doing so."""
-    if sys.stderr.isatty():
+    if has_cursor(sys.stderr):
         with contextlib.suppress(OSError):
             print("\x1b[?25h", file=sys.stderr, flush=True)
 
