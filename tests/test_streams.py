@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from cm_train import rank
+from cm_train.runs import rank
 from conftest import ENVIRONMENT, TINY
 
 EDM = ["mode=edm", *TINY]
