@@ -21,7 +21,7 @@ def shell(tmp_path):
     """shell(environment, "devices=2", redirect="2>/dev/full") -> the finished process of cm-train."""
 
     def run(environment, *arguments, redirect="", cwd=tmp_path):
-        script = f'exec "{sys.executable}" -m cm_train.train "$@" {redirect}'
+        script = f'exec "{sys.executable}" -m cm_train.commands.train "$@" {redirect}'
         cwd.mkdir(exist_ok=True)
         return subprocess.run(
             ["bash", "-c", script, "cm-train", *arguments], cwd=cwd, env=environment, capture_output=True, timeout=120
