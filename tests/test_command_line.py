@@ -75,6 +75,9 @@ def test_quoted_text_is_read_back(text):
         ("-m name=1,2 dataset.root=~/a,~/b", ["--multirun", "name='1','2'", "dataset.root='~/a','~/b'"]),
         ("-m 'seed=range(3)' 'mode=glob(c*)'", ["--multirun", "seed=range(3)", "mode=glob(c*)"]),
         ("tracking.tags=[a,b] labels=[0,1] sampling.points={1:[80.0]}", None),
+        ("tracking.tags=[José,b] labels=[a#,1]", ["tracking.tags=['José',b]", "labels=['a#',1]"]),
+        ("labels=1_000 labels=true labels=nan", ["labels='1_000'", "labels='true'", "labels='nan'"]),
+        ("labels=3 labels=null 'mode=cd '", ["labels=3", "labels=null", "mode=cd"]),
     ],
 )
 def test_flags_may_stand_anywhere_and_what_hydra_reads_right_is_left_alone(line, tidied):
@@ -87,7 +90,9 @@ def test_flags_may_stand_anywhere_and_what_hydra_reads_right_is_left_alone(line,
         ("mod", "this is no setting; got 'mod'; allowed: key=value; fix: mode=..."),
         ("=3", "this is no setting; got '=3'"),
         ("'a b=1'", "can't make sense of an argument; got 'a b=1'"),
-        ("mode=cd,ct", "mode has several values; got 'cd,ct'; allowed: one; fix: add -m"),
+        ("mode=cd,ct", "mode has several values; got 'cd,ct'; allowed: one; fix: -m for a run of each"),
+        ("sigmas=80,1", "sigmas=[80,1] for a list"),
+        ("'name=x ${'", "a ${ without its key; got 'name=x ${'"),
         ("~tracking", "a run can't be without its tracking"),
         ("--nonsense", "unrecognized arguments: --nonsense"),
         ("-c", "expected one argument"),
@@ -118,7 +123,9 @@ def test_what_can_not_be_had_is_refused(line, words):
         (["mode=1"], "no such option mode=1; allowed: cd"),
         (["ema=[1]"], "no such option ema=[1]"),
         (["name=null"], "name: input should be a valid string"),
-        (["name=x ${se"], "name"),
+        (["mode=CD"], "no such option mode=CD; allowed: cd, ct, ect, edm, ict, scd, sct; fix: mode=cd"),
+        (["dataset.rot=1"], "unknown key dataset.rot; did you mean dataset.split?"),
+        (["hydra.searchpath=[file:///nowhere]"], "/nowhere"),
         (["run_dir="], "run_dir: it is empty, as a shell variable leaves it that is not set"),
         (["--config-dir", "nowhere"], "not found"),
         (["-m", "--cfg", "job", "seed=1,2"], ""),
@@ -145,6 +152,22 @@ def test_names_as_people_have_them(command, tmp_path):
     assert done.returncode == 0, done.stderr
     done = command("train", "mode=ict", *TINY, "name=123")
     assert done.returncode == 0 and (tmp_path / "runs" / "123" / "checkpoints").is_dir(), done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["--info"], ["--cfg", "job"]])
+def test_answers_that_nobody_can_take_end_in_one_line(arguments):
+    with open("/dev/full", "w") as full:
+        argv = [sys.executable, "-m", "cm_train.commands.train", *arguments]
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+@pytest.mark.parametrize("name", ["train", "sample"])
+def test_current_folder_that_is_gone_is_one_line(tmp_path, name):
+    command = f'mkdir gone; cd gone; rmdir ../gone; "{sys.executable}" -m cm_train.commands.{name} --help'
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 2 and "the current folder is not there any more" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("name", ["train", "sample"])

@@ -368,6 +368,16 @@ def test_a_student_whose_teacher_is_gone_says_which_it_needs(build):  # noqa: F8
         build("mode=cd", f"teacher={other}", name="student")
 
 
+@pytest.mark.parametrize("setting", ["name=..", "run_dir=notyet/../mine"])
+def test_a_run_does_not_begin_in_somebodys_folder_by_a_detour(command, tmp_path, setting):
+    mine = tmp_path if setting == "name=.." else tmp_path / "mine"
+    mine.mkdir(exist_ok=True)
+    (mine / "config.yaml").write_text("mine")
+    done = command("train", "mode=edm", *TINY, setting)
+    assert done.returncode == 2 and "not a run's config" in done.stderr, done.stderr
+    assert [path.name for path in mine.iterdir()] == ["config.yaml"] and (mine / "config.yaml").read_text() == "mine"
+
+
 # ----------------------------------------------------------------------------------------------------- moving together
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import struct
 import zipfile
 import zlib
@@ -18,7 +19,7 @@ from cm_train.data import fingerprint
 from cm_train.data.datasets import image_folder
 from cm_train.data.datasets.base import InMemory
 from cm_train.data.decoding import decode, prepare
-from cm_train.data.image_labels import in_natural_order
+from cm_train.data.image_labels import are_parts, in_natural_order
 from conftest import TINY
 
 
@@ -98,6 +99,9 @@ def test_one_hot_labels_of_dataset_json_are_classes(tmp_path):
         (b'{"labels": [["a/1.png", 1], ["b/2.png", 1e400]]}', "is no class"),
         (b'{"labels": [["a/1.png", 1], ["b/2.png", 1000000000]]}', "is no class"),
         (b'{"labels": [["a/1.png", 0], ["b/2.png", 0]]}', "in one class"),
+        (b'{"labels": [["a/1.png", [0, 1]], ["b/2.png", [0, 1]]]}', "in one class"),
+        (b"[1, 2]", "not pairs of a file and a label"),
+        (b"[]", "has no labels"),
         (b'{"labels": 3}', "not pairs of a file and a label"),
         (b'{"labels": ["a", "b"]}', "not pairs of a file and a label"),
         (b'{"labels": ', "can't be read"),
@@ -111,6 +115,29 @@ def test_dataset_json_that_is_of_no_use_is_an_input_error(tmp_path, content, wor
         build(root)
     assert build(root, class_level=1).class_names == ["a", "b"]
     assert build(root, conditional=False).num_classes == 0
+
+
+def test_dataset_json_may_be_the_list_itself_and_classes_without_an_image_are_said(tmp_path):
+    files = {"a/1.png": picture(1), "b/2.png": picture(2), "Dataset.JSON": b'[["a/1.png", 3], ["b/2.png", 1]]'}
+    dataset = build(write(tmp_path, files))
+    assert labels(dataset) == [3, 1] and dataset.notes == ["no image is of classes 0, 2"]
+    (note,) = build(tmp_path, conditional=False).notes
+    assert note.startswith("its Dataset.JSON is not used")
+
+
+def test_class_names_that_are_no_letters_can_be_kept(tmp_path):
+    root = tmp_path / "set"
+    for name in (b"\xe9t\xe9", b"hiver"):
+        write(root / os.fsdecode(name), {"1.png": picture(1)})
+    assert build(root).class_names == ["hiver", r"\udce9t\udce9"]
+
+
+@pytest.mark.parametrize(
+    "parts", ["seg_train seg_test", "train2017 val2017", "trainA trainB testA testB", "train val unlabeled"]
+)
+def test_parts_of_a_data_set_are_known_by_their_names(parts):
+    assert are_parts(parts.split())
+    assert not are_parts(["train", "plane", "car", "tram"]) and not are_parts(["strain", "contest", "evaluate"])
 
 
 def test_dataset_json_of_something_else_is_no_matter(tmp_path):

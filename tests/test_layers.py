@@ -86,7 +86,7 @@ def test_hydra_and_trackers_stay_in_their_rooms():
 def all_settings() -> list[type[registry.Settings]]:
     for kind in registry._HOMES:
         registry.names(kind)
-    import cm_train.commands.sample
+    import cm_train.commands.draw
     import cm_train.runs.worker  # noqa: F401 - imports the rest
 
     found, todo = [], [registry.Settings]

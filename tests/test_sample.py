@@ -18,7 +18,7 @@ from PIL import Image
 from test_checkpoint import BACKBONE, CONFIG, write
 
 from cm_train import generate, load_denoiser
-from cm_train.commands.sample import sample
+from cm_train.commands.draw import sample
 from cm_train.commands.sample_folder import Request, default_name
 from cm_train.core import cli
 from cm_train.core.command_line import tidy
@@ -312,8 +312,9 @@ def test_sampling_stops_at_a_signal_and_goes_on(command, start, tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 3, err
-    assert err.splitlines()[-1] == "stopped: what was drawn until now is kept, and the same command goes on"
-    done = command("sample", *request)
+    folder = "runs/digits-ict/checkpoints/step_00000006"
+    assert err.splitlines()[-1] == f"stopped: what was drawn is kept in x, and the command with ckpt={folder} goes on"
+    done = command("sample", f"ckpt={folder}", *request[1:])
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "x" / "images").iterdir())) == 400
     done = command("sample", "runs/digits-ict", "runs/other")

@@ -45,6 +45,15 @@ def test_student_whose_teacher_is_gone(command, widowed):
     assert done.returncode == 0 and "resuming at step 9" in done.stderr, done.stderr
 
 
+def test_damaged_teacher_is_called_so(command, tmp_path):
+    for mode in ("edm", "cd"):
+        assert command("train", f"mode={mode}", *TINY).returncode == 0
+    for file in (tmp_path / "runs" / "digits-edm").glob("checkpoints/*/ema_*.safetensors"):
+        file.write_bytes(file.read_bytes()[:100])
+    done = command("train", "mode=cd", *MORE)
+    assert done.returncode == 2 and "is damaged" in done.stderr and "has 100 bytes" in done.stderr, done.stderr
+
+
 def test_student_that_had_its_first_weights_of_a_teacher_goes_on_without_it(command, widowed):
     shutil.copytree(widowed / "runs" / "digits-sct", widowed / "copy")
     done = command("train", "mode=sct", *MORE)

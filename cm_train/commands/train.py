@@ -23,7 +23,7 @@ def _main(stop: StopFlag) -> None:
     if "--info=all" in sys.argv:
         from .info import lines
 
-        print(*lines(), sep="\n", end="\n\n")
+        cli.tell("\n".join([*lines(), ""]))
     plugins.register()
     if sweeps.asked_for(sys.argv):
         sweeps.lead(stop)

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -107,6 +108,7 @@ def under_hydra(config_name: str, task: Callable[[DictConfig], Any]) -> int:
 
     logging.raiseExceptions = False  # what Hydra can't print, since nobody listens, is no reason to print more
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    warnings.filterwarnings("error", ".* is not available")  # what hydra.searchpath names, and is not there
     try:
         hydra.main(version_base=None, config_path=str(conf_dir()), config_name=config_name)(begun)()
     except (HydraException, OmegaConfBaseException, InputError) as error:
@@ -114,15 +116,19 @@ def under_hydra(config_name: str, task: Callable[[DictConfig], Any]) -> int:
             raise
         complain(_one_line(error, config_name))
         return WRONG_INPUT
-    except (ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
+    except BrokenPipeError:  # as in --info | head
+        _give_up_stdout()
+        return FAILED
+    except (ValueError, TypeError, KeyError, AttributeError, AssertionError, OSError, UserWarning) as error:
         if FULL_ERRORS or composed:
             raise
+        if isinstance(error, OSError):  # as where what is printed goes to a full disk
+            _give_up_stdout()
+            complain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+            return FAILED
         # What is typed can make Hydra stumble in many ways before anything has begun.
         complain(f"can't compose the config: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
         return WRONG_INPUT
-    except BrokenPipeError:  # as in --info | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
     except KeyboardInterrupt:
         from .terminal import restore_cursor
 
@@ -140,8 +146,13 @@ def begin(config_name: str, plain: str | None = None) -> None:
     _hold_streams()
     _heed_quiet()
     if "--version" in sys.argv[1:]:
-        print(f"{Path(sys.argv[0]).name} {version('cm-train')}")
+        tell(f"{Path(sys.argv[0]).name} {version('cm-train')}")
         sys.exit(DONE)
+    try:
+        os.getcwd()
+    except OSError as error:
+        complain(f"the current folder is not there any more: {error.strerror}; fix: cd to one that is")
+        sys.exit(WRONG_INPUT)
     try:
         sys.argv[1:] = tidy(sys.argv[1:], _groups(config_name), plain)
     except InputError as error:
@@ -176,6 +187,21 @@ def _heed_quiet() -> None:
     silence()
 
 
+def tell(text: str) -> None:
+    """Print what was asked for. Exits with 1 where nobody can take it."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        _give_up_stdout()
+        complain(f"can't write: {error.strerror}")
+        sys.exit(FAILED)
+
+
+def _give_up_stdout() -> None:
+    """What it can't take any more shall not be tried again at the exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def complain(text: str) -> None:
     """One line on stderr, in the command's name."""
     name = Path(sys.argv[0]).name
@@ -187,14 +213,18 @@ def _one_line(error: BaseException, config_name: str) -> str:
     """Hydra's message without its layout, with the cause, what is allowed and the nearest known key."""
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
-        return str(InputError(f"no such option {group}={option}", allowed=", ".join(error.options)))
+        near = difflib.get_close_matches(option.lower(), error.options, 1)
+        fix = f"{group}={near[0]}" if near else None
+        return str(InputError(f"no such option {group}={option}", allowed=", ".join(error.options), fix=fix))
     text = " ".join(str(error).split("\nTo append")[0].split("full_key")[0].split())
     cause = error.__cause__
     if cause is not None and str(cause).splitlines():
         text = f"{text} {str(cause).splitlines()[0]}"
     if "Could not override '" in text:
         key = text.split("Could not override '")[1].split("'")[0]
-        near = difflib.get_close_matches(key, _known_keys(config_name), 1, cutoff=0.5)
+        known = _known_keys(config_name)
+        beside = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
+        near = difflib.get_close_matches(key, beside, 1, 0.5) or difflib.get_close_matches(key, known, 1, 0.5)
         text = f"unknown key {key}" if "not in" in text else text
         text += f"; did you mean {near[0]}?" if near else "; see --help, or --cfg job for all keys"
     return text

@@ -10,6 +10,8 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+from omegaconf.grammar_parser import parse
 
 from .errors import InputError
 
@@ -18,7 +20,7 @@ TEXT = frozenset(
     ["name", "run_dir", "teacher", "init", "dataset.root", "ckpt", "out", "weights"]
     + [f"tracking.{key}" for key in ("project", "entity", "group")]
 )
-OPTIONAL_GROUPS = frozenset(["experiment", "recipe"])  # null is one of their options
+OPTIONAL_GROUPS = frozenset(["experiment"])  # null is one of their options
 # What of Hydra's own settings means something here, and what to write in place of others.
 _HYDRA = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.searchpath", "hydra.sweep.dir")
 _INSTEAD = {
@@ -108,12 +110,25 @@ def _as_meant(text: str, groups: frozenset[str], is_sweep: bool) -> str:
         )
     override = _parsed(text)
     if override is not None and override.is_sweep_override() and not is_sweep and name not in TEXT:
-        raise InputError(f"{name} has several values", value, "one", "add -m for a run of each")
+        raise InputError(
+            f"{name} has several values", value, "one", f"-m for a run of each, or {key}=[{value}] for a list"
+        )
+    if name in TEXT:
+        _check_interpolation(text, value)
+    if name == "labels" and override is not None and isinstance(override._value, int | float):
+        override = override if value == str(override._value) and value.isdecimal() else None  # true and 1_000 are names
     if override is not None and (name in TEXT or name in groups):
         override = override if _is_text(override, name, is_sweep) else None
     if override is not None:
         return text
-    for meant in ([",".join(_part(part, key) for part in value.split(","))] if is_sweep else []) + [quoted(value)]:
+    if name in groups and value.strip() != value:
+        return _as_meant(f"{key}={value.strip()}", groups, is_sweep)
+    candidates = [quoted(value)]
+    if is_sweep:
+        candidates.insert(0, _parts(value, key))
+    if re.fullmatch(r"\[.*\]", value, re.DOTALL) and not {name} & (TEXT | groups):
+        candidates.insert(0, f"[{_parts(value[1:-1], key)}]")
+    for meant in candidates:
         if _parsed(f"{key}={meant}") is not None:
             return f"{key}={meant}"
     raise InputError("can't make sense of an argument", text, "key=value, the key of letters, digits, _ and .")
@@ -132,11 +147,25 @@ def _is_text(override: Override, name: str, is_sweep: bool) -> bool:
     return isinstance(value, QuotedString) or value == typed  # blanks, and backslashes, are what they are
 
 
-def _part(text: str, key: str) -> str:
-    """One of several values with commas between them, quoted where that has to be."""
-    override = _parsed(f"{key}={text}")
-    is_plain = override is not None and isinstance(override._value, str | QuotedString)
-    return text if is_plain else quoted(text)
+def _parts(text: str, key: str) -> str:
+    """Several values with commas between them, each quoted where that has to be: as text where its key is for text."""
+    parts = []
+    for part in text.split(","):
+        override = _parsed(f"{key}={part}")
+        is_read = override is not None and (key not in TEXT or isinstance(override._value, str | QuotedString))
+        parts.append(part if is_read else quoted(part))
+    return ",".join(parts)
+
+
+def _check_interpolation(text: str, value: str) -> None:
+    """Refuse a ${ that stands for nothing, which is an error deep inside otherwise."""
+    if "${" not in value:
+        return
+    try:
+        parse(value)
+    except OmegaConfBaseException:
+        fix = "${key} stands for the value of another key; leave the $ out"
+        raise InputError("a ${ without its key", text, "${key}", fix) from None
 
 
 def _check_hydra(name: str) -> None:

@@ -7,6 +7,7 @@ names, so a config or checkpoint from a stranger can choose among our components
 import difflib
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Annotated, Any, TypeVar
@@ -114,7 +115,8 @@ def typed(cls: type[S], values: Mapping[str, Any], where: str = "") -> S:
         return cls.model_validate(dict(values), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        key = ".".join(shown(part) for part in (where, *first["loc"]) if part != "")
+        place = [part for part in first["loc"] if not re.search(r"[-\[(]", str(part))]  # not which type of several
+        key = ".".join(shown(part) for part in (where, *place) if part != "")
         cause = first.get("ctx", {}).get("error")
         if isinstance(cause, InputError):  # from a component's settings inside: it names its own key
             raise cause from None

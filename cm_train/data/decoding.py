@@ -59,7 +59,6 @@ def decode(
     Args:
         data: the bytes of the file.
         background: grey level, 0..255, that shows through transparency.
-
         max_megapixels: of the file's image; a larger one may be meant to fill the memory.
 
     Raises:

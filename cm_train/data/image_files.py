@@ -82,7 +82,7 @@ class _Found:
         name, ending = "/".join(parts), os.path.splitext(parts[-1])[1].lower()
         if ending in _UNREAD:
             self.unread[ending].append(name)
-        if parts[-1] == LABELS:
+        if parts[-1].lower() == LABELS:
             self.label_files.append(name)
         return ending in SUFFIXES
 
@@ -180,7 +180,8 @@ class _Zip(_Found):
             if sum(info.compress_size for info in self._members.values()) > root.stat().st_size:
                 raise ValueError("its members overlap")  # so that a small file inflates for ever
         except Exception as error:  # a file that only looks like a zip raises nearly anything
-            raise InputError("not a zip of images", f"{root}: {error}", "a folder, or a .zip") from error
+            fix = f"dataset.root={root.parent} for the folder that it is in"
+            raise InputError("not a zip of images", f"{root}: {error}", "a folder, or a .zip", fix) from error
         images = [name for name in self._members if name not in self.label_files]
         self.identities = {name: f"{self._members[name].file_size} {self._members[name].CRC}" for name in images}
 
@@ -190,7 +191,7 @@ class _Zip(_Found):
             parts = [part for part in info.filename.replace("\\", "/").split("/") if part not in ("", ".")]
             inner = parts[len(below) :]
             is_inside = bool(inner) and parts[: len(below)] == below and not info.is_dir()
-            if is_inside and (self.is_image(inner) or inner[-1] == LABELS):
+            if is_inside and (self.is_image(inner) or inner[-1].lower() == LABELS):
                 yield "/".join(inner), info
 
     def read(self, name: str) -> bytes:

@@ -1,7 +1,9 @@
 """Labels of image files: by the folders that they are in, or by the list that StyleGAN's and EDM's tools write."""
 
 import json
+import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +16,7 @@ from ..core.files import patiently
 from .image_files import LABELS, ImageFiles
 
 # Folders by which people divide a data set before a training, and not by what is in the pictures.
-_PARTS = frozenset(["train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"])
+_PART = re.compile(r"(^|.*[_ -])(train|training|val|valid|validation|dev|test|testing|eval)([_ -]?[0-9]*|[AB])")
 _MOST_CLASSES = 1_000_000
 _FOLDERS = "dataset.class_level=1 takes the folders' names"
 
@@ -44,7 +46,7 @@ def label(files: ImageFiles, names: list[str], root: str, level: int | None) -> 
         above = "/".join([root.rstrip("/"), *names[0].split("/")[:depth]])
         raise InputError(
             f"{' and '.join(classes)} look like parts of a data set, not like its classes",
-            fix=f"dataset.root={above}/{classes[0]} for one part, dataset.class_level={depth + 2} for the folders "
+            fix=f"{_root(f'{above}/{classes[0]}')} for one part, dataset.class_level={depth + 2} for the folders "
             f"below, or dataset.class_level={depth + 1} if they are the classes",
         )
     return classes, labels
@@ -67,11 +69,13 @@ def by_folder(
         raise InputError(
             "dataset.conditional=true needs every image in a folder of its class",
             f"{len(stray)} of {len(names)} images outside of any, e.g. {stray[0]!r} in {root}",
-            "two folders or more, one a class",
+            f"folders of classes at level {level} of each path (dataset.class_level)",
         )
     classes = sorted({path[level - 1] for path in paths}, key=order or in_natural_order)
     number = {name: i for i, name in enumerate(classes)}
-    return classes, torch.tensor([number[path[level - 1]] for path in paths])
+    # Names of bytes that are no letters can't be kept as they are.
+    names = [name.encode("utf-8", "backslashreplace").decode() for name in classes]
+    return names, torch.tensor([number[path[level - 1]] for path in paths])
 
 
 def dividing_level(names: list[str]) -> int:
@@ -90,7 +94,8 @@ def folders(names: list[str]) -> Counter[str]:
 
 def are_parts(names: list[str]) -> bool:
     """Whether folders of these names divide a data set for training and testing."""
-    return len(names) > 1 and all(name.lower() in _PARTS for name in names)
+    parts = sum(_PART.fullmatch(name) is not None or _PART.fullmatch(name.lower()) is not None for name in names)
+    return parts > 1 and 2 * parts > len(names)
 
 
 def in_natural_order(name: str) -> list[tuple[int, str]]:
@@ -100,6 +105,10 @@ def in_natural_order(name: str) -> list[tuple[int, str]]:
     return [*key, (0, name)]  # 1 and 01 are two names
 
 
+def _root(path: str) -> str:
+    return shlex.quote(f"dataset.root={path}")
+
+
 def _listed(files: ImageFiles, names: list[str], root: str) -> dict[str, Any] | None:
     """What dataset.json says of each path; None where there is one that is about something else.
 
@@ -107,18 +116,20 @@ def _listed(files: ImageFiles, names: list[str], root: str) -> dict[str, Any] | 
         InputError: it can't be read, or is about a part of the images only.
     """
     name = min(files.label_files, key=lambda name: (name.count("/"), name))
-    folder = name.removesuffix(LABELS)
+    folder = name[: -len(LABELS)]
     try:
         content = json.loads(patiently(lambda: files.read(name)))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{name} in {root} can't be read: {error}", fix=f"repair it; {_FOLDERS}") from None
-    if not isinstance(content, dict) or "labels" not in content:
+    if isinstance(content, dict) and "labels" not in content:
         return None
-    rows = content["labels"]
-    if not rows:
+    rows = content["labels"] if isinstance(content, dict) else content
+    if rows is None or rows == []:
         raise InputError(f"{name} in {root} has no labels", fix=f"drop dataset.conditional=true; {_FOLDERS}")
+    if not isinstance(rows, list):
+        raise InputError(f"the labels of {name} in {root} are not pairs of a file and a label", fix=_FOLDERS)
     if not all(path.startswith(folder) for path in names):
-        fix = f"dataset.root={root.rstrip('/')}/{folder.rstrip('/')} for that part; {_FOLDERS}"
+        fix = f"{_root(os.path.join(root, folder.rstrip('/')))} for that part; {_FOLDERS}"
         raise InputError(f"{name} in {root} is about a part of the images only", fix=fix)
     try:
         return {folder + str(path).replace("\\", "/"): value for path, value in rows}
@@ -132,7 +143,7 @@ def _by_list(listed: dict[str, Any], names: list[str], root: str) -> tuple[list[
         got = f"{len(missing)} of {len(names)}, e.g. {missing[0]!r}"
         raise InputError(f"{LABELS} in {root} has no label for some images", got, fix=f"repair it; {_FOLDERS}")
     labels = [_number(listed[name], name) for name in names]
-    if max(labels) == 0:
+    if len(set(labels)) == 1:
         raise InputError(f"all images of {root} are in one class", fix="drop dataset.conditional=true")
     return [str(i) for i in range(max(labels) + 1)], torch.tensor(labels)
 

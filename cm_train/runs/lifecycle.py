@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
@@ -145,8 +146,9 @@ def _train(
     from .stored import check_same_run, store_config
     from .teachers import as_it_began, find_again, inherit
 
-    check_ours(config.folder)
+    check_ours(Path(os.path.normpath(config.folder)))
     with lock(config.folder):
+        check_ours(config.folder)  # again: x/../y may be another folder once x is there
         for part in ("checkpoints", "snapshots"):
             saving.remove_unfinished(config.folder / part)
         newest, stored = checkpoint.newest_manifest(config.folder), None

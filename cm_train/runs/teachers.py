@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +68,16 @@ def find_again(config: Any, stored: Any, known: str | None) -> Any:
         return config.model_copy(update={"teacher": config.teacher or stored.teacher})
     usual = [str(config.usual_teacher), *filter(None, [stored.teacher])]
     places = list(dict.fromkeys(usual)) if config.teacher is None else [config.teacher]
+    damaged = ""
     for place in places:
-        with suppress(checkpoint.NotThere, checkpoint.DamagedCheckpoint):
+        try:
             checkpoint.resolve_known(place, known)
             return config.model_copy(update={"teacher": place})
-    gone = f"the teacher that {config.folder} began with is not in {' nor in '.join(places)}"
+        except checkpoint.NotThere:
+            pass
+        except checkpoint.DamagedCheckpoint as error:
+            damaged = damaged or f": {error}"
+    gone = f"the teacher that {config.folder} began with is not in {' nor in '.join(places)}{damaged}"
     if config.loss_needs_teacher() or config.teacher is not None:
         fix = "bring it back, or name the place where it is now with teacher=..."
         raise InputError(gone, allowed=f"averaged weights with the sha256 {known[:16]}...", fix=fix)

@@ -88,7 +88,9 @@ def build_trainer(
     check_divides(config, world.size)
     device = world.device
     dataset = world.agree(lambda: registry.build("dataset", config.dataset, world))
-    dataset.load(config.folder / "left_out.txt")
+    left_out = config.folder / "left_out.txt"
+    world.decide(lambda: _forget(left_out, config.folder))
+    dataset.load(left_out)
     dataset.to(device)
     if world.is_main:
         say(f"{config.dataset.get('root', config.dataset['name'])}: {dataset.summary()}")
@@ -179,6 +181,13 @@ def _load_teacher(path: str, known: str | None, student: Path, world: World) -> 
         return teacher, manifest
 
     return find_and_load()
+
+
+def _forget(left_out: Path, run: Path) -> None:
+    """Begin the list of what is left out anew where the run does: its first try may have had other pictures."""
+    if not checkpoint.folders(run):
+        with suppress(OSError):
+            left_out.unlink(missing_ok=True)
 
 
 def _check_teacher(teacher: Denoiser, path: str, dataset: Dataset) -> None:

@@ -74,7 +74,17 @@ class ImageFolder(Dataset):
     def _find_notes(self, unread: str) -> Iterator[str]:
         if unread:
             yield f"not read are {unread}; PNG, JPEG and WebP are, among others"
-        folders = {} if self.config.conditional else image_labels.folders(self._names)
+        if self.config.conditional:
+            counts = torch.bincount(self._labels, minlength=len(self.class_names)) if self._labels is not None else ()
+            empty = [name for name, count in zip(self.class_names, counts, strict=True) if not count]
+            if empty:
+                yield f"no image is of {'class' if len(empty) == 1 else 'classes'} {listed(empty)}"
+            return
+        if self._files.label_files:
+            where = min(self._files.label_files, key=len)
+            yield f"its {where} is not used; dataset.conditional=true takes the labels that it has, if any"
+            return
+        folders = image_labels.folders(self._names)
         names = [f"{name} ({folders[name]:,})" for name in sorted(folders, key=image_labels.in_natural_order)]
         if image_labels.are_parts(list(folders)):
             yield f"it has all of {listed(names)}; dataset.root={self.config.root}/... takes one of them"
