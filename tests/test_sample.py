@@ -105,7 +105,7 @@ def test_the_same_request_goes_on_where_it_was_stopped(format, draw, capsys):
         thread.start()
         assert draw(*request) == cli.STOPPED
         thread.join()
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "stopped: what was drawn is kept in x, and the command with ckpt=run/" in capsys.readouterr().err
     assert json.loads((home / "request.json").read_text())["num"] == 1500
     assert not (home / "samples.npz").exists()
     before = contents(home)

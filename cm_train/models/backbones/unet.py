@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...core.errors import InputError
 from ...core.registry import Settings, register
-from .base import Block, KeyedDropout, precise, sinusoidal_embedding, uncast
+from .base import Block, KeyedDropout, are_blocks_as_written, precise, sinusoidal_embedding, uncast
 
 Count = Annotated[int, Field(ge=1, le=1024)]  # bounded, since a stranger's checkpoint says what to build
 
@@ -54,7 +54,9 @@ class _Norm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
-            return super().forward(precise(x)).to(x.dtype)
+            # torch 2.11 takes the forward-mode derivative of this layout alone.
+            inputs = precise(x).contiguous() if are_blocks_as_written() else precise(x)
+            return super().forward(inputs).to(x.dtype)
         # The compiler takes the operator apart just so, but knows no forward-mode derivative of the whole, which sCM
         # needs.
         groups = precise(x).reshape(x.shape[0], self.num_groups, -1)
