@@ -1,8 +1,10 @@
 """A wheel built from the repository and installed elsewhere carries its configs and runs."""
 
+import importlib.util
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -11,6 +13,22 @@ import pytest
 from conftest import TINY
 
 ROOT = Path(__file__).parent.parent
+_spec = importlib.util.spec_from_file_location("lowest_versions", ROOT / "scripts" / "lowest_versions.py")
+lowest_versions = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(lowest_versions)
+
+
+def test_lowest_versions_are_those_of_every_requirement_that_has_one():
+    text = """
+        [project]
+        dependencies = ["a>=1", "b-c[x,y]>=2.0.1,<3", "d<2", 'e > 1 ; python_version >= "3.11"']
+        [project.optional-dependencies]
+        more = ["f<4,>=3rc1", "own[more]"]
+    """
+    assert lowest_versions.floors(text) == ["a==1", "b-c==2.0.1", "f==3rc1"]
+    ours = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    found = lowest_versions.floors((ROOT / "pyproject.toml").read_text())
+    assert {line.split("==")[0] for line in found} >= {r.split(">=")[0] for r in ours["dependencies"]}
 
 
 @pytest.mark.long
