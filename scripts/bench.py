@@ -30,7 +30,7 @@ from cm_train.models.checkpoints import read as checkpoint
 from cm_train.models.checkpoints import write as saving
 from cm_train.models.checkpoints.host_memory import HostMemory
 from cm_train.models.denoiser import Denoiser, DenoiserConfig, build_denoiser
-from cm_train.runs import worker
+from cm_train.runs import build
 from cm_train.runs.config import parse
 from cm_train.training.saver import RunSaver
 from cm_train.training.tracking import Tracker
@@ -129,7 +129,7 @@ def make_trainer(size: dict, home: Path, precision: str, mode: str = "cd", compi
         teacher = make_teacher(home / "teacher", config, channels, size["image_size"])
         config = config.model_copy(update={"teacher": str(teacher)})
     config.folder.mkdir()
-    return worker.build_trainer(config)
+    return build.build_trainer(config)
 
 
 def floor_step(trainer: Trainer) -> Callable[[], None]:

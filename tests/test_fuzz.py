@@ -42,6 +42,7 @@ from cm_train.data.decoding import decode, prepare
 from cm_train.models.checkpoints import load as loading
 from cm_train.models.checkpoints import read as checkpoint
 from cm_train.models.checkpoints.manifest import DamagedCheckpoint, signed
+from cm_train.models.checkpoints.verify import sha256_of
 from cm_train.models.checkpoints.weights import WeightsFile
 from cm_train.runs import config
 from cm_train.runs.stored import check_same_run, store_config, stored_config
@@ -251,7 +252,7 @@ class Copy:
         for name in [*changed] if sign else []:
             file = self.folder / name
             file.write_bytes(changed[name])
-            manifest["files"][name] = {"sha256": checkpoint.sha256_of(file), "size": len(changed[name])}
+            manifest["files"][name] = {"sha256": sha256_of(file), "size": len(changed[name])}
             files["manifest.json"] = signed(manifest).encode()
         for name, content in files.items():
             (self.folder / name).write_bytes(content)

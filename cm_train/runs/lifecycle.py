@@ -107,9 +107,10 @@ def _execute(config: Any, stop: StopFlag, around: Surroundings) -> bool:
     from ..models.checkpoints import read as checkpoint
     from . import launch as launching
     from . import worker
+    from .build import check_divides
 
     num = 1 if around.shares_machine and config.devices == "auto" else launching.num_ranks(config.devices)
-    worker.check_divides(config, num)
+    check_divides(config, num)
     if num == 1 and not around.own_process:
         return worker.run(config, stop)
     with around.reserved(num, stop) as free:

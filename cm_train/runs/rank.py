@@ -12,9 +12,10 @@ from typing import NoReturn
 import torch
 
 from ..core.errors import InputError, OutOfMemory, TrainingFailed, printable
+from ..core.meeting import joined
 from ..core.signals import StopFlag
 from ..core.terminal import complain
-from ..core.world import RankLost, World, joined
+from ..core.world import RankLost, World
 
 # How a command reaches the ranks that it started: its process, when they stop, and where they may say why they end.
 PARENT, DEADLINE, WORDS = "CM_TRAIN_PARENT", "CM_TRAIN_DEADLINE", "CM_TRAIN_WORDS"

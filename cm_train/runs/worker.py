@@ -3,33 +3,20 @@
 import gc
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from ..core import registry
-from ..core.errors import InputError
 from ..core.memory import shortage_explained
-from ..core.precision import arithmetic, autocast_type
+from ..core.precision import arithmetic
 from ..core.signals import Stopped
-from ..core.terminal import say
 from ..core.world import ALONE, World
-from ..data.datasets.base import Dataset, listed
-from ..data.loader import Loader
-from ..models.checkpoints import load as loading
 from ..models.checkpoints import read as checkpoint
-from ..models.checkpoints.manifest import Manifest
-from ..models.checkpoints.vanishing import Vanished, again
-from ..models.denoiser import Denoiser
-from ..objectives.noise import NoiseSchedule
-from ..sampling.guidance import guided
-from ..training.compile_policy import compiles
 from ..training.config import RunConfig, dump
 from ..training.tracking import SilentTracker, Tracker
 from ..training.trainer import Trainer
-from . import announce
-from .inheritance import build_student, initialise, student_config
+from .build import build_trainer
 from .rank import as_rank, stop_of_parent
 from .stored import stored_config
 
@@ -79,162 +66,6 @@ def _tracker(trainer: Trainer, world: World, should_stop: Callable[[float], bool
         return SilentTracker()
     total, give_up = config.steps, lambda: should_stop(0.0)
     return Tracker(config.tracking, config.folder, config.name, dump(config), trainer.step, total, give_up)
-
-
-def build_trainer(
-    config: RunConfig, should_stop: Callable[[float], bool] = lambda reserve_s: False, world: World = ALONE
-) -> Trainer:
-    """Data, networks, objective and trainer of a run, resumed where the folder holds a checkpoint."""
-    check_divides(config, world.size)
-    device = world.device
-    dataset = world.agree(lambda: registry.build("dataset", config.dataset, world))
-    left_out = config.folder / "left_out.txt"
-    world.decide(lambda: _forget(left_out, config.folder))
-    dataset.load(left_out)
-    dataset.to(device)
-    if world.is_main:
-        say(f"{config.dataset.get('root', config.dataset['name'])}: {dataset.summary()}")
-        for note in dataset.notes:
-            say(f"note: {note}")
-    provenance = {"dataset": world.decide(dataset.fingerprint)}
-
-    # Rank 0 looks, since what is damaged is renamed on the way.
-    found = world.decide(lambda: checkpoint.latest(config.folder, set_aside=True))
-    if found is not None:
-        recorded = found[1].provenance.get("dataset", "")
-        world.agree(lambda: _check_data(config.folder, dataset, recorded, provenance["dataset"]))
-    teacher = None
-    known = None if found is None else found[1].provenance.get("teacher")
-    if known is not None:
-        provenance["teacher"] = known  # kept where the teacher is gone that gave the first weights
-    if config.teacher is not None:
-        teacher, manifest = _load_teacher(config.teacher, known, config.folder, world)
-        provenance["teacher"] = checkpoint.averaged_sha256(manifest)
-        _check_teacher(teacher, config.teacher, dataset)
-        its_data = manifest.provenance.get("dataset")
-        world.decide(lambda: _check_data_of_teacher(config, its_data, provenance["dataset"]))
-
-    resumed = None if found is None else found[1].denoiser
-    settings = world.agree(lambda: student_config(config, dataset, teacher, resumed))
-    denoiser = build_student(config, settings, device)
-    if found is None:
-        world.agree(lambda: initialise(denoiser, config.init, teacher))
-    guide = None if teacher is None else world.agree(lambda: guided(teacher, config.guidance))
-    objective = world.agree(
-        lambda: registry.build(
-            "objective",
-            config.objective,
-            denoiser,
-            NoiseSchedule(config.noise, config.num_schedule_steps),
-            config.seed,
-            dataset.hflip,
-            guide if config.loss_needs_teacher() else None,
-            config.label_dropout,
-        )
-    )
-    images = config.num_schedule_steps * config.batch_size
-    compiled, why = compiles(config.compile, device, denoiser, config.backbone, images)
-    if world.is_main:
-        announce.machine(config, world, why)
-    trainer = Trainer(
-        config,
-        objective,
-        Loader(dataset, config.seed, config.batch_size),
-        device,
-        autocast=autocast_type(config.precision, device, config.gap()),
-        compiled=compiled,
-        provenance=provenance,
-        should_stop=should_stop,
-        world=world,
-        teacher=guide,
-    )
-    if found is not None:
-        world.agree(lambda: trainer.resume(*found))
-        if world.is_main:
-            say(f"resuming at step {trainer.step}")
-    return trainer
-
-
-def _load_teacher(path: str, known: str | None, student: Path, world: World) -> tuple[Denoiser, Manifest]:
-    """The teacher, the same on every rank, and its manifest; `known` is the hash of the one that the run began with.
-
-    Its own run may go on meanwhile: it is told to keep that checkpoint, and where it was quicker there is a newer one.
-    """
-
-    def find() -> tuple[Path, Manifest]:
-        folder, manifest = checkpoint.resolve(path) if known is None else checkpoint.resolve_known(path, known)
-        checkpoint.mark_needed(folder, student)
-        return folder, manifest
-
-    @again
-    def find_and_load() -> tuple[Denoiser, Manifest]:
-        folder, manifest = world.decide(find)
-
-        def load() -> Denoiser | None:
-            with suppress(Vanished):
-                return loading.load_resolved(folder, manifest, device=world.device)
-            return None
-
-        teacher = world.agree(load)
-        if any(world.any(teacher is None)) or teacher is None:
-            raise Vanished(folder)
-        return teacher, manifest
-
-    return find_and_load()
-
-
-def _forget(left_out: Path, run: Path) -> None:
-    """Begin the list of what is left out anew where the run does: its first try may have had other pictures."""
-    if not checkpoint.folders(run):
-        with suppress(OSError):
-            left_out.unlink(missing_ok=True)
-
-
-def _check_teacher(teacher: Denoiser, path: str, dataset: Dataset) -> None:
-    c = teacher.config
-    got, wanted = (c.image_size, c.image_channels), (dataset.image_size, dataset.channels)
-    if got != wanted:
-        raise InputError(f"teacher {path} makes other images", f"size, channels {got}", f"{wanted}", "set teacher=...")
-    if c.num_classes != dataset.num_classes:
-        raise InputError(
-            f"teacher {path} has other classes", c.num_classes, str(dataset.num_classes), "set dataset.conditional=..."
-        )
-    if c.class_names and c.class_names != dataset.class_names:
-        its, ours = listed(c.class_names), listed(dataset.class_names)
-        raise InputError(f"teacher {path} has other classes", its, ours, "set teacher=..., or dataset.class_level=...")
-    if c.preconditioning != "edm":
-        raise InputError(f"teacher {path} is not a diffusion model", c.preconditioning, "a run of mode=edm")
-
-
-def _check_data_of_teacher(config: RunConfig, its_data: str | None, data: str) -> None:
-    """Refuse other data than the student's where nobody has chosen the teacher, and else say so."""
-    if its_data in (None, data):
-        return
-    # A set in memory is known by its pixels, any other by its files: of one another they say nothing.
-    comparable = its_data is not None and its_data.partition(":")[1] == data.partition(":")[1]
-    if comparable and config.teacher == str(config.usual_teacher):
-        fix = "set teacher=..., or run_dir=... in a folder of its own"
-        raise InputError(f"the teacher in {config.teacher} was trained on other data", fix=fix)
-    say(f"note: teacher {config.teacher} was trained on other data than this run's, as far as can be told")
-
-
-def check_divides(config: RunConfig, ranks: int) -> None:
-    """Refuse a batch that `ranks` processes can't share evenly. Raises InputError."""
-    micro = 1 if config.micro_batch is None else config.micro_batch
-    if config.batch_size % (ranks * micro):
-        raise InputError(
-            "batch_size must divide by processes times micro_batch",
-            f"{config.batch_size} for {ranks} x {micro}",
-            fix="change batch_size, devices or micro_batch",
-        )
-
-
-def _check_data(folder: Path, dataset: Dataset, recorded: str, now: str) -> None:
-    if recorded != now and not dataset.was_known_as(recorded):
-        raise InputError(
-            f"the dataset of {folder} changed since the run began",
-            fix="bring the old one back, or start a run of its own with name=...",
-        )
 
 
 def main() -> None:

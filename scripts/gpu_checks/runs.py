@@ -15,7 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from cm_train.core import cli
 from cm_train.core.world import ALONE, World
 from cm_train.models.denoiser import DenoiserConfig, build_denoiser
-from cm_train.runs import worker
+from cm_train.runs import build
 from cm_train.runs.config import parse
 from cm_train.training.config import RunConfig
 from cm_train.training.trainer import Trainer
@@ -55,7 +55,7 @@ class Runs:
     def trainer(self, config: RunConfig, on_gpu: bool = True, **kwargs: Any) -> Trainer:
         """Ready for its next step, compiled where its config says so."""
         config.folder.mkdir(exist_ok=True)
-        trainer = worker.build_trainer(config, world=ALONE if on_gpu else OnCpu(), **kwargs)
+        trainer = build.build_trainer(config, world=ALONE if on_gpu else OnCpu(), **kwargs)
         trainer.prepare()
         return trainer
 

@@ -4,7 +4,6 @@ step_00001000/  denoiser.safetensors  ema_<decay>.safetensors  state.pt  manifes
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -12,19 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors import SafetensorError, safe_open
-
 from ...core.errors import InputError
-from ...core.files import is_there, may_pass, not_through_a_link, patiently, read_small, unreadable, write_whole
+from ...core.files import is_there, may_pass, patiently, unreadable, write_whole
 from ...core.registry import shown
 from ...core.terminal import complain
 from . import state_file
 from .manifest import MANIFEST, DamagedCheckpoint, Manifest, damaged, read_manifest, signed
 from .vanishing import again, present
+from .verify import verify
 
 T = TypeVar("T")
 
-_RECORD, _NEEDED_BY = ".saved.json", ".needed_by_"
+_RECORD = ".saved.json"
 _STEP = re.compile(r"step_[0-9]{1,15}", re.ASCII)
 _BRING_BACK = "bring them back; or start over under another name=..., or with this run's folder moved away"
 
@@ -35,68 +33,6 @@ class NotThere(InputError):
 
 def step_folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step_{step:08d}"
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file, in hex."""
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def verify(folder: Path) -> Manifest:
-    """The manifest of a checkpoint whose every file has been checked.
-
-    Raises:
-        DamagedCheckpoint: a file was read whole and is not what it should be, is missing, or has a hostile header.
-        InputError: a file can't be read now, which says nothing about the checkpoint.
-        Vanished: the folder was removed meanwhile.
-    """
-    with present(folder):
-        return _verify(folder)
-
-
-def _verify(folder: Path) -> Manifest:
-    def bad(what: str) -> DamagedCheckpoint:
-        return damaged(folder, what)
-
-    manifest = read_manifest(folder)
-    for name, entry in manifest.files.items():
-        file = folder / name
-        if Path(name).name != name or name in ("", ".", ".."):
-            raise bad(f"{MANIFEST} names a file outside the folder: {shown(name)!r}")
-        try:
-            size, digest = patiently(lambda: _size_and_sha256(file, entry.size))  # noqa: B023 - called at once
-        except FileNotFoundError:
-            raise bad(f"{shown(name)} is missing") from None
-        except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
-            if may_pass(error):
-                raise unreadable(file, error) from None
-            raise bad(f"{shown(name)} is not a file") from None
-        if size != entry.size:
-            raise bad(f"{name} has {size} bytes instead of {shown(entry.size)}")
-        if digest != entry.sha256:
-            raise bad(f"{name} does not match its sha256")
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            patiently(lambda: _check_header(file))  # noqa: B023 - called at once
-        except (SafetensorError, OSError) as error:
-            if may_pass(error):
-                raise unreadable(file, error) from None
-            raise bad(f"{file.name}: {error}") from None
-    return manifest
-
-
-def _check_header(file: Path) -> None:
-    os.close(not_through_a_link(str(file), os.O_RDONLY))
-    with safe_open(file, "pt"):  # checks that the header is bounded, and its offsets inside the file
-        pass
-
-
-def _size_and_sha256(file: Path, wanted: int) -> tuple[int, str]:
-    """A file's size, and its hash where that is the wanted one: a stranger's file may be as large as it likes."""
-    with open(file, "rb", opener=not_through_a_link) as f:
-        size = os.fstat(f.fileno()).st_size
-        return size, hashlib.file_digest(f, "sha256").hexdigest() if size == wanted else ""
 
 
 def folders(run: Path) -> list[Path]:
@@ -221,31 +157,6 @@ def resolve_known(path: str | os.PathLike[str], sha256: str) -> tuple[Path, Mani
         allowed=f"one whose averaged weights have the sha256 {sha256[:16]}...",
         fix="bring it back, name it with teacher=..., or start a run of its own with name=...",
     )
-
-
-def mark_needed(folder: Path, by: Path) -> None:
-    """Have `keep` spare a checkpoint for as long as the run in `by` is there, where this user may write there.
-
-    It is looked for where it is now, and as far away from the checkpoint as it is now: both may move together.
-    """
-    run = os.path.realpath(by)
-    places = [run, os.path.relpath(run, os.path.realpath(folder))]
-    mark = folder / f"{_NEEDED_BY}{hashlib.sha256(os.fsencode(run)).hexdigest()[:16]}"
-    with contextlib.suppress(OSError, ValueError):
-        write_whole(mark, json.dumps(places).encode())
-
-
-def is_needed(folder: Path) -> bool:
-    """Whether a run that was marked as needing this checkpoint may still be there."""
-    return any(map(_may_need, folder.glob(f"{_NEEDED_BY}*[0-9a-f]")))
-
-
-def _may_need(mark: Path) -> bool:
-    try:
-        places = [str(place) for place in json.loads(read_small(mark, 1 << 14))]
-        return any(is_there(os.path.join(mark.parent, place, "config.yaml")) for place in places)
-    except (OSError, ValueError, TypeError, RecursionError):
-        return True  # what can't be told is no reason to delete anything
 
 
 def resolve(path: str | os.PathLike[str]) -> tuple[Path, Manifest]:

@@ -19,7 +19,9 @@ from ...core.errors import InputError
 from ...core.terminal import complain
 from .host_memory import HostMemory
 from .manifest import FORMAT, MANIFEST, FileEntry, Manifest, signed
-from .read import folders, is_needed, sha256_of
+from .needed import is_needed
+from .read import folders
+from .verify import sha256_of
 
 _NO_RENAMING = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV)
 
