@@ -12,6 +12,7 @@ from cm_train.core import files
 from cm_train.core.errors import InputError
 from cm_train.models.checkpoints import load as loading
 from cm_train.models.checkpoints import read as checkpoint
+from cm_train.models.checkpoints import verify
 from cm_train.models.checkpoints import write as saving
 from cm_train.models.checkpoints.manifest import DamagedCheckpoint, signed
 from cm_train.models.denoiser import DenoiserConfig, build_denoiser
@@ -288,7 +289,7 @@ def test_a_checkpoint_that_may_not_be_read_is_not_a_damaged_one(tmp_path, monkey
     def denied(path, size):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(checkpoint, "_size_and_sha256", denied)
+    monkeypatch.setattr(verify, "_size_and_sha256", denied)
     monkeypatch.setattr(files.time, "sleep", lambda _: None)
     with pytest.raises(InputError, match="may not be read by this user") as refused:
         checkpoint.latest(tmp_path, set_aside=True)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import cm_train
-from cm_train.core import registry
+from cm_train.core import registry, run_layout
 
 PACKAGE = Path(cm_train.__file__).parent
 
@@ -81,6 +81,17 @@ def test_hydra_and_trackers_stay_in_their_rooms():
             assert not names & {"hydra", "omegaconf"}, path
         if not place.startswith("training/tracking/"):
             assert not names & TRACKERS, path
+
+
+def test_names_inside_a_run_folder_are_spelled_in_one_place():
+    names = {run_layout.CONFIG, run_layout.METRICS, run_layout.LEFT_OUT, run_layout.SAVED, run_layout.STATE}
+    names |= {run_layout.MANIFEST, run_layout.CHECKPOINTS, run_layout.step_name(1)[:5]}
+    for path in modules():
+        place = str(path.relative_to(PACKAGE))
+        if place in ("core/run_layout.py", "objectives/lpips.py"):  # torch.hub has "checkpoints" too
+            continue
+        spelled = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+        assert not names & spelled, path
 
 
 def all_settings() -> list[type[registry.Settings]]:

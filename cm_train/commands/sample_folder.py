@@ -14,6 +14,7 @@ from pydantic import Field
 from ..core.errors import InputError
 from ..core.files import may_pass, patiently, read_small, unreadable, write_whole
 from ..core.registry import Settings, shown, typed
+from ..core.run_layout import run_of
 from ..runs.lock import FolderInUse, refuse_links
 
 REQUEST, IMAGES, PACKED, UNPACKED = "request.json", "images", "samples.npz", ".samples.writing"
@@ -72,7 +73,7 @@ def default_name(folder: Path, request: Request, sampler: str, has_levels: bool,
         classes: all names that the checkpoint knows.
     """
     folder = Path(os.path.abspath(folder))
-    run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
+    run = run_of(folder)
     steps = len(request.sigmas)
     parts = [
         f"{run.name}-step-{request.step}",

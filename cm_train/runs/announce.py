@@ -7,9 +7,9 @@ import time
 import torch
 
 from ..core.precision import autocast_type, drowns_in_bf16
+from ..core.run_layout import METRICS, SAMPLES, TENSORBOARD, step_folder
 from ..core.terminal import duration, say
 from ..core.world import World
-from ..models.checkpoints import read as checkpoint
 from ..models.checkpoints.manifest import Manifest
 from ..training.config import RunConfig
 from ..training.tracking import last_values
@@ -43,8 +43,8 @@ def _tracking(config: RunConfig) -> str:
     home = config.folder
     return {
         "wandb": f"wandb project {config.tracking.project} ({_wandb_mode()})",
-        "tensorboard": f"TensorBoard, tensorboard --logdir {shlex.quote(str(home / 'tensorboard'))}",
-        "none": f"{home / 'metrics.jsonl'} only",
+        "tensorboard": f"TensorBoard, tensorboard --logdir {shlex.quote(str(home / TENSORBOARD))}",
+        "none": f"{home / METRICS} only",
     }[config.tracking.backend]
 
 
@@ -65,16 +65,16 @@ def summary(config: RunConfig, began: float, finished: bool, before: Manifest | 
     home, took = config.folder, time.monotonic() - began
     steps = newest.step - (0 if before is None else before.step)
     say(f"{steps} steps in {duration(took)}{_results(config)}")
-    say(f"checkpoint {checkpoint.step_folder(home, newest.step)}")
+    say(f"checkpoint {step_folder(home, newest.step)}")
     if not finished:
         say(f"stopped at step {newest.step} of {config.steps}, everything saved; the same command goes on")
         return
-    samples = f"; samples in {home / 'samples'}" if (home / "samples").is_dir() else ""
+    samples = f"; samples in {home / SAMPLES}" if (home / SAMPLES).is_dir() else ""
     say(f"done{samples}. Next: cm-sample {shlex.quote(f'ckpt={home}')}")
 
 
 def _results(config: RunConfig) -> str:
     """How it went at the end, as far as it was logged."""
-    values = last_values(config.folder / "metrics.jsonl")
+    values = last_values(config.folder / METRICS)
     rate = f", {values['images_per_s']:.0f} images/s" if "images_per_s" in values else ""
     return rate + "".join(f", {name} {values[name]:.4g}" for name in ("loss", "agreement_rms") if name in values)

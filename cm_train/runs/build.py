@@ -7,6 +7,7 @@ from pathlib import Path
 from ..core import registry
 from ..core.errors import InputError
 from ..core.precision import autocast_type
+from ..core.run_layout import LEFT_OUT
 from ..core.terminal import say
 from ..core.world import ALONE, World
 from ..data.datasets.base import Dataset, listed
@@ -33,7 +34,7 @@ def build_trainer(
     check_divides(config, world.size)
     device = world.device
     dataset = world.agree(lambda: registry.build("dataset", config.dataset, world))
-    left_out = config.folder / "left_out.txt"
+    left_out = config.folder / LEFT_OUT
     world.decide(lambda: _forget(left_out, config.folder))
     dataset.load(left_out)
     dataset.to(device)

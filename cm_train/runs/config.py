@@ -8,6 +8,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ..core import registry
 from ..core.errors import InputError
+from ..core.run_layout import CONFIG
 from ..objectives.noise import check_noise
 from ..training.config import RunConfig, dump
 from .stored import stored_config
@@ -74,4 +75,4 @@ def read_back(folder: Path) -> RunConfig:
         raise InputError(
             f"{folder} has checkpoints and no config.yaml", fix="bring it back, or set name=... for a new run"
         )
-    return registry.typed(RunConfig, values, f"{folder}/config.yaml")
+    return registry.typed(RunConfig, values, f"{folder / CONFIG}")

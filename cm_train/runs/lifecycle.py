@@ -14,6 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from ..core import cli
+from ..core.run_layout import CHECKPOINTS, SNAPSHOTS
 from ..core.signals import StopFlag
 
 _STARTED = time.monotonic()
@@ -150,7 +151,7 @@ def _train(
     check_ours(Path(os.path.normpath(config.folder)))
     with lock(config.folder):
         check_ours(config.folder)  # again: x/../y may be another folder once x is there
-        for part in ("checkpoints", "snapshots"):
+        for part in (CHECKPOINTS, SNAPSHOTS):
             saving.remove_unfinished(config.folder / part)
         newest, stored = checkpoint.newest_manifest(config.folder), None
         if newest is None:  # nothing to lose yet: a mistaken first command may be corrected

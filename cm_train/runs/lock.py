@@ -10,13 +10,13 @@ from pathlib import Path
 from ..core.errors import InputError
 from ..core.files import not_through_a_link, patiently, unreadable
 from ..core.registry import shown
+from ..core.run_layout import CONFIG, FOLDERS, LOCK
 from ..core.terminal import complain
 from .stored import stored_config
 
 # What a folder may hold that is no run yet: what a command leaves that is killed at once, and what systems put there.
-_NOTHING = frozenset([".lock", ".config.yaml.writing", ".DS_Store", "lost+found"])
+_NOTHING = frozenset([LOCK, f".{CONFIG}.writing", ".DS_Store", "lost+found"])
 _LOGS = (".log", ".out", ".err")  # the shell or a cluster may have made one before the command began
-_PARTS = ("checkpoints", "samples", "snapshots", "tensorboard", "wandb")  # its folders
 _KEYS = frozenset(["mode", "objective", "dataset", "backbone", "noise", "steps", "seed"])  # of every run's config
 
 
@@ -43,7 +43,7 @@ def lock(folder: Path, what: str = "run folder", setting: str = "run_dir") -> It
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Not through a link: the folder may be a stranger's, and the file is emptied below. Held for the whole run.
-        handle = open(folder / ".lock", "a+", encoding="utf-8", errors="replace", opener=not_through_a_link)  # noqa: SIM115
+        handle = open(folder / LOCK, "a+", encoding="utf-8", errors="replace", opener=not_through_a_link)  # noqa: SIM115
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"can't write the {what} {folder}: {reason}", fix=f"set {setting}=...") from None
@@ -92,7 +92,7 @@ def check_ours(folder: Path) -> None:
         raise InputError(
             f"{folder} holds other files and no run", found, "an empty folder or a run's", "set name=... or run_dir=..."
         )
-    refuse_links(folder, _PARTS, "run_dir")
+    refuse_links(folder, FOLDERS, "run_dir")
 
 
 def refuse_links(folder: Path, parts: Iterable[str], setting: str) -> None:

@@ -10,6 +10,7 @@ import yaml
 from ..core.errors import InputError
 from ..core.files import may_pass, read_small, unreadable, write_whole
 from ..core.registry import shown
+from ..core.run_layout import CONFIG
 
 _MAX_CONFIG_BYTES = 1 << 18
 _MAX_CONFIG_DEPTH = 32
@@ -82,7 +83,7 @@ def stored_config(folder: Path) -> dict[str, Any] | None:
     Raises:
         InputError: `config.yaml` is there and is not a config, or can't be read now.
     """
-    path = folder / "config.yaml"
+    path = folder / CONFIG
     if not os.path.lexists(path):
         return None
     try:
@@ -98,7 +99,7 @@ def stored_config(folder: Path) -> dict[str, Any] | None:
 
 def store_config(folder: Path, values: Mapping[str, Any]) -> None:
     """Write `config.yaml` whole or not at all."""
-    write_whole(folder / "config.yaml", yaml.dump(dict(values), Dumper=_PlainDumper, sort_keys=False).encode())
+    write_whole(folder / CONFIG, yaml.dump(dict(values), Dumper=_PlainDumper, sort_keys=False).encode())
 
 
 def check_same_run(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ import torch
 from ..core import registry
 from ..core.memory import shortage_explained
 from ..core.precision import arithmetic
+from ..core.run_layout import step_folder
 from ..core.signals import Stopped
 from ..core.world import ALONE, World
 from ..models.checkpoints import read as checkpoint
@@ -49,7 +50,7 @@ def _run(config: RunConfig, should_stop: Callable[[float], bool], world: World) 
     with world.agree(lambda: _tracker(trainer, world, should_stop)) as tracker:
         finished = trainer.run(tracker)
         if finished and world.is_main and config.tracking.artifact:
-            tracker.model(checkpoint.averaged_only(checkpoint.step_folder(config.folder, trainer.step)))
+            tracker.model(checkpoint.averaged_only(step_folder(config.folder, trainer.step)))
         return finished
 
 

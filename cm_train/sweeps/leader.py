@@ -28,6 +28,7 @@ from ..core.child_python import import_paths
 from ..core.command_line import quoted
 from ..core.errors import InputError
 from ..core.files import write_whole
+from ..core.run_layout import LOCK
 from ..core.signals import StopFlag
 from ..runs.lock import check_words, lock, refuse_links
 from ..runs.stored import MAY_CHANGE
@@ -173,7 +174,7 @@ def _prepare(folder: Path) -> None:
     Raises:
         InputError: the folder is not a sweep's.
     """
-    foreign = {path.name for path in folder.iterdir()} - {".lock"}
+    foreign = {path.name for path in folder.iterdir()} - {LOCK}
     if foreign and not (folder / "sweep.json").exists():
         raise InputError(f"hydra.sweep.dir={folder} is a folder of other things", fix="name one that is not there yet")
     refuse_links(folder, ("jobs", ".submitit"), "hydra.sweep.dir")

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from ..core.errors import InputError, printable
 from ..core.files import write_whole
+from ..core.run_layout import METRICS
 from ..core.terminal import is_quiet, say
 from ..training.tracking import last_values
 
@@ -65,7 +66,7 @@ def final_metric(folder: Path, name: str | None = None) -> tuple[str, int | None
         name: as in metrics.jsonl; "agreement" stands for "agreement_rms". None: that where it was measured, else the
             loss.
     """
-    values = last_values(folder / "metrics.jsonl")
+    values = last_values(folder / METRICS)
     if name is None:
         name = "agreement_rms" if "agreement_rms" in values else "loss"
     name = {"agreement": "agreement_rms"}.get(name, name)

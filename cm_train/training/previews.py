@@ -5,6 +5,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..core.memory import needed_memory
+from ..core.run_layout import step_name
 from ..core.terminal import complain
 from ..core.world import World
 from ..data.pixels import grid, save_png
@@ -46,7 +47,7 @@ class Previews:
             # The loss falls during a collapse too; agreement with the teacher does not.
             measured = agreement(images, self._teachers)
             values = {"agreement_rms": measured.rms, "agreement_std_ratio": measured.std_ratio}
-        path = self.folder / f"step_{step:08d}.png"
+        path = self.folder / f"{step_name(step)}.png"
         try:
             save_png(grid(images), path)
         except OSError as error:

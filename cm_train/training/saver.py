@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..core.errors import TrainingFailed
 from ..core.registry import settings
+from ..core.run_layout import SNAPSHOTS, step_folder, step_name
 from ..core.world import World
 from ..models.checkpoints import posthoc
 from ..models.checkpoints import read as checkpoint
@@ -69,7 +70,7 @@ class RunSaver:
         window, trouble = self._state.window.state(self._world), ""
         if self._world.is_main and self._state.step > 0:
             write = self._checkpoints.now if must else self._checkpoints.start
-            folder = checkpoint.step_folder(self._config.folder, self._state.step)
+            folder = step_folder(self._config.folder, self._state.step)
             try:
                 write(folder, self._state.networks(), self._state.rest() | {"window": window}, **self._manifest())
             except OSError as error:
@@ -84,7 +85,7 @@ class RunSaver:
         if self._snapshot_every is None or not self._world.is_main:
             return
         if step == self._config.steps or step % self._snapshot_every == 0:
-            folder = self._config.folder / "snapshots" / f"step_{step:08d}"
+            folder = self._config.folder / SNAPSHOTS / step_name(step)
             self._snapshots.start(folder, self._powers(), None, **self._manifest())
 
     def wait(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import torch
 
 from ..core.errors import InputError, TrainingFailed
+from ..core.run_layout import SAMPLES
 from ..core.world import ALONE, World
 from ..data.loader import Loader
 from ..models.checkpoints import read as checkpoint
@@ -51,7 +52,7 @@ class Trainer(Steps):
     ):
         super().__init__(config, objective, loader, device, autocast, compiled, world)
         self.provenance, self.should_stop = provenance or {}, should_stop
-        self.previews = Previews(config.folder / "samples", self.micro_batch, world, teacher)
+        self.previews = Previews(config.folder / SAMPLES, self.micro_batch, world, teacher)
 
     # ------------------------------------------------------------------------------------------------------ the loop
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from ...core.run_layout import run_of
 from ..denoiser import Denoiser, build_denoiser
 from . import posthoc
 from . import read as checkpoint
@@ -51,7 +52,7 @@ def load_resolved(
     with torch.device(device):
         denoiser = build_denoiser(manifest.denoiser, backbone)
     if made:
-        posthoc.reconstruct(folder.parent.parent, manifest, weights, denoiser)
+        posthoc.reconstruct(run_of(folder), manifest, weights, denoiser)
     else:
         stored.load_into(denoiser)
     return denoiser.requires_grad_(False).eval()

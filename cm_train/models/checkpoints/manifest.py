@@ -12,10 +12,10 @@ from ...core import registry
 from ...core.errors import InputError
 from ...core.files import may_pass, read_small, unreadable
 from ...core.registry import MOST, Settings, shown
+from ...core.run_layout import MANIFEST
 from ..denoiser import DenoiserConfig
 
 FORMAT = 1
-MANIFEST = "manifest.json"
 _MAX_MANIFEST_BYTES = 1 << 20
 
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from ...core.files import is_there, read_small, write_whole
+from ...core.run_layout import CONFIG
 
 _NEEDED_BY = ".needed_by_"
 
@@ -31,6 +32,6 @@ def is_needed(folder: Path) -> bool:
 def _may_need(mark: Path) -> bool:
     try:
         places = [str(place) for place in json.loads(read_small(mark, 1 << 14))]
-        return any(is_there(os.path.join(mark.parent, place, "config.yaml")) for place in places)
+        return any(is_there(os.path.join(mark.parent, place, CONFIG)) for place in places)
     except (OSError, ValueError, TypeError, RecursionError):
         return True  # what can't be told is no reason to delete anything

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import InputError
+from ...core.run_layout import SNAPSHOTS, step_of
 from ...core.terminal import say
 from ..averages import MAX_WIDTH, power_exponent
 from . import read as checkpoint
@@ -70,7 +71,7 @@ def reconstruct(run: Path, of: Manifest, weights: str, module: nn.Module) -> Non
     files, steps, widths = [], [], []
     for folder in parts:
         manifest = checkpoint.verify(folder)
-        if manifest.step != _step(folder) or set(manifest.files) != kept:
+        if manifest.step != step_of(folder.name) or set(manifest.files) != kept:
             raise DamagedCheckpoint(f"snapshot {folder} is of step {manifest.step}, or has other widths than the run")
         for name in sorted(kept):
             files.append(folder / name)
@@ -97,7 +98,8 @@ def reconstruct(run: Path, of: Manifest, weights: str, module: nn.Module) -> Non
 
 def snapshots(run: Path) -> dict[int, Path]:
     """The snapshots that lie in a run's folder, by their steps."""
-    return {_step(folder): folder for folder in (run / "snapshots").glob("step_[0-9]*") if folder.name[5:].isdecimal()}
+    found = {step_of(folder.name): folder for folder in (run / SNAPSHOTS).glob("*")}
+    return {step: folder for step, folder in found.items() if step is not None}
 
 
 def _snapshots(run: Path, of: Manifest) -> list[Path]:
@@ -112,10 +114,6 @@ def _snapshots(run: Path, of: Manifest) -> list[Path]:
             fix="bring them back, or use weights=ema",
         )
     return [there[step] for step in wanted]
-
-
-def _step(folder: Path) -> int:
-    return int(folder.name.removeprefix("step_"))
 
 
 def _width(weights: str) -> float:

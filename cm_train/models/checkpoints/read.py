@@ -6,7 +6,6 @@ step_00001000/  denoiser.safetensors  ema_<decay>.safetensors  state.pt  manifes
 import contextlib
 import json
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 from ...core.errors import InputError
 from ...core.files import is_there, may_pass, patiently, unreadable, write_whole
 from ...core.registry import shown
+from ...core.run_layout import CHECKPOINTS, SAVED, STATE, run_of, step_folder, step_of
 from ...core.terminal import complain
 from . import state_file
 from .manifest import MANIFEST, DamagedCheckpoint, Manifest, damaged, read_manifest, signed
@@ -22,17 +22,11 @@ from .verify import verify
 
 T = TypeVar("T")
 
-_RECORD = ".saved.json"
-_STEP = re.compile(r"step_[0-9]{1,15}", re.ASCII)
 _BRING_BACK = "bring them back; or start over under another name=..., or with this run's folder moved away"
 
 
 class NotThere(InputError):
     """There is no checkpoint, or not the one that is wanted."""
-
-
-def step_folder(run: Path, step: int) -> Path:
-    return run / "checkpoints" / f"step_{step:08d}"
 
 
 def folders(run: Path) -> list[Path]:
@@ -41,17 +35,14 @@ def folders(run: Path) -> list[Path]:
     Raises:
         InputError: there is something under their name that can't be looked into.
     """
-    home = run / "checkpoints"
+    home = run / CHECKPOINTS
     try:
         names = patiently(lambda: os.listdir(home)) if is_there(home) else []
     except OSError as error:
         reason = "it leads nowhere" if isinstance(error, FileNotFoundError) else error.strerror
         raise InputError(f"the checkpoints of {run} can't be seen: {home}: {reason}", fix=_BRING_BACK) from None
-    return sorted((home / name for name in names if _STEP.fullmatch(name)), key=_step_in_name, reverse=True)
-
-
-def _step_in_name(folder: Path) -> int:
-    return int(folder.name.removeprefix("step_"))
+    steps = {name: step for name in names if (step := step_of(name)) is not None}
+    return [home / name for name in sorted(steps, key=steps.__getitem__, reverse=True)]
 
 
 def record_save(run: Path, step: int) -> None:
@@ -60,17 +51,17 @@ def record_save(run: Path, step: int) -> None:
     Where that can't be written it is left to the next time.
     """
     with contextlib.suppress(OSError):
-        write_whole(run / _RECORD, json.dumps({"step": step}).encode())
+        write_whole(run / SAVED, json.dumps({"step": step}).encode())
 
 
 def _check_none_saved(run: Path) -> None:
     """For a run without a checkpoint in sight. Raises InputError where it has saved one, or that can't be told."""
     try:
-        has_saved = is_there(run / _RECORD)
+        has_saved = is_there(run / SAVED)
     except OSError as error:
         raise unreadable(run, error) from None
     if has_saved:
-        raise NotThere(f"{run} has saved checkpoints, and none is in {run / 'checkpoints'}", fix=_BRING_BACK)
+        raise NotThere(f"{run} has saved checkpoints, and none is in {run / CHECKPOINTS}", fix=_BRING_BACK)
 
 
 @again
@@ -144,7 +135,7 @@ def resolve_known(path: str | os.PathLike[str], sha256: str) -> tuple[Path, Mani
         InputError: it isn't there any more, or it is damaged.
     """
     given = Path(os.path.expanduser(path))
-    run = given.parent.parent if given.parent.name == "checkpoints" else given
+    run = run_of(given)
     for folder in folders(run) or [given]:
         known = ""
         with contextlib.suppress(DamagedCheckpoint):
@@ -168,15 +159,15 @@ def resolve(path: str | os.PathLike[str]) -> tuple[Path, Manifest]:
     folder = Path(os.path.expanduser(path))  # os.path's functions take any text: no such user, a name too long
     if os.path.isfile(folder / MANIFEST):
         return folder, verify(folder)
-    if os.path.isdir(folder / "checkpoints"):
+    if os.path.isdir(folder / CHECKPOINTS):
         found = latest(folder)
         if found is not None:
             return found
         raise NotThere(f"run {folder} has no checkpoint yet", fix="train it longer, or lower save_every")
-    run = folder.parent.parent
-    if folder.parent.name == "checkpoints" and os.path.isdir(folder.parent) and not os.path.lexists(folder):
+    run = run_of(folder)
+    if run != folder and os.path.isdir(folder.parent) and not os.path.lexists(folder):
         raise NotThere(f"run {run} has no such checkpoint, or not any more", str(path), fix=f"{run} for its newest")
-    if folder.name.startswith("step_") and os.path.isdir(folder):
+    if step_of(folder.name) is not None and os.path.isdir(folder):
         raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {MANIFEST} is missing")
     runs = sorted(p.parent.name for p in folder.parent.glob("*/checkpoints")) if os.path.isdir(folder.parent) else []
     raise NotThere(
@@ -212,7 +203,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     Raises:
         DamagedCheckpoint: it is anything else.
     """
-    file = folder / "state.pt"
+    file = folder / STATE
     try:
         return patiently(lambda: state_file.read(file))
     except Exception as error:  # torch raises a dozen types here

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...core.errors import InputError
+from ...core.run_layout import CHECKPOINTS, STATE
 from ...core.terminal import complain
 from .host_memory import HostMemory
 from .manifest import FORMAT, MANIFEST, FileEntry, Manifest, signed
@@ -55,7 +56,7 @@ def write(
             }
             save_file(plain, beside / f"{stem}.safetensors")
         if state is not None:
-            torch.save(_whole(state), beside / "state.pt")
+            torch.save(_whole(state), beside / STATE)
         files = {}
         for path in sorted(beside.iterdir()):
             _fsync(path)
@@ -113,7 +114,7 @@ def prune(run: Path, keep: int) -> None:
         with contextlib.suppress(OSError):  # under another name first: half a checkpoint must not look like one
             os.replace(folder, folder.with_name(f".{folder.name}.writing"))
     if old:
-        remove_unfinished(run / "checkpoints")
+        remove_unfinished(run / CHECKPOINTS)
 
 
 class Saver:

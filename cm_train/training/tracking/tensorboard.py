@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ...core.run_layout import TENSORBOARD
 from .base import Backend
 
 
@@ -19,7 +20,7 @@ class TensorBoard(Backend):
     name = "tensorboard"
 
     def __init__(self, folder: Path, run_config: dict[str, Any], step: int):
-        self._folder, self._run_config, self._step = folder / "tensorboard", run_config, step
+        self._folder, self._run_config, self._step = folder / TENSORBOARD, run_config, step
         self._is_broken = False
         super().__init__()
 

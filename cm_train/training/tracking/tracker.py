@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...core.run_layout import METRICS
 from ...core.terminal import complain
 from .base import Backend
 from .config import TrackingConfig
@@ -52,7 +53,7 @@ class Tracker(SilentTracker):
         give_up: Callable[[], bool] = lambda: False,
     ):
         self._name, self._give_up = name, give_up
-        self._metrics = MetricsFile(folder / "metrics.jsonl", step)
+        self._metrics = MetricsFile(folder / METRICS, step)
         self._backend = _backend(config, folder, name, run_config, step)
         self._terminal = TrainingProgress(total, step)
 

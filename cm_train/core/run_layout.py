@@ -1,0 +1,40 @@
+"""The names inside a run's folder, which no other file spells.
+
+config.yaml     metrics.jsonl     left_out.txt     samples/step_00001000.png
+checkpoints/step_00001000/        manifest.json  state.pt  denoiser.safetensors  ema_<decay>.safetensors
+snapshots/step_00001000/          of its power-function averages
+tensorboard/    wandb/            what those trackers keep
+"""
+
+import re
+from pathlib import Path
+
+CONFIG, METRICS, LEFT_OUT = "config.yaml", "metrics.jsonl", "left_out.txt"
+LOCK, SAVED = ".lock", ".saved.json"
+CHECKPOINTS, SNAPSHOTS, SAMPLES = "checkpoints", "snapshots", "samples"
+TENSORBOARD, WANDB = "tensorboard", "wandb"
+FOLDERS = (CHECKPOINTS, SAMPLES, SNAPSHOTS, TENSORBOARD, WANDB)
+MANIFEST, STATE = "manifest.json", "state.pt"
+
+_STEP = re.compile(r"step_([0-9]{1,15})", re.ASCII)
+
+
+def step_name(step: int) -> str:
+    """What is called after a step: eight digits are a format, not a limit."""
+    return f"step_{step:08d}"
+
+
+def step_of(name: str) -> int | None:
+    """The step in a name; None where that is no `step_name`."""
+    match = _STEP.fullmatch(name)
+    return None if match is None else int(match[1])
+
+
+def step_folder(run: Path, step: int) -> Path:
+    """The checkpoint folder of a step."""
+    return run / CHECKPOINTS / step_name(step)
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The run that a checkpoint folder belongs to; itself where it lies in none."""
+    return checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else checkpoint
