@@ -45,11 +45,15 @@ class LeftOut:
         known = self.reasons.copy()  # since other threads may add to it
         return f"{min(known)!r} ({known[min(known)]})" if known else ""
 
+    def all_in(self) -> str:
+        """What to add to a line about some: where all are, once they are written down."""
+        return f"; all are in {self._path}" if self._path else ""
+
     def say(self, name: str) -> None:
         """A line on the terminal for a file that another image stands in for; the first few of this process alone."""
         self._said += 1
         if self._said <= _MOST_SAID:
-            rest = f"; further ones are in {self._path}" if self._said == _MOST_SAID and self._path else ""
+            rest = self.all_in() if self._said == _MOST_SAID else ""
             say(f"left out {name!r} ({self.reasons[name]}): another image stands in for it{rest}")
 
     def _write(self, name: str, reason: str) -> bool:

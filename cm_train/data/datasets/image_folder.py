@@ -186,7 +186,8 @@ class ImageFolder(Dataset):
             if not self._kept.any():
                 raise InputError("none of the images can be decoded", example, fix="look at dataset.root")
             count = num - int(self._kept.sum())
-            self.notes.append(f"left out {count:,} of {num:,} images that can't be decoded, as {example}")
+            left_out = f"left out {count:,} of {num:,} images that can't be decoded, as {example}"
+            self.notes.append(left_out + self._left_out.all_in())
             images, labels = images[self._kept], None if labels is None else labels[self._kept]
         return InMemory(images, labels, self.class_names, self.hflip)
 
