@@ -26,7 +26,7 @@ from cm_train.core.errors import InputError, TrainingFailed
 from cm_train.core.signals import StopFlag
 from cm_train.core.terminal import complain
 from cm_train.data import decoding, fingerprint
-from cm_train.models.checkpoints import posthoc
+from cm_train.models.checkpoints import posthoc, verify
 from cm_train.models.checkpoints import read as checkpoint
 from cm_train.models.checkpoints import write as saving
 from cm_train.models.checkpoints.load import load_denoiser
@@ -220,7 +220,7 @@ def test_headers_that_can_not_be_read_now_are_not_damaged(build, monkeypatch, qu
     def away(*_):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(checkpoint, "safe_open", away)
+    monkeypatch.setattr(verify, "safe_open", away)
     with pytest.raises(InputError, match="can't be read now") as refused:
         checkpoint.latest(trainer.config.folder, set_aside=True)
     assert not isinstance(refused.value, DamagedCheckpoint)
