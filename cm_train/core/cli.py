@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import errno
+import io
 import logging
 import os
 import sys
@@ -175,6 +176,8 @@ def _hold_streams() -> None:
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it has the lowest number that is free
             setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115 - for good
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: letters that it has not are no reason to fail
 
 
 def _heed_quiet() -> None:

@@ -155,8 +155,10 @@ def _is_finished(newest: Any, home: Path) -> bool:
 
 @contextmanager
 def _not_of_the_agent() -> Iterator[None]:
-    """While a teacher trains: of the runs of this command, an agent of wandb's means the student."""
-    hidden = {key: os.environ.pop(key) for key in ("WANDB_SWEEP_ID", "WANDB_RUN_ID") if key in os.environ}
+    """While a teacher trains: of the runs of this command, wandb's variables and an agent of its mean the student."""
+    from ..training.tracking import OF_ONE_RUN
+
+    hidden = {key: os.environ.pop(key) for key in OF_ONE_RUN if key in os.environ}
     try:
         yield
     finally:
