@@ -752,6 +752,7 @@ def test_image_folder_reads_a_zip_with_backslashes_and_duplicates(tmp_path):
                 archive.writestr(name, picture(color))
     dataset = folder(path, conditional=True)
     assert dataset.class_names == ["a", "b"] and colors(dataset) == [RED, GREEN]
+    assert dataset.notes == ["members whose names come again are left out, the last is taken: 1"]
 
 
 @pytest.mark.parametrize("values", [{"channels": 2}, {"image_size": 0}, {"background": 256}, {"memory_gb": -1.0}])

@@ -3,7 +3,6 @@
 import contextlib
 import difflib
 import errno
-import io
 import logging
 import os
 import sys
@@ -21,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from .command_line import tidy
 from .errors import InputError, TrainingFailed, printable
+from .streams import give_up_stdout, hold_streams
 
 # What the user says; for Hydra it is then set in any case, so that it raises its errors to us.
 FULL_ERRORS = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("0", "")
@@ -118,13 +118,13 @@ def under_hydra(config_name: str, task: Callable[[DictConfig], Any]) -> int:
         complain(_one_line(error, config_name))
         return WRONG_INPUT
     except BrokenPipeError:  # as in --info | head
-        _give_up_stdout()
+        give_up_stdout()
         return FAILED
     except (ValueError, TypeError, KeyError, AttributeError, AssertionError, OSError, UserWarning) as error:
         if FULL_ERRORS or composed:
             raise
         if isinstance(error, OSError):  # as where what is printed goes to a full disk
-            _give_up_stdout()
+            give_up_stdout()
             complain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
             return FAILED
         # What is typed can make Hydra stumble in many ways before anything has begun.
@@ -144,7 +144,7 @@ def begin(config_name: str, plain: str | None = None) -> None:
     Args:
         plain: the key that an argument without one is for.
     """
-    _hold_streams()
+    hold_streams()
     _heed_quiet()
     if "--version" in sys.argv[1:]:
         tell(f"{Path(sys.argv[0]).name} {version('cm-train')}")
@@ -168,18 +168,6 @@ def _groups(config_name: str) -> list[str]:
     return [path.name for path in conf_dir().iterdir() if path.is_dir() and path.name != "hydra"]
 
 
-def _hold_streams() -> None:
-    """Where this process was started without a stderr (2>&-), nothing else that is opened may become it."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it has the lowest number that is free
-            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115 - for good
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: letters that it has not are no reason to fail
-
-
 def _heed_quiet() -> None:
     """Take --quiet off the command line, which is Hydra's, and see that the ranks hear of it too."""
     if not {"--quiet", "-q"} & set(sys.argv[1:]):
@@ -195,14 +183,9 @@ def tell(text: str) -> None:
     try:
         print(text, flush=True)
     except OSError as error:
-        _give_up_stdout()
+        give_up_stdout()
         complain(f"can't write: {error.strerror}")
         sys.exit(FAILED)
-
-
-def _give_up_stdout() -> None:
-    """What it can't take any more shall not be tried again at the exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def complain(text: str) -> None:

@@ -39,12 +39,14 @@ class ImageFiles(Protocol):
         stamps: for each what changes when it is written to, where `identities` does not tell contents apart.
         unread: the relative paths of pictures that are not read, for each of their endings.
         label_files: the relative paths of all files that are called LABELS.
+        doubled: how many more there are than names, as a zip may have; the last one of a name counts.
     """
 
     identities: dict[str, str]
     stamps: dict[str, str]
     unread: dict[str, list[str]]
     label_files: list[str]
+    doubled: int
 
     def read(self, name: str) -> bytes:
         """The whole file. Raises OSError, or ValueError where it is none that may be read."""
@@ -74,6 +76,7 @@ class _Found:
         self.stamps: dict[str, str] = {}
         self.unread: dict[str, list[str]] = defaultdict(list)
         self.label_files: list[str] = []
+        self.doubled = 0
 
     def is_image(self, parts: list[str]) -> bool:
         """Whether a path is an image that a person put there: nothing hidden, and nothing that only macOS needs."""
@@ -176,7 +179,9 @@ class _Zip(_Found):
         self._lock = threading.Lock()  # a ZipFile counts its open members without one
         try:
             self._zip = zipfile.ZipFile(root)
-            self._members = dict(self._scan(list(below)))
+            members = list(self._scan(list(below)))
+            self._members = dict(members)
+            self.doubled = len(members) - len(self._members)
             if sum(info.compress_size for info in self._members.values()) > root.stat().st_size:
                 raise ValueError("its members overlap")  # so that a small file inflates for ever
         except Exception as error:  # a file that only looks like a zip raises nearly anything

@@ -74,6 +74,8 @@ class ImageFolder(Dataset):
     def _find_notes(self, unread: str) -> Iterator[str]:
         if unread:
             yield f"not read are {unread}; PNG, JPEG and WebP are, among others"
+        if self._files.doubled:
+            yield f"members whose names come again are left out, the last is taken: {self._files.doubled}"
         if self.config.conditional:
             counts = torch.bincount(self._labels, minlength=len(self.class_names)) if self._labels is not None else ()
             empty = [name for name, count in zip(self.class_names, counts, strict=True) if not count]
