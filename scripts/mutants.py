@@ -39,14 +39,30 @@ class Mutant(NamedTuple):
     what: str
 
 
-PROOFS, OBJECTIVES, TRAINER = "tests/test_proofs.py", "tests/test_objectives.py", "tests/test_trainer.py"
-DENOISER, SAMPLING, ECT = "tests/test_denoiser.py", "tests/test_sampling.py", "tests/test_ect.py"
-NOISE, EMA, DISTANCES = "tests/test_noise.py", "tests/test_ema.py", "tests/test_distances.py"
-HARM = "tests/test_harm.py"
-OPTIMIZERS, IMAGES, RNG = "tests/test_optimizers.py", "tests/test_images.py", "tests/test_rng.py"
+PROOFS, OBJECTIVES, TRAINER = (
+    "tests/test_proofs.py",
+    "tests/objectives/test_objectives.py",
+    "tests/training/test_trainer.py",
+)
+DENOISER, SAMPLING, ECT = (
+    "tests/models/test_denoiser.py",
+    "tests/sampling/test_samplers.py",
+    "tests/objectives/test_ect.py",
+)
+NOISE, EMA, DISTANCES = (
+    "tests/objectives/test_noise.py",
+    "tests/models/test_averages.py",
+    "tests/objectives/test_distances.py",
+)
+HARM = "tests/commands/test_harm.py"
+OPTIMIZERS, IMAGES, RNG = "tests/training/test_optimizers.py", "tests/data/test_pixels.py", "tests/core/test_rng.py"
 EDM_CODE, CONSISTENCY = "cm_train/objectives/edm.py", "cm_train/objectives/consistency.py"
 ECT_CODE, STATE_CODE = "cm_train/objectives/ect.py", "cm_train/training/state.py"
-SCM_CODE, SCM, GUIDANCE = "cm_train/objectives/scm.py", "tests/test_scm.py", "tests/test_guidance.py"
+SCM_CODE, SCM, GUIDANCE = (
+    "cm_train/objectives/scm.py",
+    "tests/objectives/test_scm.py",
+    "tests/sampling/test_guidance.py",
+)
 DENOISER_CODE, SAMPLING_CODE, NOISE_CODE = (
     "cm_train/models/denoiser.py",
     "cm_train/sampling/samplers.py",
@@ -225,21 +241,21 @@ MUTANTS = [Mutant(*row) for row in (
      TRAINER + "::test_micro_batches_change_nothing_but_memory", "micro-batches added up, not averaged"),
     # ---------------------------------------------------------------------------------------- compiler, device, memory
     ("metric-is-loss", "cm_train/objectives/base.py", "value.detach().double()", "value.detach().clone()",
-     "tests/test_compiling.py", "a metric that a compiler may return as the loss, without its gradient"),
+     "tests/models/test_compiling.py", "a metric that a compiler may return as the loss, without its gradient"),
     ("twin-with-weights", "cm_train/models/compiling.py",
      "nn.Parameter(p.detach(),", "nn.Parameter(p.detach().clone(),",
-     "tests/test_compiling.py", "the pass without gradient goes on with the weights of the start"),
+     "tests/models/test_compiling.py", "the pass without gradient goes on with the weights of the start"),
     ("kind-without-settings", "cm_train/models/compiling.py",
      "m.extra_repr(), _plain_attributes(m))", "m.extra_repr())",
-     "tests/test_compiling.py", "blocks with another dropout share a graph"),
+     "tests/models/test_compiling.py", "blocks with another dropout share a graph"),
     ("tf32-for-fp32", "cm_train/core/precision.py", 'cudnn.allow_tf32 = kind == "tf32"', "cudnn.allow_tf32 = True",
-     "tests/test_precision.py", "fp32 whose convolutions are cuDNN's TF32"),
+     "tests/core/test_precision.py", "fp32 whose convolutions are cuDNN's TF32"),
     ("torn-step-saved", "cm_train/training/trainer.py",
-     "if not self.state.is_torn:", "if True:", "tests/test_memory.py",
+     "if not self.state.is_torn:", "if True:", "tests/training/test_memory.py",
      "a checkpoint of a step that memory ran out in the middle of"),
     ("sums-on-device", "cm_train/models/checkpoints/posthoc.py",
      'torch.zeros_like(value, device="cpu")', "torch.zeros_like(value)",
-     "tests/test_posthoc.py", "files' tensors added to those of a GPU"),
+     "tests/models/test_posthoc.py", "files' tensors added to those of a GPU"),
     # --------------------------------------------------------------------------------------- runs, folders and machines
     ("saves-forgotten", "cm_train/models/checkpoints/read.py", "    if has_saved:", "    if False:",
      f"{HARM}::test_a_run_whose_checkpoints_are_out_of_sight_never_starts_over",
@@ -252,10 +268,10 @@ MUTANTS = [Mutant(*row) for row in (
     ("links-followed", "cm_train/runs/lock.py", "if os.path.islink(folder / name):", "if False:",
      f"{HARM}::test_a_run_does_not_follow_links_out_of_itself", "writing and pruning where a stranger's link leads"),
     ("heard-by-all", "cm_train/runs/launch.py", "**_loopback()", "**{}",
-     "tests/test_ddp.py::test_ranks_of_one_machine_listen_to_it_alone_and_leave_nothing_behind",
+     "tests/runs/test_ddp.py::test_ranks_of_one_machine_listen_to_it_alone_and_leave_nothing_behind",
      "ranks of one machine that the whole network can talk to"),
     ("asleep-is-hung", "cm_train/core/waiting.py", "min(now - then, 2 * tick)", "now - then",
-     "tests/test_waiting.py",
+     "tests/core/test_waiting.py",
      "a suspended job counts as one that hangs"),
     ("stale-snapshots", "cm_train/models/checkpoints/posthoc.py",
      "if of.snapshots is None else of.snapshots", "if True else of.snapshots",
@@ -266,23 +282,23 @@ MUTANTS = [Mutant(*row) for row in (
      "a teacher's run deletes what its student goes on with"),
     ("vanished-is-damaged", "cm_train/models/checkpoints/vanishing.py",
      "        raise Vanished(folder) from None", "        raise",
-     "tests/test_vanishing.py::test_a_run_that_is_being_written_can_be_read",
+     "tests/models/test_vanishing.py::test_a_run_that_is_being_written_can_be_read",
      "a checkpoint that its run removed meanwhile counts as damaged"),
     ("looks-once", "cm_train/models/checkpoints/vanishing.py", "range(_TRIES - 1)", "range(0)",
-     "tests/test_vanishing.py::test_a_teacher_that_is_still_in_training_can_be_learnt_from",
+     "tests/models/test_vanishing.py::test_a_teacher_that_is_still_in_training_can_be_learnt_from",
      "a run in training whose newest checkpoint is replaced can't be read"),
     # ------------------------------------------------------------------------------------------------------- cm-sample
     ("images-overwritten", "cm_train/commands/sample_folder.py", "            if differences:", "            if False:",
-     "tests/test_sample.py::test_another_request_is_refused_with_its_differences_and_changes_nothing",
+     "tests/commands/test_sample.py::test_another_request_is_refused_with_its_differences_and_changes_nothing",
      "images of two checkpoints in one folder"),
     ("torn-image-kept", "cm_train/commands/sample_files.py", "read_png(self._path(place), self._shape) is not None",
-     "True", "tests/test_sample.py::test_the_same_request_goes_on_where_it_was_stopped",
+     "True", "tests/commands/test_sample.py::test_the_same_request_goes_on_where_it_was_stopped",
      "half an image counts as one that is there"),
     ("torn-row-kept", "cm_train/commands/sample_files.py", "file.truncate(places[0] * self._size)", "pass",
-     "tests/test_sample.py::test_the_same_request_goes_on_where_it_was_stopped",
+     "tests/commands/test_sample.py::test_the_same_request_goes_on_where_it_was_stopped",
      "half an image in the middle shifts all pixels after it"),
     ("numbers-win", "cm_train/sampling/generate.py", "if str(label) in known:", "if label in known:",
-     "tests/test_generation.py::test_class_numbers_are_those_of_the_names_or_the_numbers_themselves",
+     "tests/sampling/test_generate.py::test_class_numbers_are_those_of_the_names_or_the_numbers_themselves",
      "labels=2 means the class of number 2 where another is called so"),
 )]
 # fmt: on

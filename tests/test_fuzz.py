@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image, features
-from test_checkpoint import CONFIG, network, write
+from test_checkpoints import CONFIG, network, write
 
 from cm_train import generate
 from cm_train.core import registry

@@ -37,7 +37,7 @@ def test_mutants_have_names_of_their_own():
 def test_a_mutant_that_nobody_notices_survives(monkeypatch):
     """A comment changes nothing, and no test may be said to have caught it."""
     harmless = mutants.Mutant(
-        "harmless", "cm_train/data/pixels.py", "# neither the black", "# not the black", "tests/test_images.py", ""
+        "harmless", "cm_train/data/pixels.py", "# neither the black", "# not the black", "tests/data/test_pixels.py", ""
     )
     caught, _ = mutants.judge(harmless)
     assert caught == ""

@@ -9,7 +9,7 @@ import torch
 from test_noise import ICT_11
 from test_objectives import EPS, Exact, S, T, consistency, gaussian_consistency, schedule
 from test_objectives import M as MEAN
-from test_sampling import MEANS, SHARES, STDS, descend, flow_by_rk4, mixture
+from test_samplers import MEANS, SHARES, STDS, descend, flow_by_rk4, mixture
 from torch import nn
 
 from cm_train.core import registry

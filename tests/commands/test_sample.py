@@ -15,7 +15,7 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
-from test_checkpoint import BACKBONE, CONFIG, write
+from test_checkpoints import BACKBONE, CONFIG, write
 
 from cm_train import generate, load_denoiser
 from cm_train.commands.draw import sample

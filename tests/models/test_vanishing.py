@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_checkpoint import network, write
+from test_checkpoints import network, write
 from test_trainer import build, run  # noqa: F401 - build is a fixture
 
 from cm_train import load_denoiser

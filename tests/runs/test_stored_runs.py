@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from cm_train import generate, load_denoiser
 
-ARCHIVE = Path(__file__).parent / "data" / "runs-of-0.1.0.zip"
+ARCHIVE = Path(__file__).parents[1] / "stored" / "runs-of-0.1.0.zip"
 NETWORK = [f"backbone.{key}" for key in ("channels=4", "head_channels=4", "group_channels=2", "channel_mult=[1,1]")]
 COMMAND = ["tracking=none", "batch_size=16", "log_every=2", "preview_every=0", "save_every=4", "keep=1", "steps=8"]
 FOLDER = ["mode=ict", "dataset=image_folder", "dataset.root=pictures", "dataset.image_size=8"]

@@ -15,7 +15,7 @@ from conftest import ENVIRONMENT, TINY
 def test_hostile_run_folders_end_in_a_result_or_one_line(share, command, tmp_path):
     assert command("train", "mode=ict", *TINY).returncode == 0
     (tmp_path / "runs" / "digits-ict").rename(tmp_path / "good")
-    argv = [sys.executable, str(Path(__file__).with_name("hostile.py")), str(tmp_path), str(share)]
+    argv = [sys.executable, str(Path(__file__).parents[1] / "hostile.py"), str(tmp_path), str(share)]
     done = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True, timeout=3000)
     assert done.returncode == 0, done.stdout + done.stderr
     *bad, tried = done.stdout.splitlines()

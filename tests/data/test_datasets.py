@@ -27,7 +27,7 @@ from cm_train.data.datasets.base import InMemory
 from cm_train.data.decoding import decode, prepare
 from conftest import wait_for
 
-CONF = Path(__file__).parents[1] / "conf" / "dataset"
+CONF = Path(__file__).parents[2] / "conf" / "dataset"
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 OLD_PILLOW = pytest.mark.skipif(int(PIL.__version__.split(".")[0]) < 13, reason="reads no YCbCr that it has written")
 

@@ -293,7 +293,7 @@ def test_a_job_out_of_requeues_or_stopped_by_another_signal_is_not_requeued(swee
 def test_the_script_in_the_docs_goes_on_after_its_time_limit(sweep, command, tmp_path):
     """The one for a single node, with a small run in its place; its shell is signalled as it asks Slurm to."""
     options = ["mode=ict", *TINY, "steps=60", "save_every=1000", "log_every=5"]
-    docs = (Path(__file__).parent.parent / "docs" / "clusters.md").read_text()
+    docs = (Path(__file__).parents[2] / "docs" / "clusters.md").read_text()
     script = docs.split("```bash\n")[1].split("```")[0]
     small = " ".join([sys.executable, "-m", "cm_train.commands.train", *options, "name=parts"])
     assert "--signal=B:USR1" in script and "cm-train experiment=imagenet64-ct dataset.root=imagenet/train" in script

@@ -2,7 +2,7 @@ import threading
 
 import pytest
 import torch
-from test_checkpoint import BACKBONE, CONFIG, network
+from test_checkpoints import BACKBONE, CONFIG, network
 
 from cm_train.models.checkpoints import load as loading
 from cm_train.models.checkpoints import read as checkpoint

@@ -220,12 +220,12 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-import test_checkpoint
+import test_checkpoints
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 run, limit = Path(sys.argv[2]), int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
-    test_checkpoint.write(run, 10, big=test_checkpoint.torch.zeros(100_000))
+    test_checkpoints.write(run, 10, big=test_checkpoints.torch.zeros(100_000))
 except OSError as error:
     print("OSError", error.strerror)
 """
