@@ -26,6 +26,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from cm_train.core import cli
+from cm_train.models.backbones.base import BackboneConfig
 from cm_train.models.checkpoints import read as checkpoint
 from cm_train.models.checkpoints import write as saving
 from cm_train.models.checkpoints.host_memory import HostMemory
@@ -81,7 +82,7 @@ def make_teacher(folder: Path, config, channels: int, image_size: int) -> Path:
     return store(folder, denoiser, config.backbone)
 
 
-def store(folder: Path, denoiser: Denoiser, backbone: dict[str, Any]) -> Path:
+def store(folder: Path, denoiser: Denoiser, backbone: BackboneConfig) -> Path:
     """A run's folder with `denoiser` as its one checkpoint, for others to learn or start from."""
     saving.write(
         checkpoint.step_folder(folder, 1),

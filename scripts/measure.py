@@ -26,7 +26,7 @@ from cm_train.evaluation.metrics.frechet import frechet_distance
 
 
 def originals(name: str, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    dataset = registry.build("dataset", {"name": name, "split": split, "conditional": True})
+    dataset = registry.make("dataset", {"name": name, "split": split, "conditional": True})
     images, labels = dataset.gather(torch.arange(len(dataset)))
     return images, labels
 

@@ -37,6 +37,7 @@ from test_checkpoints import CONFIG, network, write
 from cm_train import generate
 from cm_train.core import registry
 from cm_train.core.errors import InputError
+from cm_train.core.settings import typed
 from cm_train.data.datasets.image_folder import ImageFolder
 from cm_train.data.decoding import decode, prepare
 from cm_train.models.checkpoints import load as loading
@@ -45,7 +46,8 @@ from cm_train.models.checkpoints.manifest import DamagedCheckpoint, signed
 from cm_train.models.checkpoints.verify import sha256_of
 from cm_train.models.checkpoints.weights import WeightsFile
 from cm_train.runs import config
-from cm_train.runs.stored import check_same_run, store_config, stored_config
+from cm_train.runs.same_run import check_same_run
+from cm_train.runs.stored import store_config, stored_config
 from cm_train.training.config import RunConfig
 
 _TIME_S, _MEMORY = 60, 2 << 30
@@ -642,7 +644,7 @@ def test_parse_gives_a_config_that_can_be_stored_or_is_refused(depth, composed, 
             with bounded():
                 store_config(tmp_path, values)
                 stored = stored_config(tmp_path)
-                assert registry.typed(RunConfig, stored) == parsed
+                assert typed(RunConfig, stored) == parsed
                 check_same_run(tmp_path, stored, values)
 
     check(holds, 300, depth)
@@ -737,12 +739,11 @@ def test_stored_config_of_a_stranger_is_plain_values_or_refused(depth, composed,
         if values is None:
             return
         assert plain(values)
-        or_input_error(check_same_run, file.parent, values, mine)
-        or_input_error(check_same_run, file.parent, mine, values)
-        typed = or_input_error(registry.typed, RunConfig, values)
-        if typed is not None:
-            or_input_error(check_same_run, file.parent, config.dump(typed), mine)
-            assert isinstance(typed.folder, Path)
+        theirs = or_input_error(typed, RunConfig, values)
+        if theirs is not None:
+            or_input_error(check_same_run, file.parent, theirs, mine)
+            or_input_error(check_same_run, file.parent, mine, theirs)
+            assert isinstance(theirs.folder, Path)
 
     check(holds, 400, depth)
 

@@ -84,7 +84,7 @@ def trained(composed, tmp_path, dataset, backbone, teacher, *overrides):
     common = ["tracking=none", f"run_dir={tmp_path / 'run'}", "batch_size=64", "preview_every=0", "save_every=100000"]
     common += ["optimizer.schedule=cosine", "optimizer.lr=0.03", "optimizer.warmup_steps=0"]
     config = parse(composed(*common, *overrides))
-    objective_class = registry.find("objective", config.objective["name"])
+    objective_class = registry.find("objective", config.objective.name)
     denoiser = Denoiser(
         DenoiserConfig(
             preconditioning=objective_class.preconditioning,
@@ -97,8 +97,8 @@ def trained(composed, tmp_path, dataset, backbone, teacher, *overrides):
         backbone,
     )
     noise = NoiseSchedule(config.noise, config.num_schedule_steps)
-    teacher = teacher if config.loss_needs_teacher() else None
-    objective = registry.build("objective", config.objective, denoiser, noise, config.seed, False, teacher)
+    teacher = teacher if config.objective.needs_teacher() else None
+    objective = registry.build(config.objective, denoiser, noise, config.seed, False, teacher)
     loader = Loader(dataset, config.seed, config.batch_size)
     assert Trainer(config, objective, loader, torch.device("cpu")).run(SilentTracker())
     return denoiser
@@ -354,7 +354,7 @@ def ict(composed):
     """ict(function) -> the objective of mode=ict with the published schedule and a function for a network."""
     config = parse(composed("mode=ict", "steps=400000"))
     noise = NoiseSchedule(config.noise, config.num_schedule_steps)
-    return lambda function: registry.build("objective", config.objective, Exact(function), noise, seed=0)
+    return lambda function: registry.build(config.objective, Exact(function), noise, seed=0)
 
 
 def test_ict_draws_its_intervals_with_the_tabled_probabilities(ict):

@@ -11,8 +11,8 @@ from omegaconf.errors import MissingMandatoryValue
 from pydantic import Field, field_validator
 
 from ..core import cli, registry
-from ..core.errors import InputError
-from ..core.registry import Settings, Text
+from ..core.errors import ExitCode, InputError
+from ..core.settings import Settings, Text
 from ..core.signals import Stopped, heed
 from .sample_folder import Request, claimed, default_name, writing
 
@@ -57,7 +57,7 @@ class SampleConfig(Settings):
         return value
 
 
-def sample(cfg: DictConfig) -> int:
+def sample(cfg: DictConfig) -> ExitCode:
     try:
         values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue:
@@ -70,8 +70,8 @@ def sample(cfg: DictConfig) -> int:
         from ..core.terminal import say
 
         say(str(stopped) or "stopped before the first image")
-        return cli.STOPPED
-    return cli.DONE
+        return ExitCode.STOPPED
+    return ExitCode.DONE
 
 
 def _sample(config: SampleConfig) -> None:

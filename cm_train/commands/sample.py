@@ -2,6 +2,7 @@
 
 import sys
 
+from ..core.errors import ExitCode
 from ..core.signals import StopFlag
 
 
@@ -15,7 +16,7 @@ def main() -> None:
 
             cli.run("sample", sample)
         except KeyboardInterrupt:
-            sys.exit(1)  # asked for twice
+            sys.exit(ExitCode.FAILED)  # asked for twice
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..core.errors import InputError
 from ..core.files import may_pass, not_through_a_link, unreadable
 from ..core.progress import progress
-from ..core.registry import shown
+from ..core.settings import shown
 from ..core.signals import heed
 from ..data.pixels import read_png, save_png
 from .sample_folder import IMAGES, PACKED, UNPACKED

@@ -13,8 +13,8 @@ from pydantic import Field
 
 from ..core.errors import InputError
 from ..core.files import may_pass, patiently, read_small, unreadable, write_whole
-from ..core.registry import Settings, shown, typed
 from ..core.run_layout import run_of
+from ..core.settings import Settings, shown, typed
 from ..runs.lock import FolderInUse, refuse_links
 
 REQUEST, IMAGES, PACKED, UNPACKED = "request.json", "images", "samples.npz", ".samples.writing"

@@ -1,8 +1,13 @@
 """cm-train: from a composed config to a trained run folder, or with -m to one a job."""
 
 import sys
+from typing import TYPE_CHECKING
 
+from ..core.errors import ExitCode
 from ..core.signals import StopFlag
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def main() -> None:
@@ -10,12 +15,11 @@ def main() -> None:
         try:
             _main(stop)
         except KeyboardInterrupt:
-            sys.exit(1)  # asked for twice
+            sys.exit(ExitCode.FAILED)  # asked for twice
 
 
 def _main(stop: StopFlag) -> None:
     from ..core import cli
-    from ..runs.lifecycle import train
     from ..sweeps import leader as sweeps
     from ..sweeps.launchers import register as plugins
 
@@ -27,7 +31,14 @@ def _main(stop: StopFlag) -> None:
     plugins.register()
     if sweeps.asked_for(sys.argv):
         sweeps.lead(stop)
-    cli.run("train", lambda cfg: train(cfg, stop))
+    cli.run("train", lambda cfg: _train(cfg, stop))
+
+
+def _train(cfg: "DictConfig", stop: StopFlag) -> ExitCode:
+    from ..runs.config import Composed  # torch is imported from here on
+    from ..runs.train import train
+
+    return train(Composed.of(cfg), stop)
 
 
 if __name__ == "__main__":

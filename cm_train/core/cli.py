@@ -19,13 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .command_line import tidy
-from .errors import InputError, TrainingFailed, printable
+from .errors import ExitCode, InputError, TrainingFailed, printable
 from .streams import give_up_stdout, hold_streams
 
 # What the user says; for Hydra it is then set in any case, so that it raises its errors to us.
 FULL_ERRORS = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("0", "")
-
-DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 3
 
 
 def conf_dir() -> Path:
@@ -60,33 +58,33 @@ def version(package: str) -> str:
 class Outcome:
     """How a command's work ended: its exit code, and what there is to say about it."""
 
-    code: int
+    code: ExitCode
     complaint: str = ""
 
 
-def attempt(body: Callable[[], int], full: bool = False) -> Outcome:
+def attempt(body: Callable[[], ExitCode], full: bool = False) -> Outcome:
     """`body`'s outcome; an error that is the user's to mend becomes one line, unless `full`."""
     try:
         return Outcome(body())
     except InputError as error:
         if full:
             raise
-        return Outcome(WRONG_INPUT, str(error))  # empty where the ranks have said it
+        return Outcome(ExitCode.WRONG_INPUT, str(error))  # empty where the ranks have said it
     except TrainingFailed as error:
         if full:
             raise
-        return Outcome(FAILED, str(error))
+        return Outcome(ExitCode.FAILED, str(error))
     except OSError as error:
         if full or error.errno is None:
             raise
         where = error.filename or "in the run folder"
         fix = "; the same command goes on" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        return Outcome(FAILED, f"{error.strerror}: {where}{fix}")
+        return Outcome(ExitCode.FAILED, f"{error.strerror}: {where}{fix}")
 
 
-def run(config_name: str, body: Callable[[DictConfig], int]) -> NoReturn:
+def run(config_name: str, body: Callable[[DictConfig], ExitCode]) -> NoReturn:
     """Run `body` on the composed config and exit with its code, or with 2 after one line on wrong input."""
-    codes: list[int] = []  # one a job
+    codes: list[ExitCode] = []  # one a job
 
     def task(cfg: DictConfig) -> None:
         outcome = attempt(lambda: body(cfg), FULL_ERRORS)
@@ -98,7 +96,7 @@ def run(config_name: str, body: Callable[[DictConfig], int]) -> NoReturn:
     sys.exit(max(codes))
 
 
-def under_hydra(config_name: str, task: Callable[[DictConfig], Any]) -> int:
+def under_hydra(config_name: str, task: Callable[[DictConfig], Any]) -> ExitCode:
     """Have Hydra compose the config and run `task` on it; 0, or the exit code of what Hydra found wrong."""
     composed = False
 
@@ -116,26 +114,26 @@ def under_hydra(config_name: str, task: Callable[[DictConfig], Any]) -> int:
         if FULL_ERRORS:
             raise
         complain(_one_line(error, config_name))
-        return WRONG_INPUT
+        return ExitCode.WRONG_INPUT
     except BrokenPipeError:  # as in --info | head
         give_up_stdout()
-        return FAILED
+        return ExitCode.FAILED
     except (ValueError, TypeError, KeyError, AttributeError, AssertionError, OSError, UserWarning) as error:
         if FULL_ERRORS or composed:
             raise
         if isinstance(error, OSError):  # as where what is printed goes to a full disk
             give_up_stdout()
             complain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
-            return FAILED
+            return ExitCode.FAILED
         # What is typed can make Hydra stumble in many ways before anything has begun.
         complain(f"can't compose the config: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
-        return WRONG_INPUT
+        return ExitCode.WRONG_INPUT
     except KeyboardInterrupt:
         from .terminal import restore_cursor
 
         restore_cursor()
-        return FAILED
-    return DONE
+        return ExitCode.FAILED
+    return ExitCode.DONE
 
 
 def begin(config_name: str, plain: str | None = None) -> None:
@@ -148,17 +146,17 @@ def begin(config_name: str, plain: str | None = None) -> None:
     _heed_quiet()
     if "--version" in sys.argv[1:]:
         tell(f"{Path(sys.argv[0]).name} {version('cm-train')}")
-        sys.exit(DONE)
+        sys.exit(ExitCode.DONE)
     try:
         os.getcwd()
     except OSError as error:
         complain(f"the current folder is not there any more: {error.strerror}; fix: cd to one that is")
-        sys.exit(WRONG_INPUT)
+        sys.exit(ExitCode.WRONG_INPUT)
     try:
         sys.argv[1:] = tidy(sys.argv[1:], _groups(config_name), plain)
     except InputError as error:
         complain(str(error))
-        sys.exit(WRONG_INPUT)
+        sys.exit(ExitCode.WRONG_INPUT)
 
 
 def _groups(config_name: str) -> list[str]:
@@ -185,7 +183,7 @@ def tell(text: str) -> None:
     except OSError as error:
         give_up_stdout()
         complain(f"can't write: {error.strerror}")
-        sys.exit(FAILED)
+        sys.exit(ExitCode.FAILED)
 
 
 def complain(text: str) -> None:

@@ -1,6 +1,16 @@
-"""What the commands turn into one line: wrong input (exit code 2), and training that can't go on (exit code 1)."""
+"""How commands end: the exit codes, and the errors that become one line."""
 
 import unicodedata
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a command, or a rank, ends with."""
+
+    DONE = 0
+    FAILED = 1  # training can't go on, or a mistake of ours
+    WRONG_INPUT = 2  # the user's to mend
+    STOPPED = 3  # by a signal or a limit of time, everything saved
 
 
 def printable(text: str) -> str:

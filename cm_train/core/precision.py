@@ -18,15 +18,15 @@ _FIRST_SCALE = 2.0**16
 _GROWS_AFTER = 2000  # clean steps, as in torch.amp
 
 
-def autocast_type(precision: str, device: torch.device, gap: float = math.inf) -> torch.dtype | None:
+def autocast_type(precision: str, device: torch.device, relative_gap: float = math.inf) -> torch.dtype | None:
     """The type that `precision` means on `device` for the networks' arithmetic; None for float32 throughout.
 
     Args:
-        gap: how close the two noise levels come that a loss compares, relative to the larger; see `Objective.gap`.
+        relative_gap: how close the two noise levels come that a loss compares; see `ObjectiveConfig.relative_gap`.
     """
     if precision == "auto":
         has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "fp32" if not has_bf16 else "fp16" if drowns_in_bf16(gap) else "bf16"
+        precision = "fp32" if not has_bf16 else "fp16" if drowns_in_bf16(relative_gap) else "bf16"
     return {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
@@ -83,9 +83,9 @@ def _reproducible() -> Iterator[None]:
         memory.fill_uninitialized_memory = before[1]
 
 
-def drowns_in_bf16(gap: float) -> bool:
-    """Whether what a loss compares at two noise levels, `gap` apart, differs by less than bf16 can tell."""
-    return gap < _BF16_GAP
+def drowns_in_bf16(relative_gap: float) -> bool:
+    """Whether what a loss compares at two noise levels, `relative_gap` apart, differs by less than bf16 can tell."""
+    return relative_gap < _BF16_GAP
 
 
 class LossScale:

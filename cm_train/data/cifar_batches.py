@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.files import read_small, regular
-from ..core.registry import shown
+from ..core.settings import shown
 from ..core.signals import heed
 from . import cifar_pickles
 

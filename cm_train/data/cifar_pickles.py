@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.registry import shown
+from ..core.settings import shown
 
 _ENCODE = "_codecs encode"  # how Python 3 writes bytes for Python 2
 _FUNCTIONS = (

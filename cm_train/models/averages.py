@@ -6,14 +6,14 @@ that samples.
 
 import copy
 from collections.abc import Iterable
-from typing import Annotated, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..core.registry import Settings, register
+from ..core.registry import ComponentConfig, register
 
 M = TypeVar("M", bound=nn.Module)
 MAX_WIDTH = 0.28  # of a power-function average relative to the run: a flat one has 1 / sqrt(12)
@@ -89,15 +89,23 @@ def power_decay(width: float, step: int) -> float:
     return (1 - 1 / (step + 1)) ** (power_exponent(width) + 1)
 
 
-@register("decay", "constant")
+class EMAConfig(ComponentConfig):
+    """The `ema` group."""
+
+    kind: ClassVar = "decay"
+
+    decay: Decay = 0.9999
+    extra: list[Decay] = []
+    power: list[Width] = []  # relative widths of power-function averages kept beside (EDM2)
+    num_snapshots: Annotated[int, Field(ge=1, le=10_000)] = 40  # of these, over the schedule
+
+
+@register
 class ConstantDecay:
     """The same decay at every step."""
 
-    class Config(Settings):
-        decay: Decay = 0.9999
-        extra: list[Decay] = []
-        power: list[Width] = []  # relative widths of power-function averages kept beside (EDM2)
-        num_snapshots: Annotated[int, Field(ge=1, le=10_000)] = 40  # of these, over the schedule
+    class Config(EMAConfig):
+        name: Literal["constant"] = "constant"
 
     def __init__(self, config: Config):
         self.config = config
@@ -107,12 +115,12 @@ class ConstantDecay:
         return decay
 
 
-@register("decay", "warmup")
+@register
 class WarmupDecay:
     """min(decay, (1 + step) / (10 + step)): short runs forget their random start."""
 
-    class Config(ConstantDecay.Config):
-        pass
+    class Config(EMAConfig):
+        name: Literal["warmup"] = "warmup"
 
     def __init__(self, config: Config):
         self.config = config
@@ -121,14 +129,15 @@ class WarmupDecay:
         return min(decay, (1 + step) / (10 + step))
 
 
-@register("decay", "half_life")
+@register
 class HalfLifeDecay:
     """0.5^(1 / H) with H = min(the half-life of decay, rampup * step) steps: Karras et al. 2022 (EDM), appendix F.
 
     A half-life of h images at batch size B is decay = 0.5^(B / h): EDM's 500,000 at 512 are 0.99929.
     """
 
-    class Config(ConstantDecay.Config):
+    class Config(EMAConfig):
+        name: Literal["half_life"] = "half_life"
         rampup: Annotated[float, Field(gt=0)] = 0.05  # of the steps so far that the half-life may span
 
     def __init__(self, config: Config):

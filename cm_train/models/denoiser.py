@@ -1,7 +1,6 @@
 """A backbone made into a denoiser by preconditioning."""
 
 import itertools
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -11,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..core import registry
 from ..core.errors import InputError
-from ..core.registry import Settings
+from ..core.settings import Settings
+from .backbones.base import BackboneConfig
 from .noise_levels import Rho, Sigma
 
 
@@ -125,18 +125,14 @@ class Denoiser(nn.Module):
         return per_image(c_skip, x) * x + per_image(c_out, x) * output.to(x.dtype)
 
 
-def build_denoiser(config: DenoiserConfig, backbone: Mapping[str, Any]) -> Denoiser:
-    """A denoiser with fresh weights on the current default device, convolutions in channels_last.
-
-    Args:
-        backbone: the `backbone` group: a name and that backbone's own settings.
-    """
+def build_denoiser(config: DenoiserConfig, backbone: BackboneConfig) -> Denoiser:
+    """A denoiser with fresh weights on the current default device, convolutions in channels_last."""
     num_labels = config.num_classes + config.null_label
-    network = registry.build("backbone", backbone, config.image_size, config.image_channels, num_labels)
+    network = registry.build(backbone, config.image_size, config.image_channels, num_labels)
     return Denoiser(config, network.to(memory_format=torch.channels_last))
 
 
-def forward_flops(config: DenoiserConfig, backbone: Mapping[str, Any]) -> int:
+def forward_flops(config: DenoiserConfig, backbone: BackboneConfig) -> int:
     """Floating-point operations of one image's way through the network; a multiplication and an addition are two."""
     with torch.device("meta"):
         sketch = build_denoiser(config, backbone)

@@ -6,12 +6,34 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from ..core.registry import ComponentConfig
 from ..core.rng import Draws
 from ..models.denoiser import Denoiser, per_image
 from ..sampling.guidance import Guided
 from .noise import NoiseConfig, NoiseSchedule
 
 Batch = dict[str, Any]  # tensors by name; labels may be None
+
+
+class ObjectiveConfig(ComponentConfig):
+    """The `objective` group."""
+
+    kind: ClassVar = "objective"
+
+    def needs_teacher(self) -> bool:
+        """Whether the loss is given a teacher."""
+        return False
+
+    def check_machine(self) -> None:
+        """Raise InputError where this machine lacks what the loss needs; asked before a teacher is trained."""
+
+    def is_deterministic(self) -> bool:
+        """Whether a GPU can compute the loss and its gradient to the same bits each time."""
+        return True
+
+    def relative_gap(self, noise: NoiseConfig) -> float:
+        """How close the two noise levels that the loss compares ever come, relative to the larger; inf without two."""
+        return math.inf
 
 
 class Objective(nn.Module):
@@ -23,7 +45,7 @@ class Objective(nn.Module):
         noise: draws noise levels.
         seed: key of all randomness.
         hflip: flip half of the images horizontally.
-        teacher: a frozen denoiser, for the objectives that `need_teacher`.
+        teacher: a frozen denoiser, where `config.needs_teacher()`.
         label_dropout: how often a label becomes the null label.
     """
 
@@ -43,25 +65,6 @@ class Objective(nn.Module):
         super().__init__()
         self.config, self.denoiser, self.noise, self.seed, self.hflip = config, denoiser, noise, seed, hflip
         self.teacher, self.label_dropout = teacher, label_dropout
-
-    @staticmethod
-    def needs_teacher(config: Any) -> bool:
-        """Whether an objective with this config is given a teacher."""
-        return False
-
-    @staticmethod
-    def check_machine(config: Any) -> None:
-        """Raise InputError where this machine lacks what the loss needs; asked before a teacher is trained."""
-
-    @staticmethod
-    def is_deterministic(config: Any) -> bool:
-        """Whether a GPU can compute the loss and its gradient to the same bits each time."""
-        return True
-
-    @staticmethod
-    def gap(config: Any, noise: NoiseConfig) -> float:
-        """How close the two noise levels that the loss compares ever come, relative to the larger; inf without two."""
-        return math.inf
 
     def draw(self, x0: Tensor, labels: Tensor | None, step: int, rows: range) -> Batch:
         """Every random tensor of `step` for `rows` of the global batch; `forward` draws nothing.

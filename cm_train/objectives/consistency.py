@@ -8,19 +8,20 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..core.registry import Settings, register
+from ..core.registry import register
 from ..models.averages import ema_update, frozen_copy
 from ..models.denoiser import Denoiser, per_image
 from ..sampling.samplers import Denoise, euler_step, heun_step
 from . import distances
-from .base import Batch, Objective
+from .base import Batch, Objective, ObjectiveConfig
 from .lpips import LPIPS, check_available
 from .noise import NoiseConfig, NoiseSchedule
 
 
-class ConsistencyConfig(Settings):
+class ConsistencyConfig(ObjectiveConfig):
     """The `objective` group for `name: consistency`."""
 
+    name: Literal["consistency"] = "consistency"
     # Where the point at the lower level comes from: the teacher's ODE step (CD) or the same image and noise (CT).
     pair: Literal["teacher", "data"] = "teacher"
     solver: Literal["euler", "heun"] = "heun"  # of the teacher's step
@@ -32,8 +33,23 @@ class ConsistencyConfig(Settings):
     target_decay: Annotated[float, Field(ge=0, lt=1)] = 0.95
     target_schedule: Literal["constant", "paper", "openai"] = "constant"
 
+    def needs_teacher(self) -> bool:
+        return self.pair == "teacher"
 
-@register("objective", "consistency")
+    def check_machine(self) -> None:
+        if self.distance == "lpips":
+            check_available()
+
+    def is_deterministic(self) -> bool:
+        return self.distance != "lpips"  # enlarges and pools, whose gradients CUDA adds up in any order
+
+    def relative_gap(self, noise: NoiseConfig) -> float:
+        schedule = NoiseSchedule(noise, schedule_steps=2**20)
+        sigmas = schedule.grid(schedule.num_scales(2**20))  # the finest, at the schedule's end
+        return (1 - sigmas[1:] / sigmas[:-1]).min().item()
+
+
+@register
 class Consistency(Objective):
     """lambda d(f(x, sigma), target(x_next, sigma_next)), Song et al. 2023, algorithm 2 (CD) and 3 (CT).
 
@@ -58,25 +74,6 @@ class Consistency(Objective):
         self.target_weights: Tensor | None = None
         if config.target_decay > 0:
             self.target, self.target_weights = frozen_copy(denoiser)
-
-    @staticmethod
-    def needs_teacher(config: ConsistencyConfig) -> bool:
-        return config.pair == "teacher"
-
-    @staticmethod
-    def check_machine(config: ConsistencyConfig) -> None:
-        if config.distance == "lpips":
-            check_available()
-
-    @staticmethod
-    def is_deterministic(config: ConsistencyConfig) -> bool:
-        return config.distance != "lpips"  # enlarges and pools, whose gradients CUDA adds up in any order
-
-    @staticmethod
-    def gap(config: ConsistencyConfig, noise: NoiseConfig) -> float:
-        schedule = NoiseSchedule(noise, schedule_steps=2**20)
-        sigmas = schedule.grid(schedule.num_scales(2**20))  # the finest, at the schedule's end
-        return (1 - sigmas[1:] / sigmas[:-1]).min().item()
 
     def draw_levels(self, u: Tensor, step: int) -> dict[str, Tensor]:
         sigma, sigma_next = self.noise.sigma_pair(u, step)

@@ -6,18 +6,20 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..core.registry import Positive, Settings, register
+from ..core.registry import register
+from ..core.settings import Positive
 from ..models.denoiser import per_image
-from .base import Batch, Objective
+from .base import Batch, Objective, ObjectiveConfig
 from .distances import pseudo_huber
 from .noise import NoiseConfig
 
 _TINY = 1e-16  # in c's place where it is 0: the root's slope is infinite at 0
 
 
-class ECTConfig(Settings):
+class ECTConfig(ObjectiveConfig):
     """The `objective` group for `name: ect`."""
 
+    name: Literal["ect"] = "ect"
     q: Annotated[float, Field(gt=1, le=1e6)] = 2.0  # how much closer the levels come from one stage to the next
     k: Positive = 8.0  # how much further apart they are at low noise,
     b: Positive = 1.0  # and how fast that fades
@@ -26,8 +28,11 @@ class ECTConfig(Settings):
     # 1 / (sigma - sigma_next), or the ImageNet recipe's 1 / sigma^2 + 1 / sigma_data^2
     weighting: Literal["inverse_gap", "snr_plus_one"] = "inverse_gap"
 
+    def relative_gap(self, noise: NoiseConfig) -> float:
+        return self.q**-self.num_stages  # of the last stage, far above b
 
-@register("objective", "ect")
+
+@register
 class ECT(Objective):
     """w(sigma) d(f(x, sigma), stopgrad f(x_next, sigma_next)): Geng et al. 2024 (Consistency Models Made Easy).
 
@@ -40,10 +45,6 @@ class ECT(Objective):
     Config = ECTConfig
     preconditioning = "trigflow"
     levels = "continuous"
-
-    @staticmethod
-    def gap(config: ECTConfig, noise: NoiseConfig) -> float:
-        return config.q**-config.num_stages  # of the last stage, far above b
 
     def stage(self, step: int) -> int:
         """The stage of `step`, 0 to num_stages - 1."""

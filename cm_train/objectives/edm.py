@@ -1,22 +1,24 @@
 """Denoising score matching: the diffusion teacher."""
 
+from typing import Literal
+
 from torch import Tensor
 
-from ..core.registry import Settings, register
+from ..core.registry import register
 from ..models.denoiser import per_image
-from .base import Batch, Objective
+from .base import Batch, Objective, ObjectiveConfig
 from .distances import l2
 
 
-@register("objective", "edm")
+@register
 class EDM(Objective):
     """Karras et al. 2022, eq. 8 and table 1: (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 ||D(x; sigma) - x0||^2.
 
     The squared norm is a mean over the pixels.
     """
 
-    class Config(Settings):
-        pass
+    class Config(ObjectiveConfig):
+        name: Literal["edm"] = "edm"
 
     preconditioning = "edm"
     levels = "continuous"

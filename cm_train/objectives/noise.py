@@ -2,25 +2,39 @@
 
 import math
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, SerializeAsAny
 from torch import Tensor
 
 from ..core import registry
 from ..core.errors import InputError
-from ..core.registry import Positive, Settings, register
+from ..core.registry import ComponentConfig, register
+from ..core.settings import Positive, Settings
 from ..models.noise_levels import Rho, Sigma, karras_sigmas
 
 
-@register("proposal", "lognormal")
+class ProposalConfig(ComponentConfig):
+    """The `noise.proposal` group."""
+
+    kind: ClassVar = "proposal"
+
+
+class CurriculumConfig(ComponentConfig):
+    """The `noise.curriculum` group."""
+
+    kind: ClassVar = "curriculum"
+
+
+@register
 class LogNormal:
     """ln(sigma) ~ N(mean, std^2): Karras et al. 2022, table 1; on a grid, Song & Dhariwal 2023 (iCT), eq. 10."""
 
     continuous = True
 
-    class Config(Settings):
+    class Config(ProposalConfig):
+        name: Literal["lognormal"] = "lognormal"
         mean: float = -1.2
         std: Positive = 1.2
 
@@ -38,14 +52,14 @@ class LogNormal:
         return cdf[:-1] - cdf[1:]
 
 
-@register("proposal", "uniform")
+@register
 class UniformIndex:
     """Every interval of the grid alike: Song et al. 2023, algorithms 2 and 3."""
 
     continuous = False
 
-    class Config(Settings):
-        pass
+    class Config(ProposalConfig):
+        name: Literal["uniform"] = "uniform"
 
     def __init__(self, config: Config):
         self.config = config
@@ -54,11 +68,12 @@ class UniformIndex:
         return torch.ones_like(sigmas[1:])
 
 
-@register("curriculum", "constant")
+@register
 class Constant:
     """The same grid throughout."""
 
-    class Config(Settings):
+    class Config(CurriculumConfig):
+        name: Literal["constant"] = "constant"
         num_scales: Annotated[int, Field(ge=2, le=1_000_000)] = 18
 
     def __init__(self, config: Config):
@@ -72,7 +87,7 @@ class Constant:
         return self.config.num_scales - 1
 
 
-class _Growing(Settings):
+class _Growing(CurriculumConfig):
     s0: Annotated[int, Field(ge=1)]
     s1: Annotated[int, Field(ge=1, le=1_000_000)]
 
@@ -81,11 +96,12 @@ class _Growing(Settings):
             raise ValueError(f"s1 must be at least s0={self.s0}")
 
 
-@register("curriculum", "sqrt")
+@register
 class SquareRoot:
     """N(k) = ceil(sqrt(k/K ((s1+1)^2 - s0^2) + s0^2) - 1) + 1: Song et al. 2023, appendix C."""
 
     class Config(_Growing):
+        name: Literal["sqrt"] = "sqrt"
         s0: Annotated[int, Field(ge=2)] = 2
         s1: Annotated[int, Field(ge=2, le=1_000_000)] = 150
 
@@ -103,11 +119,12 @@ class SquareRoot:
         return self.config.s0
 
 
-@register("curriculum", "doubling")
+@register
 class Doubling:
     """N(k) = min(s0 2^floor(k/K'), s1) + 1, K' = floor(K / (log2 floor(s1/s0) + 1)): iCT, section 3.4."""
 
     class Config(_Growing):
+        name: Literal["doubling"] = "doubling"
         s0: Annotated[int, Field(ge=1)] = 10
         s1: Annotated[int, Field(ge=1, le=1_000_000)] = 1280
 
@@ -134,15 +151,12 @@ class NoiseConfig(Settings):
     sigma_data: Sigma | None = None  # None: measured on the data set, or inherited from the teacher
     # How the network is told the level: ln(sigma) / 4 or TrigFlow's angle; None: as the teacher is, else log_sigma.
     c_noise: Literal["log_sigma", "angle"] | None = None
-    proposal: dict[str, Any]
-    curriculum: dict[str, Any] | None = None  # None where noise levels are continuous
+    proposal: SerializeAsAny[ProposalConfig]
+    curriculum: SerializeAsAny[CurriculumConfig] | None = None  # None where noise levels are continuous
 
     def model_post_init(self, _: Any) -> None:
         if self.sigma_max <= self.sigma_min:
             raise ValueError(f"sigma_max must exceed sigma_min={self.sigma_min}")
-        registry.settings("proposal", self.proposal, "noise.proposal")
-        if self.curriculum is not None:
-            registry.settings("curriculum", self.curriculum, "noise.curriculum")
 
 
 def check_noise(config: NoiseConfig, levels: str) -> None:
@@ -155,8 +169,8 @@ def check_noise(config: NoiseConfig, levels: str) -> None:
         raise InputError(
             "this mode draws levels of a grid", "noise.curriculum=null", "uniform, ct, ict", "noise=uniform"
         )
-    if levels == "continuous" and not registry.find("proposal", config.proposal["name"]).continuous:
-        got = f"noise.proposal.name={config.proposal['name']}"
+    if levels == "continuous" and not registry.component(config.proposal).continuous:
+        got = f"noise.proposal.name={config.proposal.name}"
         raise InputError("this mode draws continuous noise levels", got, "lognormal", "noise=lognormal")
 
 
@@ -165,8 +179,8 @@ class NoiseSchedule:
 
     def __init__(self, config: NoiseConfig, schedule_steps: int):
         self.config, self.schedule_steps = config, schedule_steps
-        self.proposal = registry.build("proposal", config.proposal)
-        self.curriculum: Any = None if config.curriculum is None else registry.build("curriculum", config.curriculum)
+        self.proposal = registry.build(config.proposal)
+        self.curriculum: Any = None if config.curriculum is None else registry.build(config.curriculum)
         self._table = lru_cache(maxsize=4)(self._make_table)
 
     def num_scales(self, step: int) -> int:

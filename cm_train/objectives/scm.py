@@ -8,18 +8,20 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..core.registry import Positive, Settings, register
+from ..core.registry import register
+from ..core.settings import Positive
 from ..models.backbones.base import blocks_as_written, sinusoidal_embedding, uncast
 from ..models.denoiser import Denoiser, per_image
-from .base import Batch, Objective
+from .base import Batch, Objective, ObjectiveConfig
 from .distances import l2
 
 _WEIGHTING_WIDTH = 128  # of the embedding that the learned weighting reads
 
 
-class SCMConfig(Settings):
+class SCMConfig(ObjectiveConfig):
     """The `objective` group for `name: scm`."""
 
+    name: Literal["scm"] = "scm"
     # dx/dt along the path: the teacher's (sCD), or that of the image and noise themselves (sCT).
     velocity: Literal["teacher", "data"] = "data"
     tangent_warmup_steps: Annotated[int, Field(ge=0)] = 10_000  # H, over which the tangent's unstable part fades in
@@ -27,8 +29,11 @@ class SCMConfig(Settings):
     tangent_c: Positive = 0.1
     adaptive_weighting: bool = True  # learn e^w(t); false: 1
 
+    def needs_teacher(self) -> bool:
+        return self.velocity == "teacher"
 
-@register("objective", "scm")
+
+@register
 class SCM(Objective):
     """Lu & Song 2024 (Simplifying, stabilizing and scaling continuous-time consistency models), algorithm 1.
 
@@ -51,10 +56,6 @@ class SCM(Objective):
         with warnings.catch_warnings():  # torch's own first use of forward mode warns of a deprecated torch function
             warnings.simplefilter("ignore", FutureWarning)
             torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.zeros(1),))
-
-    @staticmethod
-    def needs_teacher(config: SCMConfig) -> bool:
-        return config.velocity == "teacher"
 
     def tangent_warmup(self, step: int) -> float:
         """r of `step`, from 0 to 1: the share of the tangent's part that depends on the network's derivative."""

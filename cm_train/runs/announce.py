@@ -20,8 +20,8 @@ def header(config: RunConfig) -> float:
     source = "" if config.teacher is None else f" from teacher {config.teacher}"
     work = f"{config.steps} steps of {config.batch_size} images"
     limit = "" if config.max_hours is None else f", for {config.max_hours:g} hours at most"
-    say(f"{config.mode} on {config.dataset['name']}{source}: {work}{limit}")
-    if config.precision == "bf16" and drowns_in_bf16(config.gap()):
+    say(f"{config.mode} on {config.dataset.name}{source}: {work}{limit}")
+    if config.precision == "bf16" and drowns_in_bf16(config.relative_gap):
         say("note: this loss comes to compare what bf16 can't tell apart; precision=fp16 or auto can")
     say(f"run folder {config.folder}; tracking: {_tracking(config)}")
     return time.monotonic()
@@ -31,7 +31,7 @@ def machine(config: RunConfig, world: World, compiling: str) -> None:
     """Say what the run runs on; for its ranks to say, since asking a GPU for its name takes memory on it."""
     device = world.device
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    autocast = autocast_type(config.precision, device, config.gap())
+    autocast = autocast_type(config.precision, device, config.relative_gap)
     precision = str(autocast or torch.float32).removeprefix("torch.")
     if config.precision == "tf32" and device.type == "cuda":
         precision = "TF32"

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from ..core import registry
 from ..core.errors import InputError
@@ -17,14 +18,18 @@ from ..models.checkpoints import read as checkpoint
 from ..models.checkpoints.manifest import Manifest
 from ..models.checkpoints.needed import mark_needed
 from ..models.checkpoints.vanishing import Vanished, again
-from ..models.denoiser import Denoiser
+from ..models.checkpoints.weights import open_weights
+from ..models.denoiser import Denoiser, DenoiserConfig
+from ..objectives.base import Objective
 from ..objectives.noise import NoiseSchedule
-from ..sampling.guidance import guided
+from ..sampling.guidance import Guided, guided
 from ..training.compile_policy import compiles
 from ..training.config import RunConfig
 from ..training.trainer import Trainer
 from . import announce
-from .inheritance import build_student, initialise, student_config
+from .inheritance import random_student, student_config
+
+T = TypeVar("T")
 
 
 def build_trainer(
@@ -32,27 +37,19 @@ def build_trainer(
 ) -> Trainer:
     """Data, networks, objective and trainer of a run, resumed where the folder holds a checkpoint."""
     check_divides(config, world.size)
-    device = world.device
-    dataset = world.agree(lambda: registry.build("dataset", config.dataset, world))
-    left_out = config.folder / LEFT_OUT
-    world.decide(lambda: _forget(left_out, config.folder))
-    dataset.load(left_out)
-    dataset.to(device)
-    if world.is_main:
-        say(f"{config.dataset.get('root', config.dataset['name'])}: {dataset.summary()}")
-        for note in dataset.notes:
-            say(f"note: {note}")
+    dataset = _load_dataset(config, world)
     provenance = {"dataset": world.decide(dataset.fingerprint)}
 
     # Rank 0 looks, since what is damaged is renamed on the way.
     found = world.decide(lambda: checkpoint.latest(config.folder, set_aside=True))
+    known = None
     if found is not None:
         recorded = found[1].provenance.get("dataset", "")
         world.agree(lambda: _check_data(config.folder, dataset, recorded, provenance["dataset"]))
-    teacher = None
-    known = None if found is None else found[1].provenance.get("teacher")
+        known = found[1].provenance.get("teacher")
     if known is not None:
         provenance["teacher"] = known  # kept where the teacher is gone that gave the first weights
+    teacher = None
     if config.teacher is not None:
         teacher, manifest = _load_teacher(config.teacher, known, config.folder, world)
         provenance["teacher"] = checkpoint.averaged_sha256(manifest)
@@ -60,34 +57,19 @@ def build_trainer(
         its_data = manifest.provenance.get("dataset")
         world.decide(lambda: _check_data_of_teacher(config, its_data, provenance["dataset"]))
 
-    resumed = None if found is None else found[1].denoiser
-    settings = world.agree(lambda: student_config(config, dataset, teacher, resumed))
-    denoiser = build_student(config, settings, device)
-    if found is None:
-        world.agree(lambda: initialise(denoiser, config.init, teacher))
+    denoiser = _build_student(config, dataset, teacher, None if found is None else found[1].denoiser, world)
     guide = None if teacher is None else world.agree(lambda: guided(teacher, config.guidance))
-    objective = world.agree(
-        lambda: registry.build(
-            "objective",
-            config.objective,
-            denoiser,
-            NoiseSchedule(config.noise, config.num_schedule_steps),
-            config.seed,
-            dataset.hflip,
-            guide if config.loss_needs_teacher() else None,
-            config.label_dropout,
-        )
-    )
+    objective = world.agree(lambda: _build_objective(config, dataset, denoiser, guide))
     images = config.num_schedule_steps * config.batch_size
-    compiled, why = compiles(config.compile, device, denoiser, config.backbone, images)
+    compiled, why = compiles(config.compile, world.device, denoiser, config.backbone, images)
     if world.is_main:
         announce.machine(config, world, why)
     trainer = Trainer(
         config,
         objective,
         Loader(dataset, config.seed, config.batch_size),
-        device,
-        autocast=autocast_type(config.precision, device, config.gap()),
+        world.device,
+        autocast=autocast_type(config.precision, world.device, config.relative_gap),
         compiled=compiled,
         provenance=provenance,
         should_stop=should_stop,
@@ -101,6 +83,58 @@ def build_trainer(
     return trainer
 
 
+def _load_dataset(config: RunConfig, world: World) -> Dataset:
+    """The data set on this rank's device; rank 0 says what it is."""
+    dataset: Dataset = world.agree(lambda: registry.build(config.dataset, world))
+    left_out = config.folder / LEFT_OUT
+    world.decide(lambda: _forget(left_out, config.folder))
+    dataset.load(left_out)
+    dataset.to(world.device)
+    if world.is_main:
+        say(f"{config.dataset.place or config.dataset.name}: {dataset.summary()}")
+        for note in dataset.notes:
+            say(f"note: {note}")
+    return dataset
+
+
+def _build_student(
+    config: RunConfig, dataset: Dataset, teacher: Denoiser | None, resumed: DenoiserConfig | None, world: World
+) -> Denoiser:
+    """The network that is trained, with the weights that it starts from; those of a resumed run come later."""
+    start, weights = resumed, None
+    if resumed is None and config.init == "teacher":
+        assert teacher is not None, "the command checks this"
+        start = teacher.config
+    elif resumed is None and config.start is not None:
+        source = config.start
+        weights, manifest = _find_and_open(
+            lambda: checkpoint.resolve(source), lambda folder, manifest: open_weights(folder, manifest, "ema"), world
+        )
+        start = manifest.denoiser
+    settings = world.agree(lambda: student_config(config, dataset, teacher, start))
+    denoiser = random_student(config, settings, world.device)
+    if weights is not None:
+        world.agree(lambda: weights.load_into(denoiser))
+    elif resumed is None and config.init == "teacher" and teacher is not None:
+        denoiser.load_state_dict(teacher.state_dict())
+    return denoiser
+
+
+def _build_objective(
+    config: RunConfig, dataset: Dataset, denoiser: Denoiser, guide: Denoiser | Guided | None
+) -> Objective:
+    objective: Objective = registry.build(
+        config.objective,
+        denoiser,
+        NoiseSchedule(config.noise, config.num_schedule_steps),
+        config.seed,
+        dataset.hflip,
+        guide if config.objective.needs_teacher() else None,
+        config.label_dropout,
+    )
+    return objective
+
+
 def _load_teacher(path: str, known: str | None, student: Path, world: World) -> tuple[Denoiser, Manifest]:
     """The teacher, the same on every rank, and its manifest; `known` is the hash of the one that the run began with.
 
@@ -112,21 +146,27 @@ def _load_teacher(path: str, known: str | None, student: Path, world: World) -> 
         mark_needed(folder, student)
         return folder, manifest
 
-    @again
-    def find_and_load() -> tuple[Denoiser, Manifest]:
-        folder, manifest = world.decide(find)
+    return _find_and_open(
+        find, lambda folder, manifest: loading.load_resolved(folder, manifest, device=world.device), world
+    )
 
-        def load() -> Denoiser | None:
-            with suppress(Vanished):
-                return loading.load_resolved(folder, manifest, device=world.device)
-            return None
 
-        teacher = world.agree(load)
-        if any(world.any(teacher is None)) or teacher is None:
-            raise Vanished(folder)
-        return teacher, manifest
+@again
+def _find_and_open(
+    find: Callable[[], tuple[Path, Manifest]], load: Callable[[Path, Manifest], T], world: World
+) -> tuple[T, Manifest]:
+    """What `load` makes, on every rank, of the checkpoint that rank 0 finds and verifies; again where it vanishes."""
+    folder, manifest = world.decide(find)
 
-    return find_and_load()
+    def load_here() -> T | None:
+        with suppress(Vanished):
+            return load(folder, manifest)
+        return None
+
+    loaded = world.agree(load_here)
+    if any(world.any(loaded is None)) or loaded is None:
+        raise Vanished(folder)
+    return loaded, manifest
 
 
 def _forget(left_out: Path, run: Path) -> None:

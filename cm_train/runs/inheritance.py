@@ -1,31 +1,68 @@
 """The network that is trained: what it is told, what it takes over from a teacher or another run, its first weights."""
 
+from collections.abc import Set
+
 import torch
 
 from ..core.errors import InputError
-from ..core.registry import find
+from ..core.registry import component
 from ..core.rng import key
+from ..core.settings import OF_RECIPE
 from ..data.datasets.base import Dataset
+from ..models.backbones.base import BackboneConfig
 from ..models.checkpoints import read as checkpoint
-from ..models.checkpoints.weights import open_weights
 from ..models.denoiser import LONGEST_NAME, Denoiser, DenoiserConfig, build_denoiser
 from ..training.config import RunConfig
 
 _MOST_NAMES = 2**15  # characters of all names together; a manifest has room for them, however they are written
 
 
+def inherit_backbone(config: RunConfig, source: str | None, asked: Set[str]) -> RunConfig:
+    """The config of a new run with the backbone of the network that it starts or learns from.
+
+    Args:
+        source: the run or checkpoint of that network; None where there is none.
+        asked: the keys that the user has set.
+
+    Raises:
+        InputError: there is none, or the user asks for another backbone.
+    """
+    return config if source is None else _with_backbone(config, checkpoint.peek(source).backbone, source, asked)
+
+
+def begun_backbone(config: RunConfig, stored: RunConfig, asked: Set[str]) -> RunConfig:
+    """The config of a run that has begun, with the backbone that it took over then; its teacher isn't looked at."""
+    if config.start is None and not config.needs_teacher():
+        return config
+    return _with_backbone(config, stored.backbone, str(config.folder), asked)
+
+
+def _with_backbone(config: RunConfig, backbone: BackboneConfig, source: str, asked: Set[str]) -> RunConfig:
+    """`config` with the network of `backbone`, trained by its own recipe. Raises InputError, see `inherit_backbone`."""
+    if config.backbone.name == backbone.name:
+        backbone = backbone.with_recipe_of(config.backbone)
+    networks = asked - {f"backbone.{key}" for key in config.backbone.marked(OF_RECIPE)}
+    if backbone != config.backbone and any(key.split(".")[0] == "backbone" for key in networks):
+        raise InputError(
+            f"a student has the backbone that it starts from, and {source} has another than backbone=... asks for",
+            fix="drop backbone=..., or give one of that backbone with teacher=... or init=...",
+        )
+    return config.model_copy(update={"backbone": backbone})
+
+
 def student_config(
-    config: RunConfig, dataset: Dataset, teacher: Denoiser | None, resumed: DenoiserConfig | None = None
+    config: RunConfig, dataset: Dataset, teacher: Denoiser | None, start: DenoiserConfig | None
 ) -> DenoiserConfig:
     """The student's settings. What the config leaves open is as in the network that it starts from or learns from.
 
     Args:
-        resumed: what they were when the run was saved; it then starts from itself.
+        start: the settings of the network whose weights it starts from, which for a resumed run are its own; None where
+            they are random.
 
     Raises:
         InputError: they contradict that network's, or ask for a class that a data set or teacher doesn't have.
     """
-    noise, start = config.noise, _start(config, teacher) if resumed is None else resumed
+    noise = config.noise
     model = start if start is not None else None if teacher is None else teacher.config
     if start is not None:
         _check_told(config, start)
@@ -35,7 +72,7 @@ def student_config(
     if c_noise is None:
         c_noise = "log_sigma" if model is None else model.c_noise
     return DenoiserConfig(
-        preconditioning=find("objective", config.objective["name"]).preconditioning,
+        preconditioning=component(config.objective).preconditioning,
         c_noise=c_noise,
         image_size=dataset.image_size,
         image_channels=dataset.channels,
@@ -54,16 +91,6 @@ def _names(dataset: Dataset) -> list[str]:
     """The names of the classes, for a checkpoint to keep: all, or none where they are many or long."""
     names = dataset.class_names
     return names if sum(map(len, names)) <= _MOST_NAMES and max(map(len, names), default=0) <= LONGEST_NAME else []
-
-
-def _start(config: RunConfig, teacher: Denoiser | None) -> DenoiserConfig | None:
-    """The settings of the network whose weights the student starts from; None where they are random."""
-    if config.init == "random":
-        return None
-    if config.init == "teacher":
-        assert teacher is not None, "the command checks this"
-        return teacher.config
-    return checkpoint.resolve(config.init)[1].denoiser
 
 
 def _check_told(config: RunConfig, start: DenoiserConfig) -> None:
@@ -87,24 +114,15 @@ def _null_label(config: RunConfig, dataset: Dataset, start: DenoiserConfig | Non
     got = f"label_dropout={config.label_dropout}"
     if not dataset.num_classes:
         raise InputError("label_dropout needs classes", got, "0", "set dataset.conditional=true")
-    asked = teacher if config.loss_needs_teacher() else None
+    asked = teacher if config.objective.needs_teacher() else None
     if (start is not None and not inherited) or (asked is not None and not asked.config.null_label):
         what = "label_dropout needs a teacher, and first weights, that were trained with it too"
         raise InputError(what, got, "0 for these", "train them with label_dropout=0.1, or drop label_dropout=")
     return True
 
 
-def build_student(config: RunConfig, settings: DenoiserConfig, device: torch.device) -> Denoiser:
+def random_student(config: RunConfig, settings: DenoiserConfig, device: torch.device) -> Denoiser:
     """The student with the random weights of the run's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(config.seed, "weights"))
         return build_denoiser(settings, config.backbone).to(device)
-
-
-def initialise(denoiser: Denoiser, init: str, teacher: Denoiser | None) -> None:
-    """Give the student its first weights, as `init` says. Raises InputError where they don't fit."""
-    if init == "teacher":
-        assert teacher is not None, "the command checks this"
-        denoiser.load_state_dict(teacher.state_dict())
-    elif init != "random":
-        checkpoint.read(init, lambda folder, manifest: open_weights(folder, manifest, "ema").load_into(denoiser))

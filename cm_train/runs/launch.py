@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from ..core.child_python import import_paths
-from ..core.errors import InputError
+from ..core.errors import ExitCode, InputError
 from ..core.files import not_through_a_link
 from ..core.launched import STORE, patience_s
 from ..core.signals import EARLY, StopFlag
@@ -48,6 +48,19 @@ def num_ranks(devices: int | str) -> int:
 
 
 @dataclass(frozen=True)
+class Ended:
+    """How all the ranks of a command ended: with which exit code, and what they told of its cause.
+
+    Attributes:
+        says_all: whether that is all there is to say; else they broke off in the middle of something.
+    """
+
+    code: ExitCode
+    words: str = ""
+    says_all: bool = False
+
+
+@dataclass(frozen=True)
 class Nodes:
     """The machines that run one job together: how many, which this is, and where they meet."""
 
@@ -57,8 +70,8 @@ class Nodes:
     port: int  # free on it, and the same on all
 
 
-def launch(num: int, module: str, argument: str, stop: StopFlag) -> tuple[int, str]:
-    """Run `python -m module argument` as `num` ranks on this machine; their exit code, and what they told of its cause.
+def launch(num: int, module: str, argument: str, stop: StopFlag) -> Ended:
+    """Run `python -m module argument` as `num` ranks on this machine.
 
     Once `stop` says so, the ranks are asked to save and end by themselves. A rank that dies takes the others with it
     within seconds. They meet in a private folder and talk over the loopback interface alone: what one of them receives
@@ -72,7 +85,7 @@ def launch(num: int, module: str, argument: str, stop: StopFlag) -> tuple[int, s
         return _supervise(range(num), num, ("-m", module, argument), meeting, stop)
 
 
-def launch_across(nodes: Nodes, num: int, module: str, arguments: Sequence[str], stop: StopFlag) -> tuple[int, str]:
+def launch_across(nodes: Nodes, num: int, module: str, arguments: Sequence[str], stop: StopFlag) -> Ended:
     """Run `python -m module arguments...` as `num` ranks on each of `nodes`, as torchrun does; called on every node.
 
     Returns as `launch` does, for this node's ranks, which are stopped as there; what one node is told, the ranks of all
@@ -129,7 +142,7 @@ def _loopback() -> dict[str, str]:
 
 def _supervise(
     ranks: Sequence[int], total: int, command: Sequence[str], meeting: Mapping[str, str], stop: StopFlag
-) -> tuple[int, str]:
+) -> Ended:
     """Run the command as these of `total` ranks."""
     patience_s()  # what is wrong with it, one process says better than each rank
     heard, spoken = os.pipe()
@@ -147,20 +160,21 @@ def _supervise(
                 processes.append(subprocess.Popen(argv, env=own, pass_fds=(spoken,), start_new_session=True))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        code, words = _outcome(ranks, processes, _attend(processes, stop))
+        ended = _outcome(ranks, processes, _attend(processes, stop))
         os.set_blocking(heard, False)
         with contextlib.suppress(BlockingIOError):
-            told = os.read(heard, _MOST_WORDS).decode(errors="replace")
-            words = told.split("\0")[0] or words  # the first has the cause
+            told = os.read(heard, _MOST_WORDS).decode(errors="replace").split("\0")[0]  # the first has the cause
+            if told:
+                ended = Ended(ended.code, told[1:], told[0] == "1")
     finally:
         for process in processes:
             process.kill()  # but nothing happens to one that has ended
             process.wait()
         os.close(heard)
         os.close(spoken)
-    if code:
+    if ended.code != ExitCode.DONE:
         restore_cursor()  # a rank that was killed has left its progress bar standing
-    return code, words
+    return ended
 
 
 def _attend(processes: Sequence[subprocess.Popen[bytes]], stop: StopFlag) -> frozenset[int]:
@@ -182,9 +196,7 @@ def _attend(processes: Sequence[subprocess.Popen[bytes]], stop: StopFlag) -> fro
     return told_to_end
 
 
-def _outcome(
-    ranks: Sequence[int], processes: Sequence[subprocess.Popen[bytes]], told_to_end: frozenset[int]
-) -> tuple[int, str]:
+def _outcome(ranks: Sequence[int], processes: Sequence[subprocess.Popen[bytes]], told_to_end: frozenset[int]) -> Ended:
     """The exit code of all these together, and what killed one of them."""
     # Those that were ended after the first failure have said nothing of their own.
     codes = {
@@ -194,9 +206,11 @@ def _outcome(
     }
     killed = [(rank, -code) for rank, code in codes.items() if code < 0]
     if killed:
-        return 1, _obituary(*killed[0])
+        return Ended(ExitCode.FAILED, _obituary(*killed[0]))
     failed = {code for code in codes.values() if code}
-    return (0 if not failed else 2 if failed == {2} else 1), ""
+    if not failed:
+        return Ended(ExitCode.DONE)
+    return Ended(ExitCode.WRONG_INPUT if failed == {ExitCode.WRONG_INPUT} else ExitCode.FAILED)
 
 
 def _obituary(rank: int, number: int) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ..core.errors import InputError
 from ..core.files import not_through_a_link, patiently, unreadable
-from ..core.registry import shown
 from ..core.run_layout import CONFIG, FOLDERS, LOCK
+from ..core.settings import shown
 from ..core.terminal import complain
 from .stored import stored_config
 
@@ -21,11 +21,17 @@ _KEYS = frozenset(["mode", "objective", "dataset", "backbone", "noise", "steps",
 
 
 class FolderInUse(InputError):
-    """Another process works in the folder; `is_kin` where the same command started it, as another job of its sweep."""
+    """Another process works in the folder.
+
+    Attributes:
+        situation: that, and which process it is, without what to do.
+        is_kin: whether the same command started it, as another job of its sweep.
+    """
 
     def __init__(self, folder: Path, holder: str, what: str, setting: str):
         fix = f"wait for it, or set {'name' if setting == 'run_dir' else setting}=... for one of its own"
-        super().__init__(f"{what} {folder} is in use by {holder or 'another process'}", fix=fix)
+        self.situation = f"{what} {folder} is in use by {holder or 'another process'}"
+        super().__init__(self.situation, fix=fix)
         self.is_kin = holder.endswith(_command())
 
 

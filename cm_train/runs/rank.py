@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import torch
 
-from ..core.errors import InputError, OutOfMemory, TrainingFailed, printable
+from ..core.errors import ExitCode, InputError, OutOfMemory, TrainingFailed, printable
 from ..core.meeting import joined
 from ..core.signals import StopFlag
 from ..core.terminal import complain
@@ -35,46 +35,51 @@ def heed_parent(stop: StopFlag) -> None:
         return
     die_with_parent()
     if sys.platform == "linux" and str(os.getppid()) != os.environ[PARENT]:  # it ended while this process was starting
-        _leave(1)
+        _leave(ExitCode.FAILED)
     if DEADLINE in os.environ:
         stop.deadline = float(os.environ[DEADLINE])
 
 
-def tell(text: str) -> None:
-    """Say in this rank's last moment why it ends: to the command that started it, or on the terminal where none did."""
+def tell(text: str, says_all: bool) -> None:
+    """Say in this rank's last moment why it ends: to the command that started it, or on the terminal where none did.
+
+    Args:
+        says_all: whether that is all there is to say; else the command adds what the run can go on from.
+    """
     with contextlib.suppress(KeyError, OSError):
-        os.write(int(os.environ[WORDS]), printable(text).encode()[:_MOST_WORDS] + b"\0")
+        words = f"{int(says_all)}{printable(text)}"
+        os.write(int(os.environ[WORDS]), words.encode()[:_MOST_WORDS] + b"\0")
         return
     complain(f"cm-train: {text}")
 
 
 def as_rank(body: Callable[[World], int]) -> NoReturn:
     """Join the other ranks, run `body`, and end this process with its code, or with 1 after one rank has said why."""
-    code = 1
+    code: int = ExitCode.FAILED
     try:
         with joined(_end_for_lack_of) as world:
             try:
                 code = body(world)
             except OutOfMemory as error:  # this rank's own, and so no way to part from the others in good order
                 if world.is_first_to_fail():
-                    tell(str(error))
-                _leave(1)
+                    tell(str(error), says_all=True)
+                _leave(ExitCode.FAILED)
             except (InputError, TrainingFailed) as error:  # every rank meets it
-                code = 2 if isinstance(error, InputError) else 1
+                code = ExitCode.WRONG_INPUT if isinstance(error, InputError) else ExitCode.FAILED
                 if world.is_main:
-                    tell(str(error))
+                    tell(str(error), says_all=True)
             except Exception as error:  # this rank's own, and so no way to part from the others in good order
                 world.check_peers(error)
                 if world.is_first_to_fail():
                     _print_traceback()
-                    tell(f"{type(error).__name__}: {error}")
-                _leave(1)
+                    tell(f"{type(error).__name__}: {error}", says_all=False)
+                _leave(ExitCode.FAILED)
     except RankLost as error:
         _end_for_lack_of(error)
     except InputError as error:  # there are no such ranks
-        code = 2
+        code = ExitCode.WRONG_INPUT
         if os.environ.get("LOCAL_RANK", "0") == str(torch.cuda.device_count()):  # the first one too many
-            tell(str(error))
+            tell(str(error), says_all=True)
     except KeyboardInterrupt:
         pass
     except BaseException:
@@ -89,8 +94,8 @@ def _print_traceback() -> None:
 
 def _end_for_lack_of(peer: RankLost) -> NoReturn:
     if peer.is_speaker:
-        tell(str(peer))
-    _leave(1)
+        tell(str(peer), says_all=False)
+    _leave(ExitCode.FAILED)
 
 
 def _leave(code: int) -> NoReturn:

@@ -1,69 +1,115 @@
-"""The teacher that a student is given, or that is trained first, and the backbone that a student inherits."""
+"""The teacher of a student: the one that it is given, found again, or trained before it."""
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from hydra import compose
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf, open_dict
-
+from ..core.errors import InputError, TrainingFailed
 from ..core.signals import StopFlag
+from ..core.terminal import say
+from ..models.checkpoints import read as checkpoint
+from ..models.checkpoints.manifest import Manifest
+from ..training.config import RunConfig
+from ..training.tracking import OF_ONE_RUN
+from .config import Composed, read_back
+from .lifecycle import Execute, run_one
+from .lock import FolderInUse
 
-_OF_THE_RECIPE = {"dropout", "dropout_max_size"}  # of a backbone; all else is its size, which a student inherits
-_NOT_DATA = {"download", "hflip", "memory_gb", "skip_broken", "max_megapixels"}  # how a set is used, not what is in it
 
-
-def inherit(config: Any, cfg: DictConfig, train: Callable[[Any], bool], stop: StopFlag, swept: frozenset[str]) -> Any:
-    """A new run's config with its teacher found (trained first where it is missing), and that one's backbone taken.
-
-    A run that starts from another's weights (`init=`) takes the backbone from there.
+def ready_teacher(composed: Composed, execute: Execute, stop: StopFlag, swept: frozenset[str]) -> str | None:
+    """Where the usual teacher of a run is, trained first where it is missing or unfinished.
 
     Args:
-        train: trains a run of the given config; False where it was stopped early.
         swept: keys in which the jobs of a sweep differ, so that they can't decide anything about their teacher.
 
     Returns:
-        None where the teacher's training was stopped.
+        None where its training was stopped.
+
+    Raises:
+        InputError: what is there is of other data.
+        TrainingFailed: it can't be trained.
     """
-    from ..core.errors import InputError
-    from ..models.checkpoints import read as checkpoint
+    student, home = composed.config, composed.config.usual_teacher
+    if home.resolve() == student.folder.resolve():
+        raise InputError(f"{home} can't be its own teacher", fix="set teacher=..., or init=random")
+    is_first_round = True
+    while not _is_finished(home):
+        teacher = _next_config(composed, home, swept)
+        try:
+            if is_first_round:
+                say(f"no finished teacher in {home}: training it first (teacher=... names another)")
+            with _without_variables_of_one_run():
+                if not run_one(teacher, execute):
+                    return None
+        except FolderInUse as error:  # most likely another job of this sweep, which needs the same teacher
+            if is_first_round:
+                say(f"waiting for the teacher: {error.situation}")
+            if stop():
+                return None
+            time.sleep(1)
+        except TrainingFailed as error:
+            raise TrainingFailed(f"the teacher in {home}: {error}") from None
+        is_first_round = False
+    _check_same_data(student, read_back(home), home)
+    return str(home)
 
-    if config.needs_teacher() and config.teacher is None:
-        home = config.usual_teacher
-        if home.resolve() == config.folder.resolve():
-            raise InputError(f"{home} can't be its own teacher", fix="set teacher=..., or init=random")
-        if not _teacher_ready(config, cfg, home, train, stop, swept):
-            return None
-        config = config.model_copy(update={"teacher": str(home)})
-    source = config.start or config.teacher
-    return config if source is None else _with_backbone(config, checkpoint.resolve(source)[1].backbone, source)
+
+def _is_finished(home: Path) -> bool:
+    """Whether the run in `home` is as long as it shall be; its `steps` may have been lowered to what it had."""
+    newest = checkpoint.newest_manifest(home)
+    return newest is not None and (newest.finished or newest.step >= read_back(home).steps)
 
 
-def as_it_began(config: Any, stored: Any) -> Any:
-    """The config of a run that has begun, with the backbone that it took over then; its teacher isn't looked at."""
-    if config.start is None and not config.needs_teacher():
-        return config
-    return _with_backbone(config, stored.backbone, str(config.folder))
+def _next_config(composed: Composed, home: Path, swept: frozenset[str]) -> RunConfig:
+    """What the teacher in `home` is trained with: once begun, its own settings, whatever they were."""
+    student = composed.config
+    if checkpoint.newest_manifest(home) is None:
+        return composed.teacher(home, swept)
+    teacher = read_back(home)
+    _check_same_data(student, teacher, home)
+    # Where its curves go is this command's to say: a stored tracker must not put private pictures online unasked.
+    tracking = student.tracking.model_copy(update={"tags": teacher.tracking.tags})
+    dataset = teacher.dataset.at(student.dataset.place)
+    where = {"name": home.name, "run_dir": str(home)}
+    return teacher.model_copy(update={**where, "dataset": dataset, "tracking": tracking})
 
 
-def find_again(config: Any, stored: Any, known: str | None) -> Any:
+@contextmanager
+def _without_variables_of_one_run() -> Iterator[None]:
+    """While a teacher trains: of the runs of this command, wandb's variables and an agent of its mean the student."""
+    hidden = {key: os.environ.pop(key) for key in OF_ONE_RUN if key in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def _check_same_data(student: RunConfig, teacher: RunConfig, home: Path) -> None:
+    """Refuse a teacher of other data as far as settings tell; whether the images are the same, fingerprints say later.
+
+    Raises:
+        InputError: it is one.
+    """
+    if student.dataset.identity() != teacher.dataset.identity():
+        raise InputError(
+            f"the teacher in {home} was trained on other data: {teacher.dataset.model_dump()}",
+            fix="set teacher=..., or run_dir=... in a folder of its own",
+        )
+
+
+def find_again(config: RunConfig, stored: RunConfig, newest: Manifest | None) -> RunConfig:
     """The config of a run that has begun and goes on, with the teacher that it began with, wherever that is now.
 
     Args:
         stored: its config as it was.
-        known: what its checkpoints know the teacher by; see `checkpoint.averaged_sha256`.
+        newest: its newest checkpoint, which knows the teacher by its hash.
 
     Raises:
         InputError: the teacher is not there, and the loss needs it or `teacher=` names it.
     """
-    from ..core.errors import InputError
-    from ..core.terminal import say
-    from ..models.checkpoints import read as checkpoint
-
+    known = None if newest is None else newest.provenance.get("teacher")
     if not config.needs_teacher() or known is None:
         return config.model_copy(update={"teacher": config.teacher or stored.teacher})
     usual = [str(config.usual_teacher), *filter(None, [stored.teacher])]
@@ -78,132 +124,8 @@ def find_again(config: Any, stored: Any, known: str | None) -> Any:
         except checkpoint.DamagedCheckpoint as error:
             damaged = damaged or f": {error}"
     gone = f"the teacher that {config.folder} began with is not in {' nor in '.join(places)}{damaged}"
-    if config.loss_needs_teacher() or config.teacher is not None:
+    if config.objective.needs_teacher() or config.teacher is not None:
         fix = "bring it back, or name the place where it is now with teacher=..."
         raise InputError(gone, allowed=f"averaged weights with the sha256 {known[:16]}...", fix=fix)
     say(f"note: {gone}; it gave the first weights, and how well the student agrees with it is no longer measured")
     return config
-
-
-def _with_backbone(config: Any, backbone: Mapping[str, Any], source: str) -> Any:
-    """`config` with the backbone of the network that is in `source`. Raises InputError where another is asked for."""
-    from ..core.errors import InputError
-    from ..core.registry import settings
-
-    if config.backbone["name"] == backbone["name"]:
-        backbone = {**backbone, **_own_recipe(config.backbone)}
-    asked = {o.lstrip("+").split("=")[0] for o in HydraConfig.get().overrides.task}
-    asked -= {f"backbone.{key}" for key in _OF_THE_RECIPE}
-    differs = settings("backbone", backbone) != settings("backbone", config.backbone)
-    if differs and any(key.split(".")[0] == "backbone" for key in asked):
-        raise InputError(
-            f"a student has the backbone that it starts from, and {source} has another than backbone=... asks for",
-            fix="drop backbone=..., or give one of that backbone with teacher=... or init=...",
-        )
-    return config.model_copy(update={"backbone": backbone})
-
-
-def _own_recipe(backbone: Mapping[Any, Any]) -> dict[str, Any]:
-    """What a backbone's settings say of training rather than of the network."""
-    return {key: backbone[key] for key in _OF_THE_RECIPE if key in backbone}
-
-
-def _teacher_ready(
-    config: Any, cfg: DictConfig, home: Path, train: Callable[[Any], bool], stop: StopFlag, swept: frozenset[str]
-) -> bool:
-    """Make sure of a finished teacher in `home`, of this run's data; False where its training was stopped."""
-    from ..core.errors import TrainingFailed
-    from ..core.terminal import say
-    from ..models.checkpoints import read as checkpoint
-    from .config import read_back
-    from .lock import FolderInUse
-
-    said = False
-    while not _is_finished(newest := checkpoint.newest_manifest(home), home):
-        # One that was begun goes on with its own settings, whatever they were.
-        teacher = _teacher_config(config, cfg, home, swept) if newest is None else read_back(home)
-        _check_data(config, teacher.dataset, home)
-        teacher = teacher.model_copy(update={"dataset": {**teacher.dataset, **_root(config.dataset)}})
-        # Where its curves go is this command's to say: a stored tracker must not put private pictures online unasked.
-        tracking = config.tracking.model_copy(update={"tags": teacher.tracking.tags})
-        teacher = teacher.model_copy(update={"name": home.name, "run_dir": str(home), "tracking": tracking})
-        try:
-            if not said:
-                say(f"no finished teacher in {home}: training it first (teacher=... names another)")
-            with _not_of_the_agent():
-                if not train(teacher):
-                    return False
-        except FolderInUse as error:  # most likely another job of this sweep, which needs the same teacher
-            if not said:
-                say(f"waiting for the teacher: {str(error).split('; ')[0]}")
-            if stop():
-                return False
-            time.sleep(1)
-        except TrainingFailed as error:
-            raise TrainingFailed(f"the teacher in {home}: {error}") from None
-        said = True
-    _check_data(config, read_back(home).dataset, home)
-    return True
-
-
-def _is_finished(newest: Any, home: Path) -> bool:
-    """Whether the run in `home` is as long as it shall be; its `steps` may have been lowered to what it had."""
-    from .config import read_back
-
-    return newest is not None and (newest.finished or newest.step >= read_back(home).steps)
-
-
-@contextmanager
-def _not_of_the_agent() -> Iterator[None]:
-    """While a teacher trains: of the runs of this command, wandb's variables and an agent of its mean the student."""
-    from ..training.tracking import OF_ONE_RUN
-
-    hidden = {key: os.environ.pop(key) for key in OF_ONE_RUN if key in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)
-
-
-def _check_data(config: Any, data: dict[str, Any], home: Path) -> None:
-    from ..core.errors import InputError
-    from ..core.registry import settings
-
-    mine, theirs = (
-        {"name": d["name"], **{k: v for k, v in settings("dataset", d).model_dump().items() if k not in _NOT_DATA}}
-        for d in (config.dataset, data)
-    )
-    if "root" in theirs and not os.path.exists(os.path.expanduser(str(theirs["root"]))):  # it was moved
-        theirs |= _root(config.dataset)
-    if mine != theirs:
-        raise InputError(
-            f"the teacher in {home} was trained on other data: {data}",
-            fix="set teacher=..., or run_dir=... in a folder of its own",
-        )
-
-
-def _root(dataset: Mapping[str, Any]) -> dict[str, Any]:
-    """Where a data set lies now, where it is one that lies somewhere."""
-    return {"root": dataset["root"]} if "root" in dataset else {}
-
-
-def _teacher_config(config: Any, cfg: DictConfig, home: Path, swept: frozenset[str]) -> Any:
-    """mode=edm with its own recipe for the same data, backbone, machine settings, seed and tracking."""
-    from .config import parse
-
-    choice = HydraConfig.get().runtime.choices["dataset"]
-    teacher = compose("train", overrides=["mode=edm", f"dataset={choice}"])
-    backbone = OmegaConf.to_container(cfg.backbone)
-    assert isinstance(backbone, dict)
-    backbone |= {key: value for key, value in _own_recipe(teacher.backbone).items() if key in backbone}
-    with open_dict(teacher):
-        teacher.backbone = backbone
-        for key in ("dataset", "devices", "precision", "compile", "deterministic", "seed", "tracking"):
-            if key == "dataset" or key not in swept:  # else whichever job came first would have a say
-                teacher[key] = cfg[key]
-        teacher.tracking.tags = [tag for tag in cfg.tracking.tags if tag.split("=")[0] not in swept]
-        may_hide = bool({"guidance", "label_dropout"} & swept) and cfg.dataset.conditional
-        if cfg.guidance != 1 or cfg.label_dropout or may_hide:
-            teacher.label_dropout = 0.1  # or it could not be guided, nor say what no class is
-        teacher.name, teacher.run_dir = home.name, str(home)
-    return parse(teacher)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from ..core import registry
 from ..core.memory import shortage_explained
 from ..core.precision import arithmetic
 from ..core.run_layout import step_folder
+from ..core.settings import typed
 from ..core.signals import Stopped
 from ..core.world import ALONE, World
 from ..models.checkpoints import read as checkpoint
@@ -74,7 +74,7 @@ def main() -> None:
 
     def body(world: World) -> int:
         if not any(world.any(stop())):
-            config = registry.typed(RunConfig, stored_config(Path(sys.argv[1])) or {})
+            config = typed(RunConfig, stored_config(Path(sys.argv[1])) or {})
             run(config, stop, world)
         return 0
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.precision import arithmetic, autocast_type
-from ..core.registry import shown
 from ..core.rng import PerImageNoise
+from ..core.settings import shown
 from ..data.pixels import to_uint8
 from ..models.denoiser import Denoiser, DenoiserConfig
 from ..models.noise_levels import karras_sigmas

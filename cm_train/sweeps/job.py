@@ -1,16 +1,15 @@
 """One job of a sweep, in whatever process Hydra's launcher runs it: its run, and the record of what became of it."""
 
 import hashlib
-import json
 import os
 import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -18,17 +17,19 @@ from omegaconf import DictConfig
 
 from ..core import cli
 from ..core.command_line import quoted
-from ..core.errors import InputError, TrainingFailed
+from ..core.errors import ExitCode, InputError, TrainingFailed
 from ..core.signals import StopFlag
 from ..core.terminal import labelled, say
-from ..runs.lifecycle import SWEPT, Surroundings, train
 from ..runs.lock import FolderInUse
+from ..runs.surroundings import Surroundings
+from ..runs.train import SWEPT, train
 from ..training.tracking import OF_ONE_RUN, environment
 from .launchers.register import works_side_by_side
-from .table import Job, read_jobs
+from .records import Job, JobState, SweepRecord, ask_to_stop, read_jobs, stop_file
 
-_STATES = {cli.DONE: "finished", cli.FAILED: "failed", cli.WRONG_INPUT: "refused", cli.STOPPED: "stopped"}
-_NO_METRIC = "is not in its metrics.jsonl"
+if TYPE_CHECKING:
+    from ..runs.launch import Nodes
+
 _LONGEST_TAG = 64  # wandb's limit
 _LONGEST_RUN = 120  # of a run; what is longer is cut and told apart by a hash
 
@@ -39,88 +40,128 @@ def run(cfg: DictConfig) -> float | None:
     Returns:
         The metric that `objective_metric` names, for sweepers that search; None where there is none.
     """
-    from ..runs import rank
     from . import slurm_job as slurm  # torch is imported from here on
 
-    folder = Path(HydraConfig.get().sweep.dir).resolve()
-    sweep = json.loads((folder / "sweep.json").read_text())
-    is_child = os.getppid() == sweep["pid"]
-    leading = os.getpid() == sweep["pid"] and not slurm.in_job()
-    if not leading:
-        sys.argv[:] = sweep["argv"]  # what messages and locks call this command
-        if is_child:
-            rank.die_with_parent()
-    record = Job(int(HydraConfig.get().job.num), " ".join(_own(sweep)), sweep=sweep["started"])
-    nodes = slurm.nodes()
-    home = folder if nodes is None or nodes.index == 0 else None  # one of several nodes speaks for all
-    with StopFlag(file=folder / "stop") as stop:
+    job = _Job(cfg)
+    with StopFlag(file=stop_file(job.folder)) as stop:
         if stop():
             return None
-        began = time.monotonic()
-        # The wait in a cluster's queue is not the job's time; nor has another machine the leader's clock.
-        started = sweep["clock"] if leading or (is_child and not slurm.in_job()) else began
-        if home is not None:
-            total = f" of {sweep['total']}" if sweep["total"] else ""
-            say(f"{record.label}{total}")
-        beside_others = works_side_by_side(HydraConfig.get().launcher["_target_"])
-        with labelled(f"job {record.number}") if beside_others else nullcontext():
-            outcome = _attempt(cfg, stop, sweep, record, home, nodes, started)
-    record.took_s = time.monotonic() - began
-    record.state, record.complaint = _STATES[outcome.code], outcome.complaint
-    value = _read_metric(cfg, record)
-    if home is not None:
-        record.write(home)
-        if record.complaint:
-            cli.complain(f"{record.label}: {record.complaint}")
+        value = job.train(stop)
     slurm.requeue_if_asked(stop)
-    bad = record.state in ("failed", "refused")
-    hopeless = bad and record.complaint.endswith(_NO_METRIC) and _is_search()  # every trial would end so
-    # What stops one job of a cluster, its time limit or a scancel, is nothing to the others.
-    if (record.state == "stopped" and not slurm.in_job()) or (bad and cfg.fail_fast) or hopeless:
-        with suppress(OSError):
-            (folder / "stop").touch()
-        if leading:
-            sys.exit(outcome.code)  # past Hydra, which would start the next job
+    job.stop_others_if_it_must()
     return value
 
 
-def _attempt(
-    cfg: DictConfig,
-    stop: StopFlag,
-    sweep: dict[str, Any],
-    record: Job,
-    home: Path | None,
-    nodes: Any,
-    started: float,
-) -> cli.Outcome:
-    def body() -> int:
-        _settle(cfg, sweep)
-        record.folder = str(cfg.run_dir)
-        if home is not None:
-            record.write(home)
-            _check_folder(record, home)
-        if nodes is None:
-            return _when_free(lambda: train(cfg, stop, started, _surroundings(sweep)), stop)
-        return _train_across(cfg, stop, sweep, nodes)
+class _Job:
+    """A job in its process: who it is in its sweep, and what becomes of it.
 
-    try:
-        return cli.attempt(body)
-    except Exception as error:  # our own mistake, but the other jobs' runs are as good as ever
-        traceback.print_exc()
-        return cli.Outcome(cli.FAILED, f"{type(error).__name__}: {error}")
+    Attributes:
+        folder: the sweep's.
+        is_leading: whether it runs in the sweep's own process, as where jobs run one after another.
+        home: where its record goes; None on all nodes of several but the first, which speaks for all.
+    """
+
+    def __init__(self, cfg: DictConfig):
+        from ..runs import rank
+        from . import slurm_job as slurm
+
+        hydra = HydraConfig.get()
+        self.cfg, self.folder = cfg, Path(hydra.sweep.dir).resolve()
+        self.sweep = SweepRecord.read(self.folder)
+        self._is_child = os.getppid() == self.sweep.pid
+        self.is_leading = os.getpid() == self.sweep.pid and not slurm.in_job()
+        if not self.is_leading:
+            sys.argv[:] = self.sweep.argv  # what messages and locks call this command
+            if self._is_child:
+                rank.die_with_parent()
+        self.is_beside_others = works_side_by_side(hydra.launcher["_target_"])
+        self.record = Job(int(hydra.job.num), " ".join(_own(self.sweep)), sweep=self.sweep.started)
+        self.nodes = slurm.nodes()
+        self.home = self.folder if self.nodes is None or self.nodes.index == 0 else None
+        self._lacks_metric = False
+
+    def train(self, stop: StopFlag) -> float | None:
+        """The run and its record; see `run`."""
+        record, began = self.record, time.monotonic()
+        if self.home is not None:
+            total = f" of {self.sweep.total}" if self.sweep.total else ""
+            say(f"{record.label}{total}")
+        with labelled(f"job {record.number}") if self.is_beside_others else nullcontext():
+            outcome = self._attempt(stop, began)
+        record.took_s = time.monotonic() - began
+        record.state, record.complaint = JobState.after(outcome.code), outcome.complaint
+        value = self._read_metric()
+        if self.home is not None:
+            record.write(self.home)
+            if record.complaint:
+                cli.complain(f"{record.label}: {record.complaint}")
+        return value
+
+    def stop_others_if_it_must(self) -> None:
+        """End the sweep where this job was stopped, or has failed in a way that ends it. May end this process."""
+        from . import slurm_job as slurm
+
+        has_failed = self.record.state in (JobState.FAILED, JobState.REFUSED)
+        is_hopeless = self._lacks_metric and _is_search()  # every trial would end so
+        # What stops one job of a cluster, its time limit or a scancel, is nothing to the others.
+        was_stopped = self.record.state == JobState.STOPPED and not slurm.in_job()
+        if was_stopped or (has_failed and self.cfg.fail_fast) or is_hopeless:
+            ask_to_stop(self.folder)
+            if self.is_leading:
+                code = next(code for code in ExitCode if JobState.after(code) == self.record.state)
+                sys.exit(code)  # past Hydra, which would start the next job
+
+    def _attempt(self, stop: StopFlag, began: float) -> cli.Outcome:
+        def body() -> ExitCode:
+            _name_run(self.cfg, self.sweep)
+            self.record.folder = str(self.cfg.run_dir)
+            if self.home is not None:
+                self.record.write(self.home)
+                _check_folder(self.record, self.home)
+            if self.nodes is not None:
+                return _train_across(self.cfg, stop, self.sweep, self.nodes)
+            return _when_free(lambda: self._train(stop, began), stop)
+
+        try:
+            return cli.attempt(body)
+        except Exception as error:  # our own mistake, but the other jobs' runs are as good as ever
+            traceback.print_exc()
+            return cli.Outcome(ExitCode.FAILED, f"{type(error).__name__}: {error}")
+
+    def _train(self, stop: StopFlag, began: float) -> ExitCode:
+        from ..runs.config import Composed
+
+        return train(Composed.of(self.cfg), stop, self._started(began), self._surroundings())
+
+    def _started(self, began: float) -> float:
+        """What max_hours counts from: not the wait in a cluster's queue, nor by another machine's clock."""
+        from . import slurm_job as slurm
+
+        return self.sweep.clock if self.is_leading or (self._is_child and not slurm.in_job()) else began
+
+    def _surroundings(self) -> Surroundings:
+        from . import gpus
+        from . import slurm_job as slurm
+
+        keys = frozenset(self.sweep.keys)
+        around = Surroundings(keys, own_process=True, shares_machine=self.is_beside_others)
+        # Slurm sees to its jobs' GPUs itself, and calls the first one of each job 0.
+        return around if slurm.in_job() else replace(around, reserved=gpus.reserved)
+
+    def _read_metric(self) -> float | None:
+        """The run's last `objective_metric`, put into its record; a finished run without one has failed."""
+        record, asked = self.record, self.cfg.objective_metric
+        if record.state == JobState.REFUSED:
+            return None  # whatever is in the folder is not this job's
+        name, value = record.measure(asked)
+        if value is None and record.state == JobState.FINISHED and asked is not None:
+            self._lacks_metric = True
+            record.state = JobState.FAILED
+            record.complaint = f"objective_metric={name} is not in its metrics.jsonl"
+        return value if record.state == JobState.FINISHED else None
 
 
-def _surroundings(sweep: dict[str, Any]) -> Surroundings:
-    from . import gpus
-    from . import slurm_job as slurm
-
-    beside_others = works_side_by_side(HydraConfig.get().launcher["_target_"])
-    around = Surroundings(frozenset(sweep["keys"]), own_process=True, shares_machine=beside_others)
-    # Slurm sees to its jobs' GPUs itself, and calls the first one of each job 0.
-    return around if slurm.in_job() else replace(around, reserved=gpus.reserved)
-
-
-def _when_free(work: Callable[[], int], stop: StopFlag) -> int:
+def _when_free(work: Callable[[], ExitCode], stop: StopFlag) -> ExitCode:
     """`work`, once no other job of the sweep is in the run's folder: it may be the teacher of one."""
     said = False
     while not stop():
@@ -130,19 +171,19 @@ def _when_free(work: Callable[[], int], stop: StopFlag) -> int:
             if not error.is_kin:
                 raise
             if not said:
-                say(f"waiting: {str(error).split('; ')[0]}")
+                say(f"waiting: {error.situation}")
             said = True
             time.sleep(1)
-    return cli.STOPPED
+    return ExitCode.STOPPED
 
 
-def _settle(cfg: DictConfig, sweep: dict[str, Any]) -> None:
+def _name_run(cfg: DictConfig, sweep: SweepRecord) -> None:
     """Name the job's run after what it sets, tag its curves with that, and group them by the sweep."""
     own = _own(sweep)
     named = {"dataset", "mode"} if str(cfg.name) == f"{cfg.dataset.name}-{cfg.mode}" else set()
     # In one order, whatever the command line's.
     parts = sorted(p for p in own if p.split("=")[0] not in named and p != f"experiment={cfg.name}")
-    if parts and not {"name", "run_dir"} & set(sweep["keys"]):
+    if parts and not {"name", "run_dir"} & set(sweep.keys):
         cfg.name = _shortened("-".join([str(cfg.name), *(clean(part) for part in parts)]))
     cfg.tracking.tags = [*(cfg.tracking.tags or environment("tags") or []), *(part[:_LONGEST_TAG] for part in own)]
     if cfg.tracking.group is None:
@@ -173,20 +214,20 @@ def _check_folder(record: Job, home: Path) -> None:
             )
 
 
-def _train_across(cfg: DictConfig, stop: StopFlag, sweep: dict[str, Any], nodes: Any) -> int:
+def _train_across(cfg: DictConfig, stop: StopFlag, sweep: SweepRecord, nodes: "Nodes") -> ExitCode:
     """This node's part of a run on several: the ranks compose the config themselves, as under torchrun."""
     from ..models.checkpoints import read as checkpoint
     from ..runs import launch as launching
 
-    os.environ[SWEPT] = " ".join(sweep["keys"])
+    os.environ[SWEPT] = " ".join(sweep.keys)
     arguments, num = _as_arguments(cfg), launching.num_ranks(cfg.devices)
-    code, words = launching.launch_across(nodes, num, "cm_train.commands.train", arguments, stop)
-    if code == cli.WRONG_INPUT:
-        raise InputError(words or "the log of its first node says what is wrong")
-    if code != cli.DONE:
-        raise TrainingFailed(words or "a rank failed; the job's log says more")
+    ended = launching.launch_across(nodes, num, "cm_train.commands.train", arguments, stop)
+    if ended.code == ExitCode.WRONG_INPUT:
+        raise InputError(ended.words or "the log of its first node says what is wrong")
+    if ended.code != ExitCode.DONE:
+        raise TrainingFailed(ended.words or "a rank failed; the job's log says more")
     newest = checkpoint.newest_manifest(Path(os.path.expanduser(cfg.run_dir)))
-    return cli.DONE if newest is not None and newest.finished else cli.STOPPED
+    return ExitCode.DONE if newest is not None and newest.finished else ExitCode.STOPPED
 
 
 def _as_arguments(cfg: DictConfig) -> list[str]:
@@ -199,23 +240,12 @@ def _as_arguments(cfg: DictConfig) -> list[str]:
     return [*folders, *places, *config.overrides.task, *settled]
 
 
-def _own(sweep: dict[str, Any]) -> list[str]:
+def _own(sweep: SweepRecord) -> list[str]:
     """What this job sets of what is swept, as "seed=0"."""
     hydra = HydraConfig.get()
-    swept = set(sweep["keys"]) | set(dict(hydra.sweeper.get("params") or {}))
+    swept = set(sweep.keys) | set(dict(hydra.sweeper.get("params") or {}))
     overrides = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
     return [f"{o.key_or_group}={o.get_value_string()}" for o in overrides if o.key_or_group in swept]
-
-
-def _read_metric(cfg: DictConfig, record: Job) -> float | None:
-    """The run's last `objective_metric`, put into its record; a finished run without one has failed."""
-    if record.state == "refused":
-        return None  # whatever is in the folder is not this job's
-    name, value = record.measure(cfg.objective_metric)
-    if value is None and record.state == "finished" and cfg.objective_metric is not None:
-        record.state = "failed"
-        record.complaint = f"objective_metric={name} {_NO_METRIC}"
-    return value if record.state == "finished" else None
 
 
 def _is_search() -> bool:

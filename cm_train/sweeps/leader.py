@@ -7,7 +7,6 @@ to stop.
 
 import hashlib
 import itertools
-import json
 import os
 import shutil
 import sys
@@ -26,19 +25,17 @@ from omegaconf import OmegaConf
 from ..core import cli, launched
 from ..core.child_python import import_paths
 from ..core.command_line import quoted
-from ..core.errors import InputError
-from ..core.files import write_whole
+from ..core.errors import ExitCode, InputError
 from ..core.run_layout import LOCK
 from ..core.signals import StopFlag
 from ..runs.lock import check_words, lock, refuse_links
-from ..runs.stored import MAY_CHANGE
 from . import job as sweep_job
 from . import table as sweep_table
 from .launchers import register as plugins
-from .table import Job, read_jobs
+from .records import Job, JobState, SweepRecord, ask_to_stop, is_sweeps, jobs_folder, read_jobs, stop_file
 
-# A sweep that differs in these alone is the same one.
-_NO_MATTER = MAY_CHANGE - {"dataset.root", "name", "objective_metric", "run_dir", "steps", "teacher"}
+# Keys that tell one sweep from another, although a resume may change them.
+_OF_THE_SWEEP = frozenset(["dataset.root", "name", "objective_metric", "run_dir", "steps", "teacher"])
 _HOME, _LONGEST_FOLDER = Path("runs/sweeps"), 100
 
 
@@ -55,7 +52,7 @@ def lead(stop: StopFlag) -> NoReturn:
         overrides = _overrides(sys.argv[1:])
     except HydraException:
         overrides = []  # Hydra says it better
-    grid, code, folder = _grid(overrides), cli.DONE, None
+    grid, code, folder = _grid(overrides), ExitCode.DONE, None
     try:
         launched.place()  # what no job could do anything with is refused before the first: half a rank,
         check_words()  # and words that can't be read
@@ -65,18 +62,16 @@ def lead(stop: StopFlag) -> NoReturn:
             _prepare(folder)
             _set_folder(folder)
             keys = [o.key_or_group for o in overrides if o.is_sweep_override()]
-            values = {"argv": sys.argv, "keys": keys, "total": len(grid), "pid": os.getpid()}
-            values |= {"started": started, "clock": clock}  # to tell this sweep from others, and to count its time
-            write_whole(folder / "sweep.json", json.dumps(values, indent=1).encode())
+            SweepRecord(sys.argv, keys, len(grid), os.getpid(), started, clock).write(folder)
             code = _sweep(folder)
     except InputError as error:
         cli.complain(str(error))
-        sys.exit(cli.WRONG_INPUT)
+        sys.exit(ExitCode.WRONG_INPUT)
     except OSError as error:
         cli.complain(f"the sweep's folder {folder}: {error.strerror or error}; fix: set hydra.sweep.dir=...")
-        sys.exit(cli.FAILED)
+        sys.exit(ExitCode.FAILED)
     jobs, signalled = read_jobs(folder, started, grid), stop()
-    if signalled or any(j.state != "not started" for j in jobs):
+    if signalled or any(j.state != JobState.NOT_STARTED for j in jobs):
         sweep_table.show(jobs, folder, time.monotonic() - clock)
     else:
         jobs = []
@@ -94,32 +89,32 @@ def _remove(folder: Path) -> None:
             _HOME.parent.rmdir()
 
 
-def _sweep(folder: Path) -> int:
+def _sweep(folder: Path) -> ExitCode:
     try:
         return cli.under_hydra("train", sweep_job.run)
     except SystemExit as end:  # of a job that was stopped, or a launcher that has nothing to run
-        return int(end.code or 0)
+        return ExitCode(int(end.code or 0))
     except InputError:
         raise
     except Exception as error:  # of the launcher or sweeper itself, as when a worker of joblib's is killed
         if cli.FULL_ERRORS:
             raise
-        _stop_all(folder)
+        ask_to_stop(folder)
         cli.complain(f"the sweep ended early: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
-        return cli.FAILED
+        return ExitCode.FAILED
 
 
-def _exit_code(jobs: list[Job], signalled: bool, code: int) -> int:
+def _exit_code(jobs: list[Job], signalled: bool, code: ExitCode) -> ExitCode:
     """What the sweep ends with, where a signal came or not, and `code` is how launcher and sweeper ended."""
-    unfinished = {j.state for j in jobs} - {"finished"}
-    if code == cli.FAILED:
-        return cli.FAILED
+    unfinished = {j.state for j in jobs} - {JobState.FINISHED}
+    if code == ExitCode.FAILED:
+        return ExitCode.FAILED
     if signalled and (unfinished or not jobs):
-        return cli.STOPPED
-    bad = unfinished & {"failed", "refused", "killed"}
-    if bad or code == cli.WRONG_INPUT:
-        return cli.WRONG_INPUT if bad <= {"refused"} else cli.FAILED
-    return cli.STOPPED if unfinished or code == cli.STOPPED else cli.DONE
+        return ExitCode.STOPPED
+    bad = unfinished & {JobState.FAILED, JobState.REFUSED, JobState.KILLED}
+    if bad or code == ExitCode.WRONG_INPUT:
+        return ExitCode.WRONG_INPUT if bad <= {JobState.REFUSED} else ExitCode.FAILED
+    return ExitCode.STOPPED if unfinished or code == ExitCode.STOPPED else ExitCode.DONE
 
 
 def _overrides(arguments: list[str]) -> list[Override]:
@@ -151,7 +146,11 @@ def _set_folder(folder: Path) -> None:
 
 
 def _is_no_matter(key: str) -> bool:
-    return (key.startswith("hydra") and key != "hydra/sweeper") or bool({key, key.split(".")[0]} & _NO_MATTER)
+    """Whether sweeps that differ in `key` alone are the same one, as where it says how a run is saved or shown."""
+    from ..training.config import may_change  # torch is imported from here on
+
+    no_matter = may_change() - _OF_THE_SWEEP
+    return (key.startswith("hydra") and key != "hydra/sweeper") or bool({key, key.split(".")[0]} & no_matter)
 
 
 def _grid(overrides: list[Override]) -> list[str]:
@@ -175,11 +174,11 @@ def _prepare(folder: Path) -> None:
         InputError: the folder is not a sweep's.
     """
     foreign = {path.name for path in folder.iterdir()} - {LOCK}
-    if foreign and not (folder / "sweep.json").exists():
+    if foreign and not is_sweeps(folder):
         raise InputError(f"hydra.sweep.dir={folder} is a folder of other things", fix="name one that is not there yet")
-    refuse_links(folder, ("jobs", ".submitit"), "hydra.sweep.dir")
-    (folder / "jobs").mkdir(exist_ok=True)
-    (folder / "stop").unlink(missing_ok=True)
+    refuse_links(folder, (jobs_folder(folder).name, ".submitit"), "hydra.sweep.dir")
+    jobs_folder(folder).mkdir(exist_ok=True)
+    stop_file(folder).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -190,7 +189,7 @@ def _stoppable(folder: Path, stop: StopFlag) -> Iterator[None]:
     def watch() -> None:
         while not done.wait(0.2):
             if stop():
-                _stop_all(folder)
+                ask_to_stop(folder)
 
     thread = threading.Thread(target=watch, name="sweep", daemon=True)
     thread.start()
@@ -200,12 +199,7 @@ def _stoppable(folder: Path, stop: StopFlag) -> Iterator[None]:
         done.set()
         thread.join()
         if stop():  # in the moment that ended it all
-            _stop_all(folder)
-
-
-def _stop_all(folder: Path) -> None:
-    with suppress(OSError):  # a full disk; tried again
-        (folder / "stop").touch()
+            ask_to_stop(folder)
 
 
 def _jobs_at_once(launcher: str) -> int:

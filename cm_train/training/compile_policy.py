@@ -1,13 +1,14 @@
 """When networks are compiled, and how all ranks come to do the same."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 
 from ..core.errors import InputError
 from ..core.terminal import say
 from ..core.world import World
+from ..models.backbones.base import BackboneConfig
 from ..models.compiling import CompiledBlocks, CompileError, cache_folder, num_kinds
 from ..models.denoiser import Denoiser, forward_flops
 
@@ -34,7 +35,7 @@ def pays(flops: float, images: int, num_graphs: int) -> bool:
 
 
 def compiles(
-    setting: Compile, device: torch.device, denoiser: Denoiser, backbone: Mapping[str, Any], images: int
+    setting: Compile, device: torch.device, denoiser: Denoiser, backbone: BackboneConfig, images: int
 ) -> tuple[bool, str]:
     """Whether `setting` means that the blocks of `denoiser` are compiled for a run of so many images, and why."""
     if setting != "auto":

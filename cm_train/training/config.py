@@ -5,53 +5,61 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, SerializeAsAny
 
 from ..core import registry
 from ..core.errors import InputError
 from ..core.precision import Precision
-from ..core.registry import MOST, Count, Settings, Text, shown
+from ..core.settings import MAY_CHANGE, MOST, Count, Positive, Settings, Text, shown
+from ..data.datasets.base import DatasetConfig
+from ..models.averages import EMAConfig
+from ..models.backbones.base import BackboneConfig
 from ..models.denoiser import SamplingConfig
+from ..objectives.base import ObjectiveConfig
 from ..objectives.noise import NoiseConfig
 from .compile_policy import Compile
+from .optimizers import OptimizerConfig
 from .tracking import TrackingConfig
 
 
 class RunConfig(Settings):
-    """Everything that makes a run; the components' own groups stay plain until the registry types them."""
+    """Everything that makes a run."""
 
     mode: str
-    name: Text
-    run_dir: Text
+    name: Annotated[Text, MAY_CHANGE]
+    run_dir: Annotated[Text, MAY_CHANGE]
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
-    steps: Count
+    steps: Annotated[Count, MAY_CHANGE]
     schedule_steps: Count | None = None  # what schedules count to; None: `steps` of the run's first start
     batch_size: Count
-    micro_batch: Count | None = None  # None: the whole batch at once
-    devices: Count | Literal["auto"] = "auto"  # processes on this machine: auto is one a GPU, one on a CPU
-    precision: Precision = "auto"
-    compile: Compile = "auto"
-    deterministic: bool = False  # equal bits on a GPU too
-    teacher: Text | None = None
+    micro_batch: Annotated[Count | None, MAY_CHANGE] = None  # None: the whole batch at once
+    # processes on this machine: auto is one a GPU, one on a CPU
+    devices: Annotated[Count | Literal["auto"], MAY_CHANGE] = "auto"
+    precision: Annotated[Precision, MAY_CHANGE] = "auto"
+    compile: Annotated[Compile, MAY_CHANGE] = "auto"
+    deterministic: Annotated[bool, MAY_CHANGE] = False  # equal bits on a GPU too
+    teacher: Annotated[Text | None, MAY_CHANGE] = None  # where it is; which one it must be, the checkpoints know
     init: Text = "random"
     guidance: Annotated[float, Field(ge=0, le=1000)] = 1.0  # of the teacher; 1: none
     label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # how often training hides the class
-    save_every: int | str
-    preview_every: Annotated[int, Field(ge=0, le=MOST)]
-    log_every: Count
-    keep: Count
-    max_hours: Annotated[float, Field(gt=0)] | None = None  # of the command, its teacher included
-    objective_metric: str | None = None  # what a sweep's table shows and a search looks at
-    fail_fast: bool = False  # of a sweep: whether the first job that fails stops the others
-    max_skipped: Count = 100  # steps in a row that may be skipped before training counts as broken
-    dataset: dict[str, Any]
-    backbone: dict[str, Any]
-    objective: dict[str, Any]
+    save_every: Annotated[int | str, MAY_CHANGE]
+    preview_every: Annotated[int, Field(ge=0, le=MOST), MAY_CHANGE]
+    log_every: Annotated[Count, MAY_CHANGE]
+    keep: Annotated[Count, MAY_CHANGE]
+    max_hours: Annotated[Positive | None, MAY_CHANGE] = None  # of the command, its teacher included
+    objective_metric: Annotated[str | None, MAY_CHANGE] = None  # what a sweep's table shows and a search looks at
+    fail_fast: Annotated[bool, MAY_CHANGE] = False  # of a sweep: whether the first job that fails stops the others
+    max_skipped: Annotated[Count, MAY_CHANGE] = (
+        100  # steps in a row that may be skipped before training counts as broken
+    )
+    dataset: SerializeAsAny[DatasetConfig]
+    backbone: SerializeAsAny[BackboneConfig]
+    objective: SerializeAsAny[ObjectiveConfig]
     noise: NoiseConfig
-    ema: dict[str, Any]
-    optimizer: dict[str, Any]
+    ema: SerializeAsAny[EMAConfig]
+    optimizer: SerializeAsAny[OptimizerConfig]
     sampling: SamplingConfig
-    tracking: TrackingConfig
+    tracking: Annotated[TrackingConfig, MAY_CHANGE]
 
     def model_post_init(self, _: Any) -> None:
         if self.micro_batch is not None and self.batch_size % self.micro_batch:
@@ -65,7 +73,7 @@ class RunConfig(Settings):
     @property
     def usual_teacher(self) -> Path:
         """The run that is its teacher where it needs one and names none."""
-        return self.folder.parent / f"{self.dataset['name']}-edm"
+        return self.folder.parent / f"{self.dataset.name}-edm"
 
     @property
     def num_schedule_steps(self) -> int:
@@ -77,30 +85,22 @@ class RunConfig(Settings):
         """The run or checkpoint whose weights are the first ones, where `init` names one."""
         return None if self.init in ("random", "teacher") else self.init
 
-    def loss_needs_teacher(self) -> bool:
-        cls = registry.find("objective", self.objective.get("name"))
-        return cls.needs_teacher(registry.settings("objective", self.objective))
+    def needs_teacher(self) -> bool:
+        """Whether there is a teacher: for the loss, or for the first weights only."""
+        return self.init == "teacher" or self.objective.needs_teacher()
 
-    def gap(self) -> float:
-        """See `Objective.gap`."""
-        cls = registry.find("objective", self.objective.get("name"))
-        return cls.gap(registry.settings("objective", self.objective), self.noise)
+    @property
+    def relative_gap(self) -> float:
+        """See `ObjectiveConfig.relative_gap`."""
+        return self.objective.relative_gap(self.noise)
 
     def check_machine(self) -> None:
         """Whether loss and tracking find here what they need from outside this package. Raises InputError."""
         self.tracking.check_machine()
-        cls, settings = (
-            registry.find("objective", self.objective.get("name")),
-            registry.settings("objective", self.objective),
-        )
-        cls.check_machine(settings)
-        if self.deterministic and torch.cuda.is_available() and not cls.is_deterministic(settings):
+        self.objective.check_machine()
+        if self.deterministic and torch.cuda.is_available() and not self.objective.is_deterministic():
             what = "this loss has no deterministic gradient on a GPU"
             raise InputError(what, "deterministic=true", "false", "drop deterministic=, or choose another distance")
-
-    def needs_teacher(self) -> bool:
-        """Whether there is a teacher: for the loss, or for the first weights only."""
-        return self.init == "teacher" or self.loss_needs_teacher()
 
 
 def save_interval(save_every: int | str) -> tuple[int | None, float | None]:
@@ -117,5 +117,10 @@ def save_interval(save_every: int | str) -> tuple[int | None, float | None]:
 
 
 def dump(config: RunConfig) -> dict[str, Any]:
-    """Plain values that `registry.typed(RunConfig, ...)` reads back."""
+    """Plain values that `typed(RunConfig, ...)` reads back."""
     return config.model_dump(mode="python")
+
+
+def may_change() -> frozenset[str]:
+    """The keys that the command which resumes a run may set to other values, as "steps" or "dataset.root"."""
+    return frozenset(RunConfig.marked(MAY_CHANGE) | registry.marked(MAY_CHANGE))

@@ -5,18 +5,22 @@ flag would stop the host in every step. Values agree with torch.optim's (a test 
 """
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..core.registry import Settings, register
+from ..core.registry import ComponentConfig, register
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
-class _Config(Settings):
+class OptimizerConfig(ComponentConfig):
+    """The `optimizer` group."""
+
+    kind: ClassVar = "optimizer"
+
     lr: Annotated[float, Field(gt=0)] = 1e-4
     betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = [0.9, 0.999]
     eps: Annotated[float, Field(gt=0)] = 1e-8
@@ -26,7 +30,7 @@ class _Config(Settings):
     clip_norm: Annotated[float, Field(gt=0)] | None = None
 
 
-@register("optimizer", "adam")
+@register
 class Adam:
     """Kingma & Ba 2015, algorithm 1, on a flat vector.
 
@@ -34,10 +38,10 @@ class Adam:
         weights, gradient: float32 [P]; `gradient` is overwritten by a step.
     """
 
-    class Config(_Config):
-        pass
+    class Config(OptimizerConfig):
+        name: Literal["adam"] = "adam"
 
-    def __init__(self, config: _Config, weights: Tensor, gradient: Tensor, schedule_steps: int):
+    def __init__(self, config: OptimizerConfig, weights: Tensor, gradient: Tensor, schedule_steps: int):
         self.config, self.weights, self.gradient = config, weights, gradient
         self.schedule_steps = schedule_steps
         self.mean = torch.zeros_like(weights)
@@ -98,12 +102,12 @@ class Adam:
             value.copy_(state[name])
 
 
-@register("optimizer", "radam")
+@register
 class RAdam(Adam):
     """Liu et al. 2020, algorithm 2: Adam whose adaptive part waits until its variance is tractable."""
 
-    class Config(_Config):
-        pass
+    class Config(OptimizerConfig):
+        name: Literal["radam"] = "radam"
 
     def _update(self, t: Tensor, beta1: float, beta2: float) -> tuple[Tensor, Tensor]:
         rho_inf = 2 / (1 - beta2) - 1

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from ..core.errors import TrainingFailed
-from ..core.registry import settings
 from ..core.run_layout import SNAPSHOTS, step_folder, step_name
 from ..core.world import World
 from ..models.checkpoints import posthoc
@@ -48,7 +47,7 @@ class RunSaver:
         if world.is_main:
             self._checkpoints.prepare(state.networks(), state.rest())
             self._snapshots.prepare(self._powers(), None)
-        ema = settings("decay", config.ema)
+        ema = config.ema
         self._snapshot_every = max(1, config.num_schedule_steps // ema.num_snapshots) if ema.power else None
 
     @property

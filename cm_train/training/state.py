@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core import registry
 from ..core.errors import InputError
 from ..core.precision import LossScale
-from ..core.registry import build, settings
 from ..core.terminal import say
 from ..core.world import World
-from ..models.averages import ema_update, flatten_gradients, flatten_parameters, frozen_copy, power_decay
+from ..models.averages import EMAConfig, ema_update, flatten_gradients, flatten_parameters, frozen_copy, power_decay
 from ..models.checkpoints import read as checkpoint
 from ..models.checkpoints.manifest import Manifest
 from ..models.checkpoints.weights import open_weights
@@ -55,7 +55,7 @@ class TrainState:
         learned = flatten_parameters(trained)
         self.weights = learned[: sum(p.numel() for p in denoiser.parameters())]
         self.gradient = flatten_gradients(trained)
-        self.optimizer = build("optimizer", config.optimizer, learned, self.gradient, config.num_schedule_steps)
+        self.optimizer = registry.build(config.optimizer, learned, self.gradient, config.num_schedule_steps)
         self.averages = [Average(n, decay, *frozen_copy(denoiser)) for n, decay in _decays(config.ema).items()]
 
         self.loss_scale = LossScale(autocast, device)
@@ -122,13 +122,13 @@ class TrainState:
         self.window.load(stored["window"], self.device, world)
 
 
-def _decays(ema: dict[str, Any]) -> dict[str, Callable[[int], float]]:
+def _decays(ema: EMAConfig) -> dict[str, Callable[[int], float]]:
     """The decay at each step of every average of the `ema` group, by name; the one that `weights=ema` means first."""
-    schedule, values = build("decay", ema), settings("decay", ema)
+    schedule = registry.build(ema)
     decays: dict[str, Callable[[int], float]] = {
-        f"ema_{d}": partial(schedule.at, d) for d in dict.fromkeys([values.decay, *values.extra])
+        f"ema_{d}": partial(schedule.at, d) for d in dict.fromkeys([ema.decay, *ema.extra])
     }
-    return decays | {f"power_{width}": partial(power_decay, width) for width in values.power}
+    return decays | {f"power_{width}": partial(power_decay, width) for width in ema.power}
 
 
 def _fill(tensor: Tensor, stored: Any, name: str) -> None:

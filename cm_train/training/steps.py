@@ -120,7 +120,7 @@ class Steps:
                 setting = self.config.compile
                 if not compile_alike(self.blocks, self.try_out, setting, self.world, should_stop):
                     return False
-            self._settle()
+            self._lay_out_buckets()
         self._is_prepared = True
         return True
 
@@ -129,7 +129,7 @@ class Steps:
         with self._autocast():
             self.objective(self._black_batch())
 
-    def _settle(self) -> None:
+    def _lay_out_buckets(self) -> None:
         """Let DDP lay out its buckets before the first step of every start, on a batch that counts for nothing.
 
         It does so once, after the first backward pass, and with the layout the order of summation changes: a resumed

@@ -22,7 +22,7 @@ from cm_train.commands.draw import sample
 from cm_train.commands.sample_folder import Request, default_name
 from cm_train.core import cli
 from cm_train.core.command_line import tidy
-from cm_train.core.errors import InputError
+from cm_train.core.errors import ExitCode, InputError
 from cm_train.core.signals import StopFlag
 from cm_train.models.checkpoints import read as checkpoint
 from cm_train.models.checkpoints import write as saving
@@ -103,7 +103,7 @@ def test_the_same_request_goes_on_where_it_was_stopped(format, draw, capsys):
     with StopFlag():
         thread = threading.Thread(target=interrupt)
         thread.start()
-        assert draw(*request) == cli.STOPPED
+        assert draw(*request) == ExitCode.STOPPED
         thread.join()
     assert "stopped: what was drawn is kept in x, and the command with ckpt=run/" in capsys.readouterr().err
     assert json.loads((home / "request.json").read_text())["num"] == 1500

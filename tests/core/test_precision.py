@@ -72,8 +72,8 @@ def test_auto_takes_fp16_where_bf16_can_not_tell_a_pair_apart(options, expected,
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     config = parse(composed(*options))
     gpu = torch.device("cuda")
-    assert autocast_type("auto", gpu, config.gap()) == expected
-    assert autocast_type("bf16", gpu, config.gap()) == torch.bfloat16
+    assert autocast_type("auto", gpu, config.relative_gap) == expected
+    assert autocast_type("bf16", gpu, config.relative_gap) == torch.bfloat16
 
 
 def float32_flags():

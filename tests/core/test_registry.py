@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError
 
 from cm_train.core import registry
 from cm_train.core.errors import InputError
-from cm_train.core.registry import Settings, typed
+from cm_train.core.settings import Settings, typed
 from cm_train.models.backbones.unet import UNet, UNetConfig
 from cm_train.objectives.noise import LogNormal
 
@@ -95,7 +95,7 @@ def test_find_never_reaches_code_that_a_config_names(name, tmp_path, monkeypatch
     monkeypatch.syspath_prepend(tmp_path)
     for kind in ("backbone", "optimizer"):
         with pytest.raises(InputError, match=f"unknown {kind}"):
-            registry.build(kind, {"name": name})
+            registry.make(kind, {"name": name})
     assert "intruder" not in sys.modules
 
 
@@ -106,7 +106,7 @@ def test_find_keeps_kinds_apart():
 
 def test_register_refuses_a_second_class_of_the_same_name():
     with pytest.raises(AssertionError):
-        registry.register("optimizer", "adam")(Inner)
+        registry.register(type("Other", (), {"Config": registry.find("optimizer", "adam").Config}))
     assert registry.find("optimizer", "adam").__name__ == "Adam"
 
 
@@ -129,7 +129,7 @@ def test_settings_refuses_what_is_not_a_group(values):
 
 
 def test_build_passes_further_arguments_to_the_class():
-    net = registry.build(
+    net = registry.make(
         "backbone",
         {"name": "unet", "channels": 8, "channel_mult": [1], "group_channels": 4, "head_channels": 8, "num_blocks": 1},
         4,

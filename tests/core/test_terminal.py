@@ -157,11 +157,11 @@ def test_data_preparation_shows_how_far_it_is(tmp_path, capsys, lines_at_once):
         pixels = np.full((8, 8, 3), i, dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
     values = {"name": "image_folder", "root": str(tmp_path), "image_size": 8}
-    registry.build("dataset", values).load()
+    registry.make("dataset", values).load()
     shown = capsys.readouterr().err
     assert "listing images 40" in shown
     assert "decoding images 40/40" in shown
-    lazy = registry.build("dataset", values | {"memory_gb": 0.0})
+    lazy = registry.make("dataset", values | {"memory_gb": 0.0})
     lazy.sigma_data()
     assert "measuring contrast, images 40/40" in capsys.readouterr().err
 

@@ -23,6 +23,7 @@ from PIL import Image
 
 from cm_train.core import registry
 from cm_train.core.errors import InputError
+from cm_train.core.settings import typed
 from cm_train.data.datasets.base import InMemory
 from cm_train.data.decoding import decode, prepare
 from conftest import wait_for
@@ -38,7 +39,7 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 
 def build(name, **values):
-    dataset = registry.build("dataset", {"name": name, **values})
+    dataset = registry.make("dataset", {"name": name, **values})
     dataset.load()
     return dataset
 
@@ -87,13 +88,13 @@ def colors(dataset):
 def test_yaml_holds_every_setting_at_its_default(name):
     values = yaml.safe_load((CONF / f"{name}.yaml").read_text())
     values = values.get("dataset", values)  # a set that chooses a backbone is written at the top level
-    assert values.pop("name") == name
+    assert values["name"] == name
     cls = registry.find("dataset", name)
     assert values.keys() == cls.Config.model_fields.keys()
     if name == "image_folder":
         assert values["root"] == "???"
     required = {"root": values["root"]} if "root" in values else {}
-    assert registry.typed(cls.Config, values) == cls.Config(**required)
+    assert typed(cls.Config, values) == cls.Config(**required)
 
 
 def in_memory(**changes):

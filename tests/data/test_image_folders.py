@@ -43,7 +43,7 @@ def write(root, files):
 
 def unread(root, **values):
     default = {"name": "image_folder", "root": str(root), "image_size": 8, "channels": 1, "conditional": True}
-    return registry.build("dataset", default | values)
+    return registry.make("dataset", default | values)
 
 
 def build(root, left_out=None, **values):

@@ -49,7 +49,7 @@ def test_agreement_by_hand():
 
 
 def digits(split):
-    dataset = registry.build("dataset", {"name": "digits", "split": split, "conditional": True})
+    dataset = registry.make("dataset", {"name": "digits", "split": split, "conditional": True})
     return dataset.gather(torch.arange(len(dataset)))
 
 

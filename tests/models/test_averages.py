@@ -169,7 +169,7 @@ def test_ema_update_takes_no_part_in_the_graph():
 
 
 def test_constant_decay_is_constant():
-    decay = registry.build("decay", {"name": "constant", "decay": 0.9999})
+    decay = registry.make("decay", {"name": "constant", "decay": 0.9999})
     assert {decay.at(0.9999, step) for step in (0, 1, 10**6)} == {0.9999}
     assert decay.at(0.5, 3) == 0.5
 
@@ -179,13 +179,13 @@ def test_constant_decay_is_constant():
     [(0, 0.1), (1, 2 / 11), (8, 0.5), (89, 90 / 99), (889, 890 / 899), (8990, 0.999), (10**7, 0.999)],
 )
 def test_warmup_decay_follows_the_formula(step, expected):
-    decay = registry.build("decay", {"name": "warmup", "decay": 0.999})
+    decay = registry.make("decay", {"name": "warmup", "decay": 0.999})
     assert decay.at(0.999, step) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("values", [{"decay": 1.0}, {"decay": -0.1}, {"extra": [0.5, 1.0]}])
 def test_decay_refuses_values_outside_the_unit_interval(values):
-    with pytest.raises(ValueError, match=r"decay\.(decay|extra)"):
+    with pytest.raises(ValueError, match=r"ema\.(decay|extra)"):
         registry.settings("decay", {"name": "warmup", **values})
 
 
@@ -193,14 +193,14 @@ def test_half_life_decay_is_edms():
     """0.5^(512 / min(500000, 0.05 * images seen)), as Karras et al. write it; 0.999290 in the end."""
     final = 0.5 ** (512 / 500_000)
     assert final == pytest.approx(0.999290, abs=5e-7)
-    schedule = registry.build("decay", {"name": "half_life", "decay": final})
+    schedule = registry.make("decay", {"name": "half_life", "decay": final})
     assert schedule.at(final, 0) == 0
     for step in (1, 10, 1000, 19_000, 20_000, 10**6):
         assert schedule.at(final, step) == pytest.approx(0.5 ** (512 / min(500_000, 0.05 * step * 512)), rel=1e-12)
 
 
 def test_half_life_halves_the_weight_of_the_past_in_its_half_life():
-    schedule = registry.build("decay", {"name": "half_life", "decay": 0.5 ** (1 / 100), "rampup": 0.05})
+    schedule = registry.make("decay", {"name": "half_life", "decay": 0.5 ** (1 / 100), "rampup": 0.05})
     kept = 1.0
     for step in range(5000, 5100):
         kept *= schedule.at(0.5 ** (1 / 100), step)

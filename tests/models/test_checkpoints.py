@@ -10,6 +10,7 @@ import torch
 
 from cm_train.core import files
 from cm_train.core.errors import InputError
+from cm_train.models.backbones.unet import UNetConfig
 from cm_train.models.checkpoints import load as loading
 from cm_train.models.checkpoints import read as checkpoint
 from cm_train.models.checkpoints import verify
@@ -17,8 +18,8 @@ from cm_train.models.checkpoints import write as saving
 from cm_train.models.checkpoints.manifest import DamagedCheckpoint, signed
 from cm_train.models.denoiser import DenoiserConfig, build_denoiser
 
-BACKBONE = {"name": "unet", "channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attention_resolutions": []}
-BACKBONE |= {"head_channels": 8, "group_channels": 4}
+SIZES = {"channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attention_resolutions": []}
+BACKBONE = UNetConfig(**SIZES, head_channels=8, group_channels=4)
 CONFIG = DenoiserConfig(
     preconditioning="consistency",
     image_size=8,

@@ -215,7 +215,7 @@ def test_the_cache_is_where_the_user_says_or_in_a_folder_of_our_own(monkeypatch,
 
 
 def sizes(channels, mult, blocks, attention):
-    values = {"name": "unet", "channels": channels, "channel_mult": mult, "num_blocks": blocks}
+    values = {"channels": channels, "channel_mult": mult, "num_blocks": blocks}
     return values | {"attention_resolutions": attention, "head_channels": 64, "noise_multiplier": 1000.0}
 
 
@@ -229,12 +229,12 @@ def told(image_size):
     [(64, sizes(192, [1, 2, 3, 4], 3, [32, 16, 8]), 219.3), (32, sizes(128, [2, 2, 2], 4, [16]), 44.2)],
 )
 def test_flops_are_those_of_the_published_networks(image_size, backbone, gflops):
-    assert forward_flops(told(image_size), backbone) / 1e9 == pytest.approx(gflops, rel=2e-3)
+    assert forward_flops(told(image_size), UNetConfig(**backbone)) / 1e9 == pytest.approx(gflops, rel=2e-3)
 
 
 def test_flops_of_a_convolution_are_two_a_weight_and_pixel():
     """By hand: three levels' worth of nothing but the parts of the smallest U-Net."""
-    backbone = {"name": "unet", "channels": 2, "channel_mult": [1], "num_blocks": 1, "attention_resolutions": []}
+    backbone = {"channels": 2, "channel_mult": [1], "num_blocks": 1, "attention_resolutions": []}
     backbone |= {"head_channels": 2, "group_channels": 2, "scale_shift": False}
     config = told(4).model_copy(update={"image_channels": 1})
     pixels, width, embedding = 16, 2, 8
@@ -244,7 +244,7 @@ def test_flops_of_a_convolution_are_two_a_weight_and_pixel():
     ends = 2 * pixels * 9 * (1 * width + width * 1)
     embed = 2 * (width * embedding + embedding * embedding)
     expected = embed + ends + 3 * block(width) + attention + 2 * (block(2 * width) + skip)
-    assert forward_flops(config, backbone) == expected
+    assert forward_flops(config, UNetConfig(**backbone)) == expected
 
 
 def test_compiling_pays_for_long_runs_of_large_networks_only():
@@ -257,9 +257,9 @@ def test_compiling_pays_for_long_runs_of_large_networks_only():
 
 def test_auto_compiles_by_what_the_run_costs_and_never_on_a_cpu():
     backbone = sizes(32, [1, 2], 1, [])
-    denoiser = build_denoiser(told(8), backbone)
+    denoiser = build_denoiser(told(8), UNetConfig(**backbone))
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    choose = functools.partial(compile_policy.compiles, denoiser=denoiser, backbone=backbone)
+    choose = functools.partial(compile_policy.compiles, denoiser=denoiser, backbone=UNetConfig(**backbone))
     assert choose("auto", cpu, images=10**12) == (False, "not compiled, which does not pay on a CPU")
     assert choose("auto", gpu, images=10**3)[0] is False
     wanted, why = choose("auto", gpu, images=10**12)
@@ -546,7 +546,7 @@ def test_inductor_keeps_the_gradient_of_every_other_loss(name, values, proposal,
     noise = schedule(proposal=proposal)
     frozen = one_weight("edm").requires_grad_(False) if velocity == "teacher" else None
     kind = registry.find("objective", values["name"]).preconditioning
-    objective = registry.build("objective", values, one_weight(kind), noise, seed=0, teacher=frozen)
+    objective = registry.make("objective", values, one_weight(kind), noise, seed=0, teacher=frozen)
     assert_compiles_to_the_same_gradient(objective, batch_for(objective))
 
 
@@ -556,7 +556,7 @@ def test_a_metric_can_not_be_the_same_tensor_as_the_loss(name):
     values = {"name": name} | ({"pair": "data", "target_decay": 0.0} if name == "consistency" else {})
     proposal = {"name": "uniform"} if name == "consistency" else {"name": "lognormal"}
     kind = registry.find("objective", name).preconditioning
-    objective = registry.build("objective", values, one_weight(kind), schedule(proposal=proposal), seed=0)
+    objective = registry.make("objective", values, one_weight(kind), schedule(proposal=proposal), seed=0)
     loss, metrics = objective(batch_for(objective))
     assert loss.dtype == torch.float32
     assert metrics

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from cm_train.models.backbones.unet import UNetConfig
 from cm_train.models.denoiser import Denoiser, DenoiserConfig, build_denoiser, per_image
 
 
@@ -43,7 +44,7 @@ def small_unet(preconditioning="consistency"):
     config = denoiser(preconditioning).config
     sizes = {"channels": 8, "channel_mult": [1, 1], "num_blocks": 1, "group_channels": 4, "head_channels": 8}
     torch.manual_seed(0)
-    net = build_denoiser(config, {"name": "unet", **sizes})
+    net = build_denoiser(config, UNetConfig(**sizes))
     for parameter in net.parameters():  # a random net: nothing left at its initial zero
         nn.init.normal_(parameter, std=0.3)
     return net

@@ -10,7 +10,7 @@ from cm_train.objectives.noise import NoiseConfig, NoiseSchedule
 
 def ect(denoiser, steps=200_000, **settings):
     noise = NoiseSchedule(NoiseConfig(proposal={"name": "lognormal", "mean": -1.1, "std": 2.0}), steps)
-    return registry.build("objective", {"name": "ect", **settings}, denoiser, noise, seed=0)
+    return registry.make("objective", {"name": "ect", **settings}, denoiser, noise, seed=0)
 
 
 def ratio(objective, sigma, step):

@@ -133,7 +133,7 @@ class Identity(nn.Module):
 def consistency(denoiser):
     noise = NoiseConfig(proposal={"name": "uniform"}, curriculum={"name": "constant", "num_scales": 18})
     values = {"name": "consistency", "pair": "data", "target_decay": 0.0, "distance": "lpips"}
-    return registry.build("objective", values, denoiser, NoiseSchedule(noise, 10), seed=0)
+    return registry.make("objective", values, denoiser, NoiseSchedule(noise, 10), seed=0)
 
 
 def test_distance_setting_reaches_the_loss(weights, distance):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cm_train.core import registry
 from cm_train.core.errors import InputError
+from cm_train.core.settings import typed
 from cm_train.models.noise_levels import karras_sigmas
 from cm_train.objectives.noise import NoiseConfig, NoiseSchedule, check_noise
 
@@ -19,7 +20,7 @@ ICT = {"name": "lognormal", "mean": -1.1, "std": 2.0}
 
 def schedule(curriculum=None, proposal=None, steps=1000, **values):
     config = {"proposal": proposal or {"name": "uniform"}, "curriculum": curriculum, **values}
-    return NoiseSchedule(registry.typed(NoiseConfig, config, "noise"), steps)
+    return NoiseSchedule(typed(NoiseConfig, config, "noise"), steps)
 
 
 def curriculum(steps, **values):
@@ -81,7 +82,7 @@ ICT_11 = [0.0040, 0.0089, 0.0196, 0.0411, 0.0806, 0.1424, 0.2135, 0.2455, 0.1817
 
 
 def test_lognormal_interval_weights_match_the_tabled_ict_probabilities():
-    weights = registry.build("proposal", ICT).interval_weights(karras_sigmas(11, 0.002, 80.0))
+    weights = registry.make("proposal", ICT).interval_weights(karras_sigmas(11, 0.002, 80.0))
     torch.testing.assert_close(weights / weights.sum(), torch.tensor(ICT_11, dtype=torch.float64), rtol=0, atol=5.1e-5)
 
 
@@ -90,7 +91,7 @@ def test_lognormal_interval_weights_are_probabilities_of_a_normal_law():
     grid = karras_sigmas(40, 0.002, 80.0)
     law = NormalDist(-1.1, 2.0)
     expected = [2 * (law.cdf(math.log(a)) - law.cdf(math.log(b))) for a, b in itertools.pairwise(grid)]
-    weights = registry.build("proposal", ICT).interval_weights(grid)
+    weights = registry.make("proposal", ICT).interval_weights(grid)
     torch.testing.assert_close(weights, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-14)
 
 
@@ -150,14 +151,14 @@ def test_sigma_pair_reaches_all_of_a_fine_grid_without_equal_neighbours():
 @pytest.mark.parametrize(("mean", "std"), [(-1.2, 1.2), (-0.4, 1.0), (-1.1, 2.0)])
 def test_lognormal_levels_are_the_quantiles_of_the_law(mean, std):
     u = torch.tensor([1e-6, 0.001, 0.02, 0.25, 0.5, 0.841344746, 0.975, 0.9999, 1 - 1e-6], dtype=torch.float64)
-    sigma = registry.build("proposal", {"name": "lognormal", "mean": mean, "std": std}).sigma(u)
+    sigma = registry.make("proposal", {"name": "lognormal", "mean": mean, "std": std}).sigma(u)
     expected = [math.exp(NormalDist(mean, std).inv_cdf(v)) for v in u.tolist()]
     torch.testing.assert_close(sigma, torch.tensor(expected, dtype=torch.float64), rtol=1e-8, atol=0)
 
 
 def test_lognormal_levels_are_finite_for_every_uniform():
     u = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
-    sigma = registry.build("proposal", {"name": "lognormal"}).sigma(u)
+    sigma = registry.make("proposal", {"name": "lognormal"}).sigma(u)
     assert sigma.isfinite().all()
     assert 0 < sigma[0] < 1e-4
     assert sigma[1] > 1e3
@@ -275,11 +276,11 @@ def test_first_num_intervals_anchors_the_target_decay():
 )
 def test_noise_config_refuses_settings_that_contradict(values, key):
     with pytest.raises(InputError, match=key) as caught:
-        registry.typed(NoiseConfig, {"proposal": {"name": "uniform"}, **values}, "noise")
+        typed(NoiseConfig, {"proposal": {"name": "uniform"}, **values}, "noise")
     assert "\n" not in str(caught.value)
 
 
 def test_noise_config_says_once_what_it_got():
     with pytest.raises(InputError) as caught:
-        registry.typed(NoiseConfig, {"proposal": {"name": "lognormal", "std": -1.0}}, "noise")
+        typed(NoiseConfig, {"proposal": {"name": "lognormal", "std": -1.0}}, "noise")
     assert str(caught.value).count("got") == 1

@@ -9,6 +9,7 @@ from torch import nn
 
 from cm_train.core import registry
 from cm_train.models.averages import flatten_parameters
+from cm_train.models.backbones.unet import UNetConfig
 from cm_train.models.denoiser import DenoiserConfig, build_denoiser
 from cm_train.objectives.noise import NoiseConfig, NoiseSchedule
 
@@ -47,7 +48,7 @@ def schedule(num_scales=18, proposal=None, curriculum=None, steps=1000):
 
 def consistency(denoiser, noise, teacher=None, **settings):
     values = {"name": "consistency", "pair": "teacher" if teacher else "data", "target_decay": 0.0, **settings}
-    return registry.build("objective", values, denoiser, noise, seed=0, teacher=teacher)
+    return registry.make("objective", values, denoiser, noise, seed=0, teacher=teacher)
 
 
 def gaussian_batch(objective, count=4096, step=0):
@@ -60,10 +61,10 @@ def small_denoiser(preconditioning="consistency", dropout=0.0, seed=0):
     config = DenoiserConfig(
         preconditioning=preconditioning, image_size=8, image_channels=1, sigma_data=0.5, sigma_min=EPS, sigma_max=T
     )
-    backbone = {"name": "unet", "channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attention_resolutions": [4]}
+    backbone = {"channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attention_resolutions": [4]}
     backbone |= {"head_channels": 8, "group_channels": 4, "dropout": dropout}
     torch.manual_seed(seed)
-    denoiser = build_denoiser(config, backbone)
+    denoiser = build_denoiser(config, UNetConfig(**backbone))
     for p in denoiser.parameters():  # the zero-initialised layers too, or the network is the identity
         nn.init.normal_(p, std=0.1)
     return denoiser
@@ -75,7 +76,7 @@ def small_denoiser(preconditioning="consistency", dropout=0.0, seed=0):
 def test_edm_loss_of_the_exact_denoiser_is_the_posterior_variance():
     """E ||D - x0||^2 = s^2 sigma^2 / (s^2 + sigma^2); times the weight with sigma_data = s that is 1 everywhere."""
     noise = NoiseSchedule(NoiseConfig(proposal={"name": "lognormal", "mean": -1.2, "std": 1.2}), 10)
-    objective = registry.build("objective", {"name": "edm"}, Exact(gaussian_denoiser), noise, seed=0)
+    objective = registry.make("objective", {"name": "edm"}, Exact(gaussian_denoiser), noise, seed=0)
     loss, _ = objective(gaussian_batch(objective, 200_000))
     assert loss.mean().item() == pytest.approx(1.0, abs=0.01)
 
@@ -83,7 +84,7 @@ def test_edm_loss_of_the_exact_denoiser_is_the_posterior_variance():
 def test_edm_weight_is_that_of_karras_table_1():
     """A denoiser that is off by 1 everywhere loses exactly the weight, 1/sigma^2 + 1/sigma_data^2."""
     noise = NoiseSchedule(NoiseConfig(proposal={"name": "lognormal"}), 10)
-    objective = registry.build("objective", {"name": "edm"}, Exact(lambda x, s: x * 0), noise, seed=0)
+    objective = registry.make("objective", {"name": "edm"}, Exact(lambda x, s: x * 0), noise, seed=0)
     batch = gaussian_batch(objective, 16)
     batch["x0"] = torch.ones_like(batch["x0"])
     loss, _ = objective(batch)
@@ -287,7 +288,7 @@ def test_boundary_target_is_the_point_itself():
 
 
 def test_draw_is_the_same_for_any_split_of_the_rows():
-    objective = registry.build(
+    objective = registry.make(
         "objective", {"name": "consistency", "pair": "data"}, small_denoiser(), schedule(), seed=3, hflip=True
     )
     x0 = torch.randn(96, 1, 8, 8)
@@ -300,7 +301,7 @@ def test_draw_is_the_same_for_any_split_of_the_rows():
 
 def test_flip_mirrors_about_half_of_the_images_and_only_when_asked():
     x0 = torch.randn(512, 1, 8, 8)
-    build = lambda hflip: registry.build(  # noqa: E731
+    build = lambda hflip: registry.make(  # noqa: E731
         "objective", {"name": "edm"}, small_denoiser("edm"), schedule(proposal={"name": "lognormal"}), 0, hflip
     )
     assert torch.equal(build(False).draw(x0, None, 0, range(512))["x0"], x0)

@@ -8,6 +8,7 @@ from test_objectives import Exact, gaussian_denoiser, small_denoiser
 from torch import nn
 
 from cm_train.core import registry
+from cm_train.models.backbones.unet import UNetConfig
 from cm_train.models.denoiser import Denoiser, DenoiserConfig, build_denoiser
 from cm_train.objectives import scm as module
 from cm_train.objectives.noise import NoiseConfig, NoiseSchedule
@@ -42,7 +43,7 @@ def exactly(denoised, c_noise="angle"):
 def scm(denoiser, teacher=None, steps=100, **settings):
     noise = NoiseSchedule(NoiseConfig(proposal={"name": "lognormal", "mean": -1.0, "std": 1.4}), steps)
     values = {"name": "scm", "velocity": "teacher" if teacher else "data", "tangent_warmup_steps": 0, **settings}
-    return registry.build("objective", values, denoiser, noise, seed=0, teacher=teacher).double()
+    return registry.make("objective", values, denoiser, noise, seed=0, teacher=teacher).double()
 
 
 def batch_of(objective, count=512, step=0, labels=None, x0=None):
@@ -63,10 +64,10 @@ def tangents(monkeypatch):
 
 def unet(c_noise, seed=0, embedding_norm=False, **config):
     """A small attention U-Net in float64, no layer of it zero."""
-    backbone = {"name": "unet", "channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attention_resolutions": [4]}
+    backbone = {"channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attention_resolutions": [4]}
     backbone |= {"head_channels": 8, "group_channels": 4, "dropout": 0.4, "embedding_norm": embedding_norm}
     torch.manual_seed(seed)
-    denoiser = build_denoiser(config_of(c_noise, image_size=8, **config), backbone)
+    denoiser = build_denoiser(config_of(c_noise, image_size=8, **config), UNetConfig(**backbone))
     for p in denoiser.parameters():
         nn.init.normal_(p, std=0.1)
     return denoiser.double()
@@ -102,7 +103,7 @@ def test_edm_loss_of_an_angle_network_is_trigflows_loss():
     """Karras et al.'s weighted loss is ||sigma_data F - v||^2 / sigma_data^2 with v = cos(t) z - sin(t) x0."""
     denoiser = unet("angle", preconditioning="edm")
     noise = NoiseSchedule(NoiseConfig(proposal={"name": "lognormal"}), 10)
-    objective = registry.build("objective", {"name": "edm"}, denoiser, noise, seed=0)
+    objective = registry.make("objective", {"name": "edm"}, denoiser, noise, seed=0)
     batch = batch_of(objective, x0=images())
     t = (batch["sigma"] / DATA).atan()
     cos, sin = (v.view(-1, 1, 1, 1) for v in (t.cos(), t.sin()))
@@ -314,7 +315,7 @@ def test_tangent_is_float32_under_autocast(tangents):
     """The derivative is a difference of large parts, of which bfloat16 would leave noise."""
     denoiser = small_denoiser("trigflow")
     noise = NoiseSchedule(NoiseConfig(proposal={"name": "lognormal"}), 10)
-    objective = registry.build("objective", {"name": "scm", "tangent_warmup_steps": 0}, denoiser, noise, seed=0)
+    objective = registry.make("objective", {"name": "scm", "tangent_warmup_steps": 0}, denoiser, noise, seed=0)
     batch = objective.draw(images(8).float(), None, 0, range(8))
     objective(batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):

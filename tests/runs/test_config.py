@@ -5,6 +5,7 @@ import torch
 
 from cm_train.core import cli, registry
 from cm_train.core.errors import InputError
+from cm_train.core.settings import typed
 from cm_train.runs.config import parse
 from cm_train.training.config import RunConfig, dump, save_interval
 
@@ -26,8 +27,8 @@ def test_config_composes_for_every_mode_dataset_and_backbone(dataset, composed):
         config = parse(cfg)
         assert config.mode == mode
         assert config.name == f"{dataset}-{mode}"
-        assert config.dataset["name"] == dataset, "the run's name must be what the user typed"
-        assert registry.typed(RunConfig, dump(config)) == config
+        assert config.dataset.name == dataset, "the run's name must be what the user typed"
+        assert typed(RunConfig, dump(config)) == config
 
 
 @pytest.mark.parametrize("group", ["noise", "ema", "optimizer", "tracking"])
@@ -66,7 +67,7 @@ def test_backbone_yaml_builds_and_runs_on_the_meta_device(channels, backbone, co
     config = parse(composed(f"backbone={backbone}"))
     size = {"unet_xs": 8, "unet_s": 28, "unet_m": 32, "adm_imagenet64": 64, "adm_lsun256": 256}[backbone]
     with torch.device("meta"):
-        network = registry.build("backbone", config.backbone, size, channels, 0)
+        network = registry.build(config.backbone, size, channels, 0)
         assert network(torch.empty(2, channels, size, size), torch.empty(2)).shape == (2, channels, size, size)
 
 
@@ -112,6 +113,6 @@ def test_save_interval_reads_steps_and_minutes():
 def test_decay_can_be_a_half_life_in_images(images, batch, decay, composed):
     """Karras et al. 2022's and Song et al. 2023's values; the batch size is the run's own."""
     config = parse(composed("mode=ct", "ema=half_life", f"batch_size={batch}", f"ema.decay=${{half_life:{images}}}"))
-    assert config.ema["decay"] == decay
+    assert config.ema.decay == decay
     with pytest.raises(InputError, match="half-life"):
         parse(composed("mode=ct", "ema.decay=${half_life:0}"))

@@ -57,7 +57,7 @@ def test_network_has_the_published_size_or_the_recipe_says_that_it_waits(name, c
     config = config_of(name, composed)
     dataset = name.split("-")[0]
     with torch.device("meta"):
-        network = registry.build("backbone", config.backbone, SIZES[dataset], 3, CLASSES[dataset])
+        network = registry.build(config.backbone, SIZES[dataset], 3, CLASSES[dataset])
     header = (FOLDER / f"{name}.yaml").read_text()
     if "WAITING" not in header:
         published = int(re.search(r"([\d,]+) parameters", header).group(1).replace(",", ""))
@@ -80,13 +80,13 @@ def test_table_3_of_the_consistency_models_paper(composed):
     for name, row in rows.items():
         c = config_of(name, composed)
         curriculum = c.noise.curriculum
-        scales = curriculum["num_scales"] if "num_scales" in curriculum else (curriculum["s0"], curriculum["s1"])
-        found = (c.optimizer["lr"], c.batch_size, c.objective["target_decay"], scales, c.ema["decay"], c.steps)
+        scales = curriculum.num_scales if curriculum.name == "constant" else (curriculum.s0, curriculum.s1)
+        found = (c.optimizer.lr, c.batch_size, c.objective.target_decay, scales, c.ema.decay, c.steps)
         assert found == row, name
-        assert c.objective["distance"] == "lpips"
+        assert c.objective.distance == "lpips"
         assert c.precision == ("fp32" if name.startswith("cifar10") else "fp16"), name
-        assert c.backbone["noise_multiplier"] == (1.0 if name.startswith("cifar10") else 1000.0)
-        assert c.ema["name"] == "constant"
+        assert c.backbone.noise_multiplier == (1.0 if name.startswith("cifar10") else 1000.0)
+        assert c.ema.name == "constant"
 
 
 def test_imagenet_recipes_of_the_successors(composed):
@@ -98,6 +98,6 @@ def test_imagenet_recipes_of_the_successors(composed):
     }
     for name, row in rows.items():
         c = config_of(name, composed)
-        o, proposal = c.optimizer, {key: c.noise.proposal[key] for key in ("mean", "std")}
-        assert (o["name"], o["schedule"], o["betas"]) == ("adam", "inverse_sqrt", [0.9, 0.99]), name
-        assert (o["lr"], o["decay_after"], c.batch_size, c.steps, proposal) == row, name
+        o, proposal = c.optimizer, {key: getattr(c.noise.proposal, key) for key in ("mean", "std")}
+        assert (o.name, o.schedule, o.betas) == ("adam", "inverse_sqrt", [0.9, 0.99]), name
+        assert (o.lr, o.decay_after, c.batch_size, c.steps, proposal) == row, name

@@ -1,9 +1,10 @@
 import pytest
-import yaml
 
 from cm_train.core.errors import InputError
+from cm_train.runs.config import parse
 from cm_train.runs.lock import lock
-from cm_train.runs.stored import check_same_run, store_config, stored_config
+from cm_train.runs.same_run import check_same_run
+from cm_train.runs.stored import store_config, stored_config
 
 
 def test_lock_refuses_a_second_holder_and_lets_go(tmp_path):
@@ -58,15 +59,17 @@ def test_a_config_that_is_none_is_refused_and_runs_nothing(text, tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
-def test_check_same_run_names_what_differs_and_lets_pass_what_may(tmp_path):
-    stored = yaml.safe_load("{seed: 0, steps: 5, optimizer: {lr: 0.1}, ema: {extra: []}, tracking: {backend: none}}")
-    same = stored | {"steps": 50, "tracking": {"backend": "wandb"}}
-    check_same_run(tmp_path, stored, same)
-    for change, message in (
-        ({"seed": 1}, r"seed \(0 -> 1\)"),
-        ({"optimizer": {"lr": 0.2}}, r"optimizer.lr \(0.1 -> 0.2\)"),
-        ({"ema": {"extra": [0.9]}}, "ema.extra"),
-        ({"new": 3}, r"new \(None -> 3\)"),
+def test_check_same_run_names_what_differs_and_lets_pass_what_may(composed, tmp_path):
+    def config(*overrides):
+        return parse(composed("mode=edm", *overrides))
+
+    stored = config("steps=5")
+    check_same_run(tmp_path, stored, config("steps=50", "tracking=none", "devices=2", "name=other"))
+    for changes, message in (
+        (["seed=1"], r"seed \(0 -> 1\)"),
+        (["optimizer.lr=0.2"], r"optimizer.lr \(0.001 -> 0.2\)"),
+        (["ema.extra=[0.9]"], "ema.extra"),
+        (["ema=half_life"], r"ema.rampup \(None -> 0.05\)"),
     ):
         with pytest.raises(InputError, match=message):
-            check_same_run(tmp_path, stored, stored | change)
+            check_same_run(tmp_path, stored, config(*changes))

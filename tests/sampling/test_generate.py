@@ -5,6 +5,7 @@ from torch import nn
 from cm_train.core.errors import InputError
 from cm_train.core.rng import PerImageNoise
 from cm_train.data.pixels import to_uint8
+from cm_train.models.backbones.unet import UNetConfig
 from cm_train.models.denoiser import DenoiserConfig, build_denoiser
 from cm_train.models.noise_levels import karras_sigmas
 from cm_train.sampling.generate import choose_levels, class_numbers, generate
@@ -52,9 +53,9 @@ def test_images_do_not_depend_on_the_batch_size(sampler, steps, batch_size):
 
 def test_a_real_network_moves_no_pixel_by_more_than_one_level_between_batch_sizes():
     config = Recorder().config.model_copy(update={"image_size": 8})
-    backbone = {"name": "unet", "channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attention_resolutions": [4]}
+    backbone = {"channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attention_resolutions": [4]}
     torch.manual_seed(0)
-    denoiser = build_denoiser(config, backbone | {"head_channels": 8, "group_channels": 4})
+    denoiser = build_denoiser(config, UNetConfig(**backbone, head_channels=8, group_channels=4))
     for p in denoiser.parameters():
         nn.init.normal_(p, std=0.1)
     whole, parts = (generate(denoiser, range(12), steps=3, batch_size=b) for b in (12, 5))

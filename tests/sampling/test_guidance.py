@@ -7,6 +7,7 @@ from torch import nn
 
 from cm_train.core import registry
 from cm_train.core.errors import InputError
+from cm_train.models.backbones.unet import UNetConfig
 from cm_train.models.denoiser import Denoiser, DenoiserConfig, build_denoiser
 from cm_train.objectives.noise import NoiseConfig, NoiseSchedule
 from cm_train.sampling.generate import generate
@@ -25,9 +26,9 @@ def conditional(preconditioning="edm", null_label=True):
         sigma_min=0.002,
         sigma_max=80.0,
     )
-    backbone = {"name": "unet", "channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attention_resolutions": [4]}
+    backbone = {"channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attention_resolutions": [4]}
     torch.manual_seed(0)
-    denoiser = build_denoiser(config, backbone | {"head_channels": 8, "group_channels": 4})
+    denoiser = build_denoiser(config, UNetConfig(**backbone, head_channels=8, group_channels=4))
     for p in denoiser.parameters():
         nn.init.normal_(p, std=0.1)
     return denoiser.eval()
@@ -72,7 +73,7 @@ def test_guidance_moves_samples():
 def test_label_dropout_hides_its_share_of_the_labels_and_no_other_number():
     noise = NoiseSchedule(NoiseConfig(proposal={"name": "lognormal"}), 10)
     labels, x0 = torch.arange(4096) % 3, torch.zeros(4096, 1, 8, 8)
-    build = lambda p: registry.build("objective", {"name": "edm"}, conditional(), noise, 0, label_dropout=p)  # noqa: E731
+    build = lambda p: registry.make("objective", {"name": "edm"}, conditional(), noise, 0, label_dropout=p)  # noqa: E731
     kept, dropped = (build(p).draw(x0, labels, 5, range(4096)) for p in (0.0, 0.25))
     assert torch.equal(kept["labels"], labels)
     hidden = dropped["labels"] == 3
@@ -91,7 +92,7 @@ def test_distillation_matches_the_guided_teacher():
     for guidance in (1.0, 3.0):
         teacher = guided(conditional(), guidance)
         values = {"name": "consistency", "target_decay": 0.0}
-        objective = registry.build("objective", values, student, noise, seed=0, teacher=teacher)
+        objective = registry.make("objective", values, student, noise, seed=0, teacher=teacher)
         batch = objective.draw(
             torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(4) % 3, 0, range(4)
         )

@@ -7,11 +7,12 @@ import struct
 import subprocess
 import sys
 import termios
+from pathlib import Path
 
 import pytest
 
 from cm_train.sweeps import table as sweep_table
-from cm_train.sweeps.table import Job
+from cm_train.sweeps.records import Job
 from conftest import ENVIRONMENT
 
 LONG = "objective.distance=lpips ema.decay=0.9999 optimizer.lr=0.00031622776601683795 'dataset.root=/data/große Bilder'"
@@ -70,7 +71,7 @@ def test_table_is_measured_in_cells_and_shows_the_metrics_name_beside_another(ca
     widths = {}
     for columns in range(60, 160):
         monkeypatch.setenv("COLUMNS", str(columns))
-        sweep_table.show(both, sweep_table.Path("runs/s"), 60.0)
+        sweep_table.show(both, Path("runs/s"), 60.0)
         shown = capsys.readouterr().err
         assert "漢" * 30 in shown and "agreement_rms 0.25" in shown
         if "┃" in shown:

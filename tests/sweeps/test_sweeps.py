@@ -16,14 +16,14 @@ from omegaconf import OmegaConf
 
 from cm_train.core import cli
 from cm_train.core.command_line import tidy
-from cm_train.core.errors import InputError
+from cm_train.core.errors import ExitCode, InputError
 from cm_train.runs import teachers
 from cm_train.runs.config import parse
 from cm_train.runs.lock import lock
 from cm_train.sweeps import gpus
 from cm_train.sweeps import job as sweep_job
 from cm_train.sweeps import leader as sweeps
-from cm_train.sweeps.table import Job, final_metric, read_jobs
+from cm_train.sweeps.records import Job, SweepRecord, final_metric, read_jobs
 from conftest import TINY, children, wait_for
 
 SMALL = [*TINY, "steps=4", "save_every=2"]
@@ -138,7 +138,7 @@ def test_a_mistyped_command_leaves_the_records_of_the_sweep_before(command, tmp_
 def test_agents_run_is_the_students_and_not_its_teachers(monkeypatch):
     monkeypatch.setenv("WANDB_RUN_ID", "abcd")
     monkeypatch.delenv("WANDB_SWEEP_ID", raising=False)
-    with teachers._not_of_the_agent():
+    with teachers._without_variables_of_one_run():
         assert "WANDB_RUN_ID" not in os.environ
     assert os.environ["WANDB_RUN_ID"] == "abcd" and "WANDB_SWEEP_ID" not in os.environ
 
@@ -165,7 +165,7 @@ def test_job_waits_for_another_of_its_sweep_and_for_nobody_else(tmp_path, monkey
 
     def work():
         with lock(folder):
-            return cli.DONE
+            return ExitCode.DONE
 
     def other(argv):
         monkeypatch.setattr(sys, "argv", argv)
@@ -178,13 +178,13 @@ def test_job_waits_for_another_of_its_sweep_and_for_nobody_else(tmp_path, monkey
     monkeypatch.setattr(
         sweep_job.time, "sleep", lambda s: waits.append(s) or (len(waits) == 2 and held.__exit__(None, None, None))
     )
-    assert sweep_job._when_free(work, lambda: False) == cli.DONE and len(waits) == 2
+    assert sweep_job._when_free(work, lambda: False) == ExitCode.DONE and len(waits) == 2
     held = other(["cm-train", "mode=edm"])
     with pytest.raises(InputError, match="is in use by process"):
         sweep_job._when_free(work, lambda: False)
     held.__exit__(None, None, None)
     held = other(["cm-train", "-m", "mode=cd,edm"])
-    assert sweep_job._when_free(work, iter([False, True]).__next__) == cli.STOPPED
+    assert sweep_job._when_free(work, iter([False, True]).__next__) == ExitCode.STOPPED
     held.__exit__(None, None, None)
 
 
@@ -285,6 +285,10 @@ def test_jobs_that_would_share_a_run_folder_are_refused_but_the_first(command, t
     assert (first["state"], second["state"], second["metric"]) == ("finished", "refused", None)
 
 
+def sweep_of(*keys):
+    return SweepRecord(["cm-train"], [*keys], 2, os.getpid(), 0.0, 0.0)
+
+
 def test_name_that_was_set_is_told_apart_by_mode(composed, monkeypatch):
     def name_of(*overrides):
         cfg = composed(*overrides)
@@ -292,7 +296,7 @@ def test_name_that_was_set_is_told_apart_by_mode(composed, monkeypatch):
             {"sweeper": {}, "overrides": {"task": list(overrides)}, "sweep": {"dir": "runs/sweeps/x"}}
         )
         monkeypatch.setattr(sweep_job.HydraConfig, "get", lambda: hydra)
-        sweep_job._settle(cfg, {"keys": ["mode", "seed"]})
+        sweep_job._name_run(cfg, sweep_of("mode", "seed"))
         assert cfg.tracking.group == "x" and "seed=" in cfg.tracking.tags[-1]
         return cfg.name
 
@@ -310,7 +314,7 @@ def test_job_on_several_nodes_is_composed_again_as_it_was_settled(composed, monk
     overrides = {"task": task, "hydra": ["hydra.searchpath=[file://y]", "hydra.verbose=true"]}
     hydra = {"sweeper": {}, "overrides": overrides, "sweep": {"dir": "runs/sweeps/it's"}, "runtime": runtime}
     monkeypatch.setattr(sweep_job.HydraConfig, "get", lambda: OmegaConf.create(hydra))
-    sweep_job._settle(cfg, {"keys": ["mode", "seed", "noise.curriculum"]})
+    sweep_job._name_run(cfg, sweep_of("mode", "seed", "noise.curriculum"))
     folder, place, *arguments = sweep_job._as_arguments(cfg)
     assert (folder, place) == ("--config-dir=my/conf", "hydra.searchpath=[file://y]")
     again = composed(*arguments)

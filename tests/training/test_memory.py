@@ -9,7 +9,7 @@ import torch
 from test_trainer import build, lines, run  # noqa: F401 - build is a fixture
 
 from cm_train.core import cli
-from cm_train.core.errors import OutOfMemory
+from cm_train.core.errors import ExitCode, OutOfMemory
 from cm_train.core.memory import needed_memory, shortage_explained
 from cm_train.models.checkpoints import read as checkpoint
 from cm_train.sampling import generate as generation
@@ -53,7 +53,7 @@ def test_a_shortage_becomes_one_line_and_exit_code_1():
             take_too_much()
 
     outcome = cli.attempt(body)
-    assert outcome.code == cli.FAILED
+    assert outcome.code == ExitCode.FAILED
     assert outcome.complaint == (
         f"out of memory drawing 8 images at once: tried to allocate {2**25:.2f} GiB; fix: batch_size=4"
     )

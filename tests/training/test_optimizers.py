@@ -23,7 +23,7 @@ def gradients(count, seed=1):
 
 def make(name="radam", weights=None, steps=1000, **values):
     weights = start() if weights is None else weights
-    return registry.build("optimizer", {"name": name, **values}, weights, torch.zeros_like(weights), steps)
+    return registry.make("optimizer", {"name": name, **values}, weights, torch.zeros_like(weights), steps)
 
 
 def apply(optimizer, gradient, step=0, **kwargs):

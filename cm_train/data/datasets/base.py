@@ -4,6 +4,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -11,11 +12,36 @@ from torch import Tensor
 from ...core import rng
 from ...core.errors import InputError
 from ...core.progress import progress
+from ...core.registry import ComponentConfig
+from ...core.settings import NOT_IDENTITY
 from ...core.signals import heed
 
 _SIGMA_IMAGES = 4096  # how many images of a set that is decoded on the fly are enough for its sigma_data
 _LISTED = 12  # names that are shown of many
 _SIGMA_PIXELS = 2**22  # values looked at in one go, so that a set that is decoded on the fly needs little memory
+
+
+class DatasetConfig(ComponentConfig):
+    """The `dataset` group."""
+
+    kind: ClassVar = "dataset"
+
+    conditional: bool = False  # whether the network is told the class of each image
+    hflip: Annotated[bool, NOT_IDENTITY] = False  # random horizontal flips
+
+    @property
+    def place(self) -> str | None:
+        """Where the files lie; None for a set that comes with a package."""
+        root: str | None = getattr(self, "root", None)
+        return root
+
+    def at(self, place: str | None) -> Self:
+        """The same set where its files lie elsewhere."""
+        return self if place is None or self.place is None else self.model_copy(update={"root": place})
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that say which images and labels there are, wherever they lie."""
+        return self.model_dump(exclude=self.marked(NOT_IDENTITY))
 
 
 class Dataset(ABC):

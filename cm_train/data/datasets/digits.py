@@ -10,15 +10,15 @@ import torch
 
 from ...core import rng
 from ...core.errors import InputError
-from ...core.registry import Settings, register
+from ...core.registry import register
 from ...core.world import ALONE, World
-from .base import InMemory
+from .base import DatasetConfig, InMemory
 
 _NUM = 1797
 _NUM_TEST = 360
 
 
-@register("dataset", "digits")
+@register
 class Digits(InMemory):
     """Alpaydin & Kaynak 1998, test part of the UCI set; grey levels 0..16 stretched to 0..255.
 
@@ -26,10 +26,9 @@ class Digits(InMemory):
         InputError: scikit-learn or its file is missing or damaged.
     """
 
-    class Config(Settings):
+    class Config(DatasetConfig):
+        name: Literal["digits"] = "digits"
         split: Literal["all", "train", "test"] = "all"  # test: 360 images, the same ones always; train: the rest
-        conditional: bool = False
-        hflip: bool = False
 
     def __init__(self, config: Config, world: World = ALONE):
         table = torch.from_numpy(_read())  # [N, 65]

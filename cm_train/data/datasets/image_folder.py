@@ -14,7 +14,8 @@ from torch import Tensor
 from ...core.errors import InputError
 from ...core.files import may_pass, patiently, unreadable
 from ...core.progress import progress
-from ...core.registry import Count, Settings, Text, register
+from ...core.registry import register
+from ...core.settings import MAY_CHANGE, NOT_IDENTITY, Count, Text
 from ...core.signals import heed
 from ...core.terminal import say
 from ...core.world import ALONE, World
@@ -22,13 +23,13 @@ from .. import fingerprint, image_labels
 from ..decoding import MAX_MEGAPIXELS, decode, prepare, reason, remarks
 from ..image_files import SUFFIXES, open_files
 from ..left_out import LeftOut
-from .base import Dataset, InMemory, listed
+from .base import Dataset, DatasetConfig, InMemory, listed
 
 _MAX_BAD_IN_A_ROW = 100
 _CHUNK = 32  # images a thread decodes in one go
 
 
-@register("dataset", "image_folder")
+@register
 class ImageFolder(Dataset):
     """Every image below `root`, scaled by its short side and cropped to the central square.
 
@@ -36,17 +37,25 @@ class ImageFolder(Dataset):
         InputError: no such folder or zip, no images in it, or no classes where labels are wanted.
     """
 
-    class Config(Settings):
-        root: Text  # a folder, a .zip, which is read in place, or a folder in a .zip
+    class Config(DatasetConfig):
+        name: Literal["image_folder"] = "image_folder"
+        root: Annotated[Text, MAY_CHANGE, NOT_IDENTITY]  # a folder, a .zip, which is read in place, or a folder in one
         image_size: Annotated[int, Field(ge=1, le=4096)] = 64
         channels: Literal[1, 3] = 3
         conditional: bool = False  # labels, of dataset.json where there is one, else of folders
-        class_level: Count | None = None  # which folder of a path is its class; None: the first that divides the images
-        hflip: bool = True
+        class_level: Annotated[Count | None, MAY_CHANGE] = (
+            None  # which folder of a path is its class; None: the first that divides the images
+        )
+        hflip: Annotated[bool, NOT_IDENTITY] = True
         background: Annotated[int, Field(ge=0, le=255)] = 255  # grey level behind transparency; white, as on a page
-        skip_broken: bool = False  # leave out what can't be decoded, with a warning
-        max_megapixels: Annotated[float, Field(gt=0, le=100_000)] = MAX_MEGAPIXELS  # larger images count as broken
-        memory_gb: Annotated[float, Field(ge=0)] = 4.0  # larger sets (decoded, in 1e9 bytes) are decoded on the fly
+        skip_broken: Annotated[bool, MAY_CHANGE, NOT_IDENTITY] = (
+            False  # leave out what can't be decoded, with a warning
+        )
+        # larger images count as broken
+        max_megapixels: Annotated[float, Field(gt=0, le=100_000), MAY_CHANGE, NOT_IDENTITY] = MAX_MEGAPIXELS
+        memory_gb: Annotated[float, Field(ge=0), NOT_IDENTITY] = (
+            4.0  # larger sets (decoded, in 1e9 bytes) are decoded on the fly
+        )
 
     def __init__(self, config: Config, world: World = ALONE):
         prepare()

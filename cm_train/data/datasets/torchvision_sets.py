@@ -4,29 +4,26 @@ import os
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
 from ...core.downloads import alone_in, download
 from ...core.errors import InputError
 from ...core.files import is_there, may_pass, patiently, unreadable
-from ...core.registry import Settings, register
+from ...core.registry import register
+from ...core.settings import MAY_CHANGE, NOT_IDENTITY
 from ...core.world import ALONE, World
 from .. import cifar_batches, idx_files
-from .base import InMemory
+from .base import DatasetConfig, InMemory
 
 
-class _Config(Settings):
-    root: str = "data"
-    download: bool = True
+class PublishedConfig(DatasetConfig):
+    """The `dataset` group for a set that can be downloaded."""
+
+    root: Annotated[str, MAY_CHANGE, NOT_IDENTITY] = "data"
+    download: Annotated[bool, NOT_IDENTITY] = True
     split: Literal["train", "test"] = "train"
-    conditional: bool = False
-    hflip: bool = False
-
-
-class _FlippedConfig(_Config):
-    hflip: bool = True
 
 
 class _PublishedSet(InMemory):
@@ -42,7 +39,7 @@ class _PublishedSet(InMemory):
     source: ClassVar[str]  # the name of torchvision's class
     folder: ClassVar[str]  # where under the root its archives belong
 
-    def __init__(self, config: _Config, world: World = ALONE):
+    def __init__(self, config: PublishedConfig, world: World = ALONE):
         from torchvision import datasets
 
         self._config, self._published = config, getattr(datasets, self.source)
@@ -148,27 +145,34 @@ class _IdxSet(_PublishedSet):
         return (labels,)
 
 
-@register("dataset", "mnist")
+@register
 class MNIST(_IdxSet):
     """Handwritten digits, 28x28 grey: LeCun et al. 1998."""
 
-    Config = _Config
+    class Config(PublishedConfig):
+        name: Literal["mnist"] = "mnist"
+
     source, folder = "MNIST", "MNIST/raw"
 
 
-@register("dataset", "fashion_mnist")
+@register
 class FashionMNIST(_IdxSet):
     """Pictures of clothes, 28x28 grey: Xiao et al. 2017."""
 
-    Config = _Config
+    class Config(PublishedConfig):
+        name: Literal["fashion_mnist"] = "fashion_mnist"
+
     source, folder = "FashionMNIST", "FashionMNIST/raw"
 
 
-@register("dataset", "cifar10")
+@register
 class CIFAR10(_PublishedSet):
     """Photographs of ten kinds of thing, 32x32 colour: Krizhevsky 2009."""
 
-    Config = _FlippedConfig
+    class Config(PublishedConfig):
+        name: Literal["cifar10"] = "cifar10"
+        hflip: Annotated[bool, NOT_IDENTITY] = True
+
     source, folder = "CIFAR10", ""
     rows: ClassVar = 10_000  # images of a batch
 

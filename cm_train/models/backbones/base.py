@@ -4,10 +4,27 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
+
+from ...core.registry import ComponentConfig
+from ...core.settings import OF_RECIPE
+
+
+class BackboneConfig(ComponentConfig):
+    """The `backbone` group."""
+
+    kind: ClassVar = "backbone"
+
+    dropout: Annotated[float, Field(ge=0, lt=1), OF_RECIPE] = 0.0
+
+    def with_recipe_of(self, other: "BackboneConfig") -> Self:
+        """The same network, trained as `other` says."""
+        keys = self.marked(OF_RECIPE) & other.marked(OF_RECIPE)
+        return self.model_copy(update={key: getattr(other, key) for key in keys})
 
 
 class Block(nn.Module):

@@ -1,6 +1,6 @@
 """The ADM U-Net of Dhariwal & Nichol 2021, as OpenAI's consistency models use it."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -8,15 +8,17 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...core.errors import InputError
-from ...core.registry import Settings, register
-from .base import Block, KeyedDropout, are_blocks_as_written, precise, sinusoidal_embedding, uncast
+from ...core.registry import register
+from ...core.settings import OF_RECIPE
+from .base import BackboneConfig, Block, KeyedDropout, are_blocks_as_written, precise, sinusoidal_embedding, uncast
 
 Count = Annotated[int, Field(ge=1, le=1024)]  # bounded, since a stranger's checkpoint says what to build
 
 
-class UNetConfig(Settings):
+class UNetConfig(BackboneConfig):
     """The `backbone` group for `name: unet`."""
 
+    name: Literal["unet"] = "unet"
     channels: Annotated[int, Field(ge=2, le=16384, multiple_of=2)] = 192  # base width M; the embedding has 4 M
     # one level a number, finest first
     channel_mult: Annotated[list[Count], Field(min_length=1, max_length=12)] = [1, 2, 3, 4]
@@ -24,8 +26,8 @@ class UNetConfig(Settings):
     attention_resolutions: Annotated[list[Count], Field(max_length=12)] = [32, 16, 8]
     head_channels: Count = 64
     group_channels: Count | None = None  # channels per norm group; None: 32 groups, as published
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    dropout_max_size: Count | None = None  # dropout only where features are at most this wide; None: everywhere
+    # dropout only where features are at most this wide; None: everywhere
+    dropout_max_size: Annotated[Count | None, OF_RECIPE] = None
     scale_shift: bool = True  # the embedding scales and shifts after the norm, else it is added before
     # Scale and shift are each divided by their root mean square over the channels: Lu & Song 2024 (sCM), section 4.1.
     embedding_norm: bool = False
@@ -164,7 +166,7 @@ class _Stage(nn.Module):
         return x
 
 
-@register("backbone", "unet")
+@register
 class UNet(nn.Module):
     """F(x, c_noise, labels): encoder with skips, middle, decoder.
 

@@ -43,9 +43,8 @@ def load_resolved(
     made = weights.startswith(posthoc.PREFIX) and f"{weights}.safetensors" not in manifest.files
     with present(folder):
         stored = open_weights(folder, manifest, "ema" if made else weights)
-    backbone = manifest.backbone
-    if "dropout" in backbone:  # is for training; its tables grow with the image size, which no weight bears witness to
-        backbone = {**backbone, "dropout": 0.0}
+    # Dropout is for training; its tables grow with the image size, which no weight bears witness to.
+    backbone = manifest.backbone.model_copy(update={"dropout": 0.0})
     # A manifest may ask for any size of network; memory is taken only for what the file really holds.
     with torch.device("meta"):
         stored.check_fits(build_denoiser(manifest.denoiser, backbone))

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, SerializeAsAny
 
-from ...core import registry
 from ...core.errors import InputError
 from ...core.files import may_pass, read_small, unreadable
-from ...core.registry import MOST, Settings, shown
+from ...core.registry import UnknownComponent
 from ...core.run_layout import MANIFEST
+from ...core.settings import MOST, Settings, shown, typed
+from ..backbones.base import BackboneConfig
 from ..denoiser import DenoiserConfig
 
 FORMAT = 1
@@ -34,7 +35,7 @@ class Manifest(Settings):
     finished: bool  # whether this was the run's last step
     ema: str  # the weights that `weights=ema` means, "ema_<decay>"
     denoiser: DenoiserConfig
-    backbone: dict[str, Any]
+    backbone: SerializeAsAny[BackboneConfig]
     provenance: dict[str, str]  # sha256 of the teacher, fingerprint of the data set
     files: dict[str, FileEntry]
     snapshots: list[int] | None = None  # the steps of a run's snapshots until then; None where it takes none
@@ -65,7 +66,7 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         DamagedCheckpoint: it is missing or not a manifest.
-        InputError: it can't be read now, or has another format.
+        InputError: it can't be read now, or has another format or a network that is not known here.
     """
     path = folder / MANIFEST
     try:
@@ -84,7 +85,9 @@ def read_manifest(folder: Path) -> Manifest:
     if values.get("format") != FORMAT:
         raise InputError(f"checkpoint {folder} has another format", shown(values.get("format")), str(FORMAT))
     try:
-        return registry.typed(Manifest, _with_int_keys(values), MANIFEST)
+        return typed(Manifest, _with_int_keys(values), MANIFEST)
+    except UnknownComponent as error:
+        raise InputError(f"checkpoint {folder} has a network of another make: {error}") from None
     except InputError as error:
         raise damaged(folder, str(error)) from None
 

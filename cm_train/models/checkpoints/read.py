@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from ...core.errors import InputError
 from ...core.files import is_there, may_pass, patiently, unreadable, write_whole
-from ...core.registry import shown
 from ...core.run_layout import CHECKPOINTS, SAVED, STATE, run_of, step_folder, step_of
+from ...core.settings import shown
 from ...core.terminal import complain
 from . import state_file
 from .manifest import MANIFEST, DamagedCheckpoint, Manifest, damaged, read_manifest, signed
@@ -176,6 +176,19 @@ def resolve(path: str | os.PathLike[str]) -> tuple[Path, Manifest]:
         "a run folder or a checkpoint folder",
         f"one of {', '.join(runs)}" if runs else None,
     )
+
+
+def peek(path: str | os.PathLike[str]) -> Manifest:
+    """The manifest of the checkpoint that `path` means, its files unchecked: enough to know the network in it.
+
+    Raises:
+        InputError: there is no checkpoint at `path`, or its manifest is damaged.
+    """
+    folder = Path(os.path.expanduser(path))
+    if os.path.isfile(folder / MANIFEST):
+        return read_manifest(folder)
+    newest = newest_manifest(folder) if os.path.isdir(folder / CHECKPOINTS) else None
+    return resolve(path)[1] if newest is None else newest  # `resolve` says what is wrong
 
 
 @again

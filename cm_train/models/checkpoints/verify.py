@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from ...core.files import may_pass, not_through_a_link, patiently, unreadable
-from ...core.registry import shown
+from ...core.settings import shown
 from .manifest import MANIFEST, DamagedCheckpoint, Manifest, damaged, read_manifest
 from .vanishing import present
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ...core.errors import InputError
 from ...core.files import may_pass, unreadable
-from ...core.registry import shown
+from ...core.settings import shown
 from .manifest import DamagedCheckpoint, Manifest
 
 _DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}  # safetensors' names

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import model_validator
 
 from ...core.errors import InputError
-from ...core.registry import Settings
+from ...core.settings import Settings
 
 # wandb's own names for what the command line may leave open.
 _VARIABLES = {"project": "WANDB_PROJECT", "entity": "WANDB_ENTITY", "group": "WANDB_RUN_GROUP", "tags": "WANDB_TAGS"}
