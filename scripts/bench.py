@@ -227,7 +227,7 @@ def train(size_name: str, blocks: int, precision: str) -> None:
 def save(size_name: str, rounds: int, precision: str) -> None:
     with tempfile.TemporaryDirectory() as home:
         trainer = make_trainer(SIZES[size_name], Path(home), precision)
-        saver = RunSaver(trainer.config, trainer.state, {}, trainer.world)
+        saver = RunSaver(trainer.config, trainer.state, {}, trainer.versions, trainer.world)
         trainer.train_step(trainer.fetch())
         networks = trainer.state.networks()
         tree = {"weights": networks, "state": trainer.state.rest()}

@@ -21,9 +21,11 @@ class Loader:
         dataset: what `dataset.to(device)` has prepared.
         seed: the key of the orders.
         batch_size: images a step over all ranks, at least 1.
+        versions: how orders are drawn, see `rng.NEWEST`.
     """
 
-    def __init__(self, dataset: Dataset, seed: int, batch_size: int):
+    def __init__(self, dataset: Dataset, seed: int, batch_size: int, versions: rng.Versions = rng.NEWEST):
+        self._order_version = versions["order"]
         self.dataset, self.seed, self.batch_size = dataset, seed, batch_size
         self._orders: dict[int, Tensor] = {}  # of the last epochs
         self._ahead: dict[tuple[int, range], Future[Batch]] = {}
@@ -74,5 +76,5 @@ class Loader:
         if epoch not in self._orders:
             if len(self._orders) == 2:
                 self._orders.pop(next(iter(self._orders)))
-            self._orders[epoch] = rng.permutation(self.seed, "order", epoch, len(self.dataset))
+            self._orders[epoch] = rng.permutation(self.seed, "order", epoch, len(self.dataset), self._order_version)
         return self._orders[epoch]

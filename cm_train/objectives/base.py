@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.registry import ComponentConfig
-from ..core.rng import Draws
+from ..core.rng import NEWEST, Draws, Versions
 from ..models.denoiser import Denoiser, per_image
 from ..sampling.guidance import Guided
 from .noise import NoiseConfig, NoiseSchedule
@@ -47,6 +47,7 @@ class Objective(nn.Module):
         hflip: flip half of the images horizontally.
         teacher: a frozen denoiser, where `config.needs_teacher()`.
         label_dropout: how often a label becomes the null label.
+        versions: how random numbers are drawn, see `rng.NEWEST`.
     """
 
     preconditioning: ClassVar[Literal["edm", "consistency", "trigflow"]]
@@ -61,8 +62,10 @@ class Objective(nn.Module):
         hflip: bool = False,
         teacher: Denoiser | Guided | None = None,
         label_dropout: float = 0.0,
+        versions: Versions = NEWEST,
     ):
         super().__init__()
+        self._rows_version = versions["rows"]
         self.config, self.denoiser, self.noise, self.seed, self.hflip = config, denoiser, noise, seed, hflip
         self.teacher, self.label_dropout = teacher, label_dropout
 
@@ -75,7 +78,7 @@ class Objective(nn.Module):
             x0: images [B, C, H, W] in [-1, 1]; labels: int64 [B] or None.
             rows: the positions of these images in the global batch.
         """
-        draws = Draws(self.seed, step, rows, x0.device)
+        draws = Draws(self.seed, step, rows, x0.device, self._rows_version)
         if self.hflip:
             x0 = torch.where(per_image(draws.bits("flip") < 0, x0), x0.flip(-1), x0)
         if labels is not None and self.label_dropout:

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from ..core import registry
+from ..core import registry, rng
 from ..core.errors import InputError
 from ..core.precision import autocast_type
 from ..core.run_layout import LEFT_OUT
@@ -42,8 +42,10 @@ def build_trainer(
 
     # Rank 0 looks, since what is damaged is renamed on the way.
     found = world.decide(lambda: checkpoint.latest(config.folder, set_aside=True))
-    known = None
+    known, versions = None, rng.NEWEST
     if found is not None:
+        stored = found[1].versions
+        versions = world.agree(lambda: rng.kept_versions(stored))
         recorded = found[1].provenance.get("dataset", "")
         world.agree(lambda: _check_data(config.folder, dataset, recorded, provenance["dataset"]))
         known = found[1].provenance.get("teacher")
@@ -59,7 +61,7 @@ def build_trainer(
 
     denoiser = _build_student(config, dataset, teacher, None if found is None else found[1].denoiser, world)
     guide = None if teacher is None else world.agree(lambda: guided(teacher, config.guidance))
-    objective = world.agree(lambda: _build_objective(config, dataset, denoiser, guide))
+    objective = world.agree(lambda: _build_objective(config, dataset, denoiser, guide, versions))
     images = config.num_schedule_steps * config.batch_size
     compiled, why = compiles(config.compile, world.device, denoiser, config.backbone, images)
     if world.is_main:
@@ -67,11 +69,12 @@ def build_trainer(
     trainer = Trainer(
         config,
         objective,
-        Loader(dataset, config.seed, config.batch_size),
+        Loader(dataset, config.seed, config.batch_size, versions),
         world.device,
         autocast=autocast_type(config.precision, world.device, config.relative_gap),
         compiled=compiled,
         provenance=provenance,
+        versions=versions,
         should_stop=should_stop,
         world=world,
         teacher=guide,
@@ -121,7 +124,7 @@ def _build_student(
 
 
 def _build_objective(
-    config: RunConfig, dataset: Dataset, denoiser: Denoiser, guide: Denoiser | Guided | None
+    config: RunConfig, dataset: Dataset, denoiser: Denoiser, guide: Denoiser | Guided | None, versions: rng.Versions
 ) -> Objective:
     objective: Objective = registry.build(
         config.objective,
@@ -131,6 +134,7 @@ def _build_objective(
         dataset.hflip,
         guide if config.objective.needs_teacher() else None,
         config.label_dropout,
+        versions,
     )
     return objective
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import TrainingFailed
+from ..core.rng import Versions
 from ..core.run_layout import SNAPSHOTS, step_folder, step_name
 from ..core.world import World
 from ..models.checkpoints import posthoc
@@ -24,6 +25,7 @@ class RunSaver:
 
     Args:
         provenance: what a resumed run must find unchanged.
+        versions: how the run draws its random numbers, see `rng.NEWEST`.
         before: called ahead of each checkpoint; what it syncs is on the disk before that appears.
     """
 
@@ -32,10 +34,12 @@ class RunSaver:
         config: RunConfig,
         state: TrainState,
         provenance: dict[str, str],
+        versions: Versions,
         world: World,
         before: Callable[[], None] = lambda: None,
     ):
-        self._config, self._state, self._provenance, self._world = config, state, provenance, world
+        self._config, self._state, self._world = config, state, world
+        self._provenance, self._versions = provenance, versions
         num_bytes = state.weights.nbytes * (1 + len(state.averages) + 3)  # the optimizer's two moments, and a target
         expected_s = num_bytes / _SLOW_DISK
         self._checkpoints = Saver(self._before_saving, self._after_saving, state.step, expected_s)
@@ -121,5 +125,6 @@ class RunSaver:
             "denoiser": self._state.objective.denoiser.config,
             "backbone": self._config.backbone,
             "provenance": self._provenance,
+            "versions": dict(self._versions),
             "threads": torch.get_num_threads(),
         }

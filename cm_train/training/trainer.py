@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import torch
 
 from ..core.errors import InputError, TrainingFailed
+from ..core.rng import NEWEST, Versions
 from ..core.run_layout import SAMPLES
 from ..core.world import ALONE, World
 from ..data.loader import Loader
@@ -31,6 +32,7 @@ class Trainer(Steps):
         autocast: type of the networks' arithmetic, None for float32; weights and sums stay float32.
         compiled: whether the networks' blocks are compiled before the first step.
         provenance: what a resumed run must find unchanged; stored in each checkpoint.
+        versions: how the run draws its random numbers, see `rng.NEWEST`; stored likewise.
         should_stop: asked before each step, with the seconds that one more and a save may take; True on any rank
             saves and ends the run early.
         world: this rank among those that train together.
@@ -46,12 +48,13 @@ class Trainer(Steps):
         autocast: torch.dtype | None = None,
         compiled: bool = False,
         provenance: dict[str, str] | None = None,
+        versions: Versions = NEWEST,
         should_stop: Callable[[float], bool] = lambda reserve_s: False,
         world: World = ALONE,
         teacher: Denoiser | Guided | None = None,
     ):
         super().__init__(config, objective, loader, device, autocast, compiled, world)
-        self.provenance, self.should_stop = provenance or {}, should_stop
+        self.provenance, self.versions, self.should_stop = provenance or {}, versions, should_stop
         self.previews = Previews(config.folder / SAMPLES, self.micro_batch, world, teacher)
 
     # ------------------------------------------------------------------------------------------------------ the loop
@@ -63,7 +66,7 @@ class Trainer(Steps):
             InputError: some rank could not read an image; what was trained until then is saved.
             TrainingFailed: `max_skipped` steps in a row were not finite, or the last checkpoint can't be written.
         """
-        self.saver = RunSaver(self.config, self.state, self.provenance, self.world, tracker.sync)
+        self.saver = RunSaver(self.config, self.state, self.provenance, self.versions, self.world, tracker.sync)
         try:
             finished = self._run(tracker)
         except Exception:  # but not KeyboardInterrupt, which asks to quit at once

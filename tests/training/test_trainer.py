@@ -6,6 +6,7 @@ import weakref
 import pytest
 import torch
 
+from cm_train.core import rng
 from cm_train.core.errors import InputError, TrainingFailed
 from cm_train.core.precision import LossScale
 from cm_train.core.world import ALONE
@@ -101,6 +102,33 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(mode, build, teach
     assert_same(whole, rest)
     strip = lambda rows: [{k: v for k, v in r.items() if not k.endswith("per_s")} for r in rows]  # noqa: E731
     assert strip(lines(whole)) == strip(lines(rest))
+
+
+def test_stored_runs_keep_the_way_in_which_their_numbers_are_drawn(build, monkeypatch):
+    """Whoever changes how numbers are drawn adds a version: new runs take it, those that have begun do not."""
+    whole = build("mode=ict", name="whole")
+    run(whole)
+    run(build("mode=ict", name="begun", should_stop=after(3)))
+
+    def other_order(size, g):
+        return torch.randperm(size, generator=g).flip(0)
+
+    def other_rows(draws, stream, draw, shape):
+        return draw((len(draws.rows), *shape), rng.generator(draws.seed, stream, draws.step, "another way"))
+
+    monkeypatch.setitem(rng._ORDERS, 2, other_order)
+    monkeypatch.setitem(rng._ROWS, 2, other_rows)
+    monkeypatch.setattr(rng, "NEWEST", {"order": 2, "rows": 2})
+    new, begun = build("mode=ict", name="new"), build("mode=ict", name="begun")
+    assert begun.step == 3
+    run(begun)
+    assert_same(whole, begun)
+    run(new)
+    assert not torch.equal(new.state.weights, whole.state.weights)
+    assert checkpoint.newest_manifest(new.config.folder).versions == {"order": 2, "rows": 2}
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="order 2'; allowed: order 1 to 1, rows 1 to 1; fix: install"):
+        build("mode=ict", "steps=8", name="new")
 
 
 def test_other_seed_gives_another_run(build):

@@ -39,6 +39,7 @@ class Manifest(Settings):
     provenance: dict[str, str]  # sha256 of the teacher, fingerprint of the data set
     files: dict[str, FileEntry]
     snapshots: list[int] | None = None  # the steps of a run's snapshots until then; None where it takes none
+    versions: dict[str, int] = {}  # by which the run draws its random numbers, see `rng.NEWEST`; none: the first ones
     threads: int | None = None  # of each process that summed; another number adds in another order
 
 
