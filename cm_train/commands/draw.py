@@ -45,6 +45,7 @@ class SampleConfig(Settings):
     device: str
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     compile: bool = False
+    plugins: list[Text] = []
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -75,6 +76,7 @@ def sample(cfg: DictConfig) -> ExitCode:
 
 
 def _sample(config: SampleConfig) -> None:
+    from ..core import plugins
     from ..core.memory import shortage_explained
     from ..core.terminal import say
     from ..data.pixels import grid
@@ -83,6 +85,7 @@ def _sample(config: SampleConfig) -> None:
     from ..sampling.guidance import guided
     from .sample_files import open_files, save_whole
 
+    plugins.load(config.plugins)
     device = _device(config.device)
     with shortage_explained("while the checkpoint was being loaded", "device=cpu, or less beside it on this machine"):
         folder, manifest, denoiser = load_checkpoint(config.ckpt, config.weights, device)

@@ -18,7 +18,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .command_line import tidy
+from .command_line import tidy, with_configs_of_plugins
 from .errors import ExitCode, InputError, TrainingFailed, printable
 from .streams import give_up_stdout, hold_streams
 
@@ -153,7 +153,8 @@ def begin(config_name: str, plain: str | None = None) -> None:
         complain(f"the current folder is not there any more: {error.strerror}; fix: cd to one that is")
         sys.exit(ExitCode.WRONG_INPUT)
     try:
-        sys.argv[1:] = tidy(sys.argv[1:], _groups(config_name), plain)
+        arguments = tidy(sys.argv[1:], _groups(config_name), plain)
+        sys.argv[1:] = with_configs_of_plugins(arguments)
     except InputError as error:
         complain(str(error))
         sys.exit(ExitCode.WRONG_INPUT)

@@ -65,6 +65,31 @@ def tidy(arguments: Sequence[str], groups: Iterable[str], plain: str | None = No
     return [*flags, *(_as_meant(text, known, is_sweep) for text in settings)]
 
 
+def with_configs_of_plugins(arguments: Sequence[str]) -> list[str]:
+    """Tidy arguments with the folders of configs that the plugins bring which plugins=[...] allows.
+
+    Raises:
+        InputError: no such plugin is installed.
+    """
+    names: list[str] = []
+    places: list[str] = []
+    others: list[str] = []
+    for argument in arguments:
+        override = None if argument.startswith("-") else _parsed(argument)
+        key = "" if override is None else override.key_or_group
+        value = None if override is None or key not in ("plugins", "hydra.searchpath") else override.value()
+        if isinstance(value, list):
+            (names if key == "plugins" else places).extend(map(str, value))
+        if key != "hydra.searchpath":
+            others.append(argument)
+    if not names:
+        return list(arguments)
+    from .plugins import conf_folders
+
+    places += [f"file://{folder}" for folder in conf_folders(names)]
+    return [*others, f"hydra.searchpath=[{','.join(map(quoted, places))}]"] if places else others
+
+
 def quoted(text: str) -> str:
     """`text` as one value of an override, whatever it holds; ${...} in it stays what it is."""
     return "'{}'".format(re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", "\\'"))

@@ -1,13 +1,14 @@
 """Names to components: the only way from a config to code.
 
-The registry is closed: it knows the classes of this package alone and never imports a path that a config
-names, so a config or checkpoint from a stranger can choose among our components and do nothing else.
+The registry is closed: it knows the classes of this package, and of plugins that the user's command allows, and never
+imports a path that a config names. A config or checkpoint from a stranger can choose among them and do nothing else.
 """
 
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -16,18 +17,21 @@ from pydantic import ModelWrapValidatorHandler, model_validator
 from .errors import InputError
 from .settings import Mark, Settings, shown, typed
 
-# Of each kind of component: where its settings stand in a run's config, and where its classes live. A folder is
-# searched file by file, so a new component is one new file.
+# Of each kind of component: the key of a run's config that names one, and where the classes live. A folder is searched
+# file by file, so a new component is one new file.
 _KINDS = {
-    "backbone": ("backbone", "cm_train.models.backbones"),
-    "curriculum": ("noise.curriculum", "cm_train.objectives.noise"),
-    "dataset": ("dataset", "cm_train.data.datasets"),
-    "decay": ("ema", "cm_train.models.averages"),
-    "objective": ("objective", "cm_train.objectives"),
-    "optimizer": ("optimizer", "cm_train.training.optimizers"),
-    "proposal": ("noise.proposal", "cm_train.objectives.noise"),
+    "backbone": ("backbone.name", "cm_train.models.backbones"),
+    "curriculum": ("noise.curriculum.name", "cm_train.objectives.noise"),
+    "dataset": ("dataset.name", "cm_train.data.datasets"),
+    "decay": ("ema.name", "cm_train.models.averages"),
+    "distance": ("objective.distance", "cm_train.objectives"),
+    "objective": ("objective.name", "cm_train.objectives"),
+    "optimizer": ("optimizer.name", "cm_train.training.optimizers"),
+    "proposal": ("noise.proposal.name", "cm_train.objectives.noise"),
 }
 _classes: dict[tuple[str, str], Any] = {}
+_plugins: dict[tuple[str, str], str] = {}  # which plugin brought a class, where one did
+_registering: list[str] = []  # the plugin that is being imported
 
 C = TypeVar("C", bound=type)
 
@@ -58,7 +62,25 @@ def register(cls: C) -> C:
     key = config.kind, config.model_fields["name"].default
     assert config.kind in _KINDS and key not in _classes, f"{key} is registered twice"
     _classes[key] = cls
+    if _registering:
+        _plugins[key] = _registering[-1]
     return cls
+
+
+@contextmanager
+def registering_for(plugin: str) -> Iterator[None]:
+    """A context in which what is registered is of that plugin."""
+    _registering.append(plugin)
+    try:
+        yield
+    finally:
+        _registering.pop()
+
+
+def plugins_of(*configs: ComponentConfig) -> list[str]:
+    """The plugins without which these are no settings of anything."""
+    brought = (_plugins.get((config.kind, config.name)) for config in configs)
+    return sorted({plugin for plugin in brought if plugin is not None})
 
 
 @cache
@@ -74,6 +96,11 @@ def names(kind: str) -> list[str]:
     return sorted(name for k, name in _classes if k == kind)
 
 
+def _group(kind: str) -> str:
+    """Where the settings of such components stand in a run's config."""
+    return _KINDS[kind][0].removesuffix(".name")
+
+
 def find(kind: str, name: object) -> Any:
     """The class that is registered as `name`. Raises UnknownComponent for a name that nobody registered."""
     if not isinstance(name, str) or name not in names(kind):
@@ -82,7 +109,7 @@ def find(kind: str, name: object) -> Any:
             f"unknown {kind}",
             shown(name),
             ", ".join(names(kind)),
-            f"write {_KINDS[kind][0]}.name={close[0]}" if close else None,
+            f"write {_KINDS[kind][0]}={close[0]}" if close else None,
         )
     return _classes[kind, name]
 
@@ -96,12 +123,12 @@ def settings(kind: str, values: Mapping[str, Any]) -> Any:
     if not isinstance(values, Mapping):
         raise InputError(f"{kind} must be a group of keys with a name", shown(values), ", ".join(names(kind)))
     config: type[ComponentConfig] = find(kind, values.get("name")).Config
-    return typed(config, values, _KINDS[kind][0])
+    return typed(config, values, _group(kind))
 
 
 def marked(mark: Mark) -> set[str]:
     """The keys of all components that `mark` is true of, as "dataset.root"."""
-    configs = ((group, find(kind, name).Config) for kind, (group, _) in _KINDS.items() for name in names(kind))
+    configs = ((_group(kind), find(kind, name).Config) for kind in _KINDS for name in names(kind))
     return {f"{group}.{key}" for group, config in configs for key in config.marked(mark)}
 
 

@@ -1,20 +1,19 @@
 """The consistency loss on neighbouring noise levels: distillation, training, and improved training."""
 
 import math
-from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..core import registry
 from ..core.registry import register
 from ..models.averages import ema_update, frozen_copy
 from ..models.denoiser import Denoiser, per_image
 from ..sampling.samplers import Denoise, euler_step, heun_step
-from . import distances
 from .base import Batch, Objective, ObjectiveConfig
-from .lpips import LPIPS, check_available
+from .distances import DistanceConfig
 from .noise import NoiseConfig, NoiseSchedule
 
 
@@ -25,23 +24,32 @@ class ConsistencyConfig(ObjectiveConfig):
     # Where the point at the lower level comes from: the teacher's ODE step (CD) or the same image and noise (CT).
     pair: Literal["teacher", "data"] = "teacher"
     solver: Literal["euler", "heun"] = "heun"  # of the teacher's step
-    distance: Literal["l1", "l2", "pseudo_huber", "lpips"] = "l2"
-    huber_c: Annotated[float, Field(gt=0)] | None = None  # None: 0.00054 sqrt(pixels * channels)
+    distance: str = "l2"
+    huber_c: Annotated[float, Field(gt=0)] | None = None  # of pseudo_huber; None: 0.00054 sqrt(pixels * channels)
     weighting: Literal["uniform", "inverse_gap"] = "uniform"  # 1, or 1 / (sigma - sigma_next)
     # mu of the target's average. "constant": target_decay at every step. "paper": exp(s0 ln(target_decay) / N(k)).
     # "openai": the same with N - 1, as OpenAI's code and the JAX code compute it. 0 makes the target the student.
     target_decay: Annotated[float, Field(ge=0, lt=1)] = 0.95
     target_schedule: Literal["constant", "paper", "openai"] = "constant"
 
+    def model_post_init(self, _: Any) -> None:
+        self.distance_config()
+
+    def distance_config(self) -> DistanceConfig:
+        """The settings of the distance. Raises InputError for a name that nobody registered."""
+        takes_c = "huber_c" in registry.find("distance", self.distance).Config.model_fields
+        own = {"huber_c": self.huber_c} if takes_c else {}
+        config: DistanceConfig = registry.settings("distance", {"name": self.distance, **own})
+        return config
+
     def needs_teacher(self) -> bool:
         return self.pair == "teacher"
 
     def check_machine(self) -> None:
-        if self.distance == "lpips":
-            check_available()
+        self.distance_config().check_machine()
 
     def is_deterministic(self) -> bool:
-        return self.distance != "lpips"  # enlarges and pools, whose gradients CUDA adds up in any order
+        return self.distance_config().is_deterministic
 
     def relative_gap(self, noise: NoiseConfig) -> float:
         schedule = NoiseSchedule(noise, schedule_steps=2**20)
@@ -63,13 +71,9 @@ class Consistency(Objective):
     def __init__(self, config: ConsistencyConfig, denoiser: Denoiser, *args: Any, **kwargs: Any):
         super().__init__(config, denoiser, *args, **kwargs)
         assert (self.teacher is not None) == (config.pair == "teacher")
-        self.distance: distances.Distance
-        if config.distance == "lpips":
-            self.distance = LPIPS().to(next(denoiser.parameters()).device)
-        elif config.distance == "pseudo_huber":
-            self.distance = partial(distances.pseudo_huber, c=config.huber_c)
-        else:
-            self.distance = getattr(distances, config.distance)
+        self.distance = registry.build(config.distance_config())
+        if isinstance(self.distance, nn.Module):
+            self.distance.to(next(denoiser.parameters()).device)
         self.target: Denoiser | None = None  # None: the student itself
         self.target_weights: Tensor | None = None
         if config.target_decay > 0:

@@ -1,11 +1,25 @@
-"""Distances between two batches of images, one number per image."""
+"""Distances between two batches of images, one number per image: as functions, and as what `objective.distance` names.
 
-from collections.abc import Callable
+A distance is called with images [B, C, H, W] twice and returns [B].
+"""
+
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-Distance = Callable[[Tensor, Tensor], Tensor]
+from ..core.registry import ComponentConfig, register
+
+
+class DistanceConfig(ComponentConfig):
+    """What a distance that is chosen by name needs to know, and what is known of it."""
+
+    kind: ClassVar = "distance"
+    is_deterministic: ClassVar[bool] = True  # whether a GPU computes its gradient to the same bits each time
+
+    def check_machine(self) -> None:
+        """Raise InputError where this machine lacks what the distance needs."""
 
 
 def l2(x: Tensor, y: Tensor) -> Tensor:
@@ -32,3 +46,46 @@ def pseudo_huber(x: Tensor, y: Tensor, c: float | None = None) -> Tensor:
     # The same value as sqrt(s + c^2) - c, without the cancellation where s << c^2.
     s = difference.square().sum(1)
     return s / (torch.sqrt(s + c * c) + c)
+
+
+@register
+class L1:
+    """See `l1`."""
+
+    class Config(DistanceConfig):
+        name: Literal["l1"] = "l1"
+
+    def __init__(self, config: Config):
+        pass
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        return l1(x, y)
+
+
+@register
+class L2:
+    """See `l2`."""
+
+    class Config(DistanceConfig):
+        name: Literal["l2"] = "l2"
+
+    def __init__(self, config: Config):
+        pass
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        return l2(x, y)
+
+
+@register
+class PseudoHuber:
+    """See `pseudo_huber`."""
+
+    class Config(DistanceConfig):
+        name: Literal["pseudo_huber"] = "pseudo_huber"
+        huber_c: Annotated[float, Field(gt=0)] | None = None
+
+    def __init__(self, config: Config):
+        self.c = config.huber_c
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        return pseudo_huber(x, y, self.c)

@@ -3,7 +3,7 @@
 import hashlib
 import warnings
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -11,12 +11,15 @@ from torch import Tensor, nn
 
 from ..core.downloads import download
 from ..core.errors import InputError
+from ..core.registry import register
 from ..core.terminal import say
+from .distances import DistanceConfig
 
 _URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 _SHA256 = "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"
 
 
+@register
 class LPIPS(nn.Module):
     """Weighted squared differences of VGG16's normalised features: Zhang et al. 2018, eq. 1, as in Song et al. 2023.
 
@@ -27,7 +30,15 @@ class LPIPS(nn.Module):
         InputError: the library or VGG16's weights are not there.
     """
 
-    def __init__(self) -> None:
+    class Config(DistanceConfig):
+        name: Literal["lpips"] = "lpips"
+        is_deterministic: ClassVar[bool] = False  # enlarges and pools, whose gradients CUDA adds up in any order
+
+        def check_machine(self) -> None:
+            _library()
+            weights_file()
+
+    def __init__(self, config: Config | None = None):
         super().__init__()
         lpips, path = _library(), weights_file()
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
@@ -59,12 +70,6 @@ def _prepared(x: Tensor) -> Tensor:
 def weights_path() -> Path:
     """Where VGG16's weights belong, whether or not they are there."""
     return Path(torch.hub.get_dir(), "checkpoints", _URL.rpartition("/")[2])
-
-
-def check_available() -> None:
-    """Find out early whether LPIPS can be had here, downloading its weights. Raises InputError."""
-    _library()
-    weights_file()
 
 
 def _library() -> Any:

@@ -11,7 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from ..core import registry
+from ..core import plugins, registry
 from ..core.errors import InputError
 from ..core.run_layout import CONFIG
 from ..core.settings import typed
@@ -20,7 +20,7 @@ from ..training.config import RunConfig
 from .stored import stored_config
 
 # What a teacher that is trained for a student has in common with it, beside data and network.
-_SHARED_WITH_TEACHER = frozenset(["devices", "precision", "compile", "deterministic", "seed"])
+_SHARED_WITH_TEACHER = frozenset(["devices", "precision", "compile", "deterministic", "seed", "plugins"])
 _USUAL_DROPOUT = 0.1  # of a teacher's labels, so that it can be guided
 
 
@@ -88,9 +88,15 @@ def parse(cfg: DictConfig) -> RunConfig:
     assert isinstance(values, dict)
     if isinstance(values.get("compile"), bool):  # YAML reads true as a boolean, beside "auto"
         values["compile"] = str(values["compile"]).lower()
+    plugins.load(_texts(values.get("plugins")))
     config = typed(RunConfig, values)
     _check_together(config)
     return config
+
+
+def _texts(value: object) -> list[str]:
+    """The texts in a list; what else there may be is refused once it is typed."""
+    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
 
 
 def _check_together(config: RunConfig) -> None:
@@ -117,4 +123,7 @@ def read_back(folder: Path) -> RunConfig:
         raise InputError(
             f"{folder} has checkpoints and no config.yaml", fix="bring it back, or set name=... for a new run"
         )
-    return typed(RunConfig, values, f"{folder / CONFIG}")
+    try:
+        return typed(RunConfig, values, f"{folder / CONFIG}")
+    except registry.UnknownComponent as error:
+        raise plugins.needed_for(f"run {folder}", values, error) from None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from ..core import plugins
 from ..core.memory import shortage_explained
 from ..core.precision import arithmetic
 from ..core.run_layout import step_folder
@@ -74,6 +75,7 @@ def main() -> None:
 
     def body(world: World) -> int:
         if not any(world.any(stop())):
+            plugins.load_in_rank()
             config = typed(RunConfig, stored_config(Path(sys.argv[1])) or {})
             run(config, stop, world)
         return 0

@@ -46,6 +46,7 @@ class RunConfig(Settings):
     preview_every: Annotated[int, Field(ge=0, le=MOST), MAY_CHANGE]
     log_every: Annotated[Count, MAY_CHANGE]
     keep: Annotated[Count, MAY_CHANGE]
+    plugins: Annotated[list[Text], MAY_CHANGE] = []  # packages whose components may be used; see `core.plugins`
     max_hours: Annotated[Positive | None, MAY_CHANGE] = None  # of the command, its teacher included
     objective_metric: Annotated[str | None, MAY_CHANGE] = None  # what a sweep's table shows and a search looks at
     fail_fast: Annotated[bool, MAY_CHANGE] = False  # of a sweep: whether the first job that fails stops the others

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core import registry
 from ..core.errors import TrainingFailed
 from ..core.rng import Versions
 from ..core.run_layout import SNAPSHOTS, step_folder, step_name
@@ -124,6 +125,7 @@ class RunSaver:
             "ema": self._state.averages[0].name,
             "denoiser": self._state.objective.denoiser.config,
             "backbone": self._config.backbone,
+            "plugins": registry.plugins_of(self._config.backbone),
             "provenance": self._provenance,
             "versions": dict(self._versions),
             "threads": torch.get_num_threads(),

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, SerializeAsAny
 
+from ...core import plugins
 from ...core.errors import InputError
 from ...core.files import may_pass, read_small, unreadable
 from ...core.registry import UnknownComponent
@@ -39,6 +40,7 @@ class Manifest(Settings):
     provenance: dict[str, str]  # sha256 of the teacher, fingerprint of the data set
     files: dict[str, FileEntry]
     snapshots: list[int] | None = None  # the steps of a run's snapshots until then; None where it takes none
+    plugins: list[str] = []  # those that brought the network
     versions: dict[str, int] = {}  # by which the run draws its random numbers, see `rng.NEWEST`; none: the first ones
     threads: int | None = None  # of each process that summed; another number adds in another order
 
@@ -88,7 +90,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return typed(Manifest, _with_int_keys(values), MANIFEST)
     except UnknownComponent as error:
-        raise InputError(f"checkpoint {folder} has a network of another make: {error}") from None
+        raise plugins.needed_for(f"checkpoint {folder}", values, error) from None
     except InputError as error:
         raise damaged(folder, str(error)) from None
 

@@ -1,0 +1,122 @@
+"""Other people's parts: a package beside the project brings a loss or a network and its YAML; a user allows it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cm_train.core import plugins
+from cm_train.core.errors import InputError
+from conftest import ENVIRONMENT, TINY
+
+EXAMPLE = Path(__file__).parents[2] / "docs" / "example-plugin"
+NETWORK = """
+from typing import Literal
+from torch import nn
+from cm_train.core.registry import register
+from cm_train.models.backbones.base import BackboneConfig
+
+print("imported", flush=True)
+
+@register
+class Plain(nn.Module):
+    class Config(BackboneConfig):
+        name: Literal["plain"] = "plain"
+        width: int = 8
+
+    def __init__(self, config, image_size, image_channels, num_labels):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(image_channels, config.width, 3, padding=1), nn.SiLU(),
+            nn.Conv2d(config.width, image_channels, 3, padding=1),
+        )
+
+    def forward(self, x, c_noise, labels=None, dropout_keys=None):
+        return self.layers(x) + c_noise[:, None, None, None]
+"""
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    """The example package, installed as its users would."""
+    target = tmp_path_factory.mktemp("example")
+    argv = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--quiet"]
+    subprocess.run([*argv, "--target", str(target), str(EXAMPLE)], check=True, capture_output=True)
+    return target
+
+
+@pytest.fixture
+def network(tmp_path):
+    """An installed package that brings a network."""
+    home = tmp_path / "installed"
+    (home / "cm_plain" / "conf" / "backbone").mkdir(parents=True)
+    (home / "cm_plain" / "__init__.py").write_text(NETWORK)
+    (home / "cm_plain" / "conf" / "backbone" / "plain.yaml").write_text("name: plain\nwidth: 8\ndropout: 0.0\n")
+    info = home / "cm_plain-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: cm-plain\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[cm_train.components]\ncm_plain = cm_plain\n")
+    return home
+
+
+def run(folder, name, *arguments, path):
+    env = {**ENVIRONMENT, "PYTHONPATH": str(path)}
+    argv = [sys.executable, "-m", f"cm_train.commands.{name}", *arguments]
+    return subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+
+
+def test_the_example_is_a_page(example):
+    code = (EXAMPLE / "cm_robust" / "components.py").read_text()
+    assert len(code.splitlines()) <= 40
+
+
+def test_a_loss_of_ones_own_trains_on_ranks_and_resumes(example, tmp_path):
+    command = ["plugins=[cm_robust]", "mode=robust", *TINY, "devices=2"]
+    done = run(tmp_path, "train", *command, "steps=3", path=example)
+    assert done.returncode == 0, done.stderr
+    done = run(tmp_path, "train", *command, path=example)
+    assert done.returncode == 0 and "resuming at step 3" in done.stderr, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "runs/digits-robust/metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 6 and rows[-1]["loss"] < 100
+    # The network is one of this project's, so that nothing more is needed to sample from it.
+    assert run(tmp_path, "sample", "runs/digits-robust", "num=2", "steps=2", path=example).returncode == 0
+
+
+def test_a_plugin_has_no_say_unless_it_is_allowed(example, tmp_path):
+    done = run(tmp_path, "train", "mode=robust", *TINY, path=example)
+    assert done.returncode == 2 and "no such option mode=robust" in done.stderr
+    done = run(tmp_path, "train", "mode=edm", "objective.name=robust_edm", *TINY, path=example)
+    assert done.returncode == 2 and "unknown objective" in done.stderr
+    done = run(tmp_path, "train", "plugins=[cm_robst]", "mode=edm", *TINY, path=example)
+    assert done.returncode == 2 and "no such plugin; got 'cm_robst'; allowed: cm_robust" in done.stderr
+
+
+def test_a_checkpoint_imports_nothing_and_says_what_it_needs(network, tmp_path):
+    """Of its own it may name what it will: only the user's word has a plugin imported."""
+    command = ["plugins=[cm_plain]", "mode=edm", "backbone=plain", *TINY]
+    done = run(tmp_path, "train", *command, path=network)
+    assert done.returncode == 0, done.stderr
+    for words in (["sample", "runs/digits-edm", "num=2"], ["train", "mode=ect", "teacher=runs/digits-edm", *TINY]):
+        done = run(tmp_path, *words, path=network)
+        assert done.returncode == 2 and "imported" not in done.stdout
+        assert "unknown backbone; got 'plain'" in done.stderr
+        assert "fix: plugins=[cm_plain], once you trust it" in done.stderr
+    again = run(tmp_path, "train", "mode=edm", *TINY, path=network)
+    assert again.returncode == 2 and "fix: plugins=[cm_plain]" in again.stderr
+    done = run(tmp_path, "sample", "runs/digits-edm", "num=2", "steps=2", "plugins=[cm_plain]", path=network)
+    assert done.returncode == 0 and "imported" in done.stdout, done.stderr
+
+
+def test_a_plugin_that_breaks_is_one_line(network, tmp_path):
+    (network / "cm_plain" / "__init__.py").write_text("raise RuntimeError('unfinished')\n")
+    done = run(tmp_path, "train", "plugins=[cm_plain]", "mode=edm", *TINY, path=network)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "plugin cm_plain can't be imported; got 'RuntimeError: unfinished'" in done.stderr
+
+
+def test_without_any_plugin_the_list_says_so(monkeypatch):
+    monkeypatch.setattr(plugins, "installed", dict)
+    with pytest.raises(InputError, match="allowed: none is installed"):
+        plugins.load(["anything"])
