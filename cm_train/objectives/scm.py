@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..core.registry import Positive, Settings, register
-from ..models.backbones.base import blocks_as_written, sinusoidal_embedding, uncast
+from ..models.backbones.base import autocast_off, blocks_as_written, sinusoidal_embedding
 from ..models.denoiser import Denoiser, per_image
 from .base import Batch, Objective
 from .distances import l2
@@ -91,7 +91,7 @@ class SCM(Objective):
         error = l2(output, goal)
         weight = torch.zeros_like(sigma)
         if self.weighting is not None:
-            with uncast(sigma):
+            with autocast_off(sigma):
                 weight = self.weighting(sinusoidal_embedding(sigma.log(), _WEIGHTING_WIDTH)).flatten().to(error.dtype)
         # The loss's value says nothing of progress: with the tangent normalised, its size is always that of g.
         return weight.exp() * error - weight, {"tangent_rms": g.square().flatten(1).mean(1).sqrt()}
@@ -118,5 +118,5 @@ def _along(network: Any, scaled: Tensor, direction: Tensor, sigma: Tensor) -> An
     network's own conditioning on it is differentiated with the rest.
     """
     # Fused attention has no forward-mode derivative.
-    with uncast(scaled), blocks_as_written(), sdpa_kernel(SDPBackend.MATH):
+    with autocast_off(scaled), blocks_as_written(), sdpa_kernel(SDPBackend.MATH):
         return torch.func.jvp(network, (scaled, sigma), (direction, sigma))
