@@ -92,7 +92,7 @@ MUTANTS = [Mutant(*row) for row in (
      "c_skip of the diffusion model: no boundary at sigma_min"),
     ("c-out-shift", DENOISER_CODE, "shifted * data * inverse_root",
      "shifted * data * torch.rsqrt(shifted**2 + data**2)", DENOISER, "sigma_min subtracted under c_out's root too"),
-    ("no-shift", DENOISER_CODE, "shifted = sigma - self.config.boundary", "shifted = sigma", DENOISER,
+    ("no-shift", DENOISER_CODE, "shifted = sigma - self.config.sigma_boundary", "shifted = sigma", DENOISER,
      "the diffusion model's coefficients in a consistency model"),
     ("c-noise-1000", DENOISER_CODE, "sigma.log() / 4", "sigma.log() * 250", DENOISER,
      "OpenAI's factor of 1000 on c_noise"),
@@ -160,7 +160,7 @@ MUTANTS = [Mutant(*row) for row in (
     # -------------------------------------------------------------------------------------------------------------- ECT
     ("ect-clean-goal", ECT_CODE, "goal = torch.where(per_image(clean, x0), x0, goal)", "pass", ECT,
      "r = 0 not masked to the image"),
-    ("ect-boundary", ECT_CODE, 'preconditioning = "trigflow"', 'preconditioning = "consistency"', ECT,
+    ("ect-boundary", ECT_CODE, 'boundary = "zero"', 'boundary = "sigma_min"', ECT,
      "coefficients with the identity at sigma_min, under a goal without noise"),
     ("ect-power", ECT_CODE, "c.q ** (self.stage(step) + 1)", "c.q ** self.stage(step)", ECT, "q^s for q^(s + 1)"),
     ("ect-sigmoid", ECT_CODE, "torch.sigmoid(-c.b", "torch.sigmoid(c.b", ECT, "the sigmoid's sign"),

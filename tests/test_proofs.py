@@ -87,7 +87,8 @@ def trained(composed, tmp_path, dataset, backbone, teacher, *overrides):
     objective_class = registry.find("objective", config.objective["name"])
     denoiser = Denoiser(
         DenoiserConfig(
-            preconditioning=objective_class.preconditioning,
+            kind=objective_class.kind,
+            boundary=objective_class.boundary,
             image_size=8,
             image_channels=1,
             sigma_data=dataset.sigma_data(),

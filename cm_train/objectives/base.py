@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.rng import Draws
-from ..models.denoiser import Denoiser, per_image
+from ..models.denoiser import Boundary, Denoiser, Kind, per_image
 from ..sampling.guidance import Guided
 from .noise import NoiseConfig, NoiseSchedule
 
@@ -27,7 +27,8 @@ class Objective(nn.Module):
         label_dropout: how often a label becomes the null label.
     """
 
-    preconditioning: ClassVar[Literal["edm", "consistency", "trigflow"]]
+    kind: ClassVar[Kind]  # of model that it trains,
+    boundary: ClassVar[Boundary]  # and where that is the identity
     levels: ClassVar[Literal["continuous", "grid"]]  # what it asks of the noise config
 
     def __init__(

@@ -41,7 +41,8 @@ class Consistency(Objective):
     """
 
     Config = ConsistencyConfig
-    preconditioning = "consistency"
+    kind = "consistency"
+    boundary = "sigma_min"
     levels = "grid"
 
     def __init__(self, config: ConsistencyConfig, denoiser: Denoiser, *args: Any, **kwargs: Any):

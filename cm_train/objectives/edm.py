@@ -18,7 +18,8 @@ class EDM(Objective):
     class Config(Settings):
         pass
 
-    preconditioning = "edm"
+    kind = "diffusion"
+    boundary = "zero"
     levels = "continuous"
 
     def draw_levels(self, u: Tensor, step: int) -> dict[str, Tensor]:

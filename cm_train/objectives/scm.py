@@ -37,7 +37,8 @@ class SCM(Objective):
     """
 
     Config = SCMConfig
-    preconditioning = "trigflow"
+    kind = "consistency"
+    boundary = "zero"
     levels = "continuous"
 
     def __init__(self, config: SCMConfig, denoiser: Denoiser, *args: Any, **kwargs: Any):

@@ -36,7 +36,7 @@ def choose_levels(
     if steps is not None and steps < 1:
         raise InputError("steps must be positive", steps, "1, 2, 3, ...")
     if sampler == "auto":
-        sampler = "heun" if config.preconditioning == "edm" else "multistep"
+        sampler = "heun" if config.kind == "diffusion" else "multistep"
     if sigmas is not None:
         levels = [float(s) for s in sigmas]
         ordered = all(a > b for a, b in itertools.pairwise(levels))
@@ -123,7 +123,7 @@ def generate(
 
         with arithmetic(precision), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
             if sampler == "multistep":
-                x = sampling.multistep(denoise, x, levels, config.boundary, renoise)
+                x = sampling.multistep(denoise, x, levels, config.sigma_boundary, renoise)
             else:
                 x = (sampling.heun if sampler == "heun" else sampling.euler)(denoise, x, levels)
         done.append(to_uint8(x[: len(rows) - surplus]).cpu())

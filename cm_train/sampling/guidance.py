@@ -22,7 +22,7 @@ class Guided(nn.Module):
 
     def __init__(self, denoiser: Denoiser, guidance: float):
         super().__init__()
-        if denoiser.config.preconditioning != "edm":  # a student was distilled from a guided teacher or was not
+        if denoiser.config.kind != "diffusion":  # a student was distilled from a guided teacher or was not
             raise InputError("only a diffusion model can be guided", f"guidance={guidance}", "1", "drop guidance=")
         if not denoiser.config.null_label:
             raise InputError(

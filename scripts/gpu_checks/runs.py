@@ -63,7 +63,7 @@ class Runs:
         config = composed("mode=edm", "run_dir=unused", *self._options)
         generator = torch.Generator().manual_seed(0)
         levels = {"sigma_data": 0.5, "sigma_min": 0.002, "sigma_max": 80.0}
-        known = DenoiserConfig(preconditioning="edm", image_size=8, image_channels=1, **levels)
+        known = DenoiserConfig(kind="diffusion", boundary="zero", image_size=8, image_channels=1, **levels)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             denoiser = build_denoiser(known, config.backbone)

@@ -109,7 +109,7 @@ def test_clean_goals_leave_no_nan_behind():
 
 def test_network_is_preconditioned_as_a_diffusion_model_so_that_its_image_at_no_noise_is_the_goal():
     objective = registry.find("objective", "ect")
-    ours, edm = (small_denoiser(p) for p in (objective.preconditioning, "edm"))
+    ours, edm = small_denoiser(objective.kind, objective.boundary), small_denoiser("diffusion", "zero")
     x, sigma = torch.randn(5, 1, 8, 8), torch.tensor([1e-5, 0.002, 0.1, 3.0, 80.0])
     assert torch.equal(ours(x, sigma), edm(x, sigma))
-    assert ours.config.boundary == 0
+    assert ours.config.sigma_boundary == 0

@@ -119,7 +119,13 @@ class Identity(nn.Module):
     """In the place of a denoiser."""
 
     config = DenoiserConfig(
-        preconditioning="consistency", image_size=8, image_channels=1, sigma_data=0.5, sigma_min=0.002, sigma_max=80.0
+        kind="consistency",
+        boundary="sigma_min",
+        image_size=8,
+        image_channels=1,
+        sigma_data=0.5,
+        sigma_min=0.002,
+        sigma_max=80.0,
     )
 
     def __init__(self, device="cpu"):

@@ -22,7 +22,13 @@ class Exact(nn.Module):
         super().__init__()
         self.function, self.weight = function, nn.Parameter(torch.zeros(1))
         self.config = DenoiserConfig(
-            preconditioning="edm", image_size=1, image_channels=1, sigma_data=sigma_data, sigma_min=EPS, sigma_max=T
+            kind="diffusion",
+            boundary="zero",
+            image_size=1,
+            image_channels=1,
+            sigma_data=sigma_data,
+            sigma_min=EPS,
+            sigma_max=T,
         )
 
     def forward(self, x, sigma, labels=None, dropout_keys=None):
@@ -56,9 +62,9 @@ def gaussian_batch(objective, count=4096, step=0):
     return {k: v.double() if v is not None and v.is_floating_point() else v for k, v in batch.items()}
 
 
-def small_denoiser(preconditioning="consistency", dropout=0.0, seed=0):
+def small_denoiser(kind="consistency", boundary="sigma_min", dropout=0.0, seed=0):
     config = DenoiserConfig(
-        preconditioning=preconditioning, image_size=8, image_channels=1, sigma_data=0.5, sigma_min=EPS, sigma_max=T
+        kind=kind, boundary=boundary, image_size=8, image_channels=1, sigma_data=0.5, sigma_min=EPS, sigma_max=T
     )
     backbone = {"name": "unet", "channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attention_resolutions": [4]}
     backbone |= {"head_channels": 8, "group_channels": 4, "dropout": dropout}
@@ -128,7 +134,7 @@ def test_cd_loss_of_the_teachers_own_solver_chain_is_zero():
 
 
 def test_cd_teacher_gets_no_gradient_and_no_dropout():
-    teacher = small_denoiser("edm", dropout=0.5).requires_grad_(False)
+    teacher = small_denoiser("diffusion", "zero", dropout=0.5).requires_grad_(False)
     student = small_denoiser(dropout=0.0)
     objective = consistency(student, schedule(), teacher)
     batch = objective.draw(torch.randn(4, 1, 8, 8), None, 0, range(4))
@@ -300,9 +306,8 @@ def test_draw_is_the_same_for_any_split_of_the_rows():
 
 def test_flip_mirrors_about_half_of_the_images_and_only_when_asked():
     x0 = torch.randn(512, 1, 8, 8)
-    build = lambda hflip: registry.build(  # noqa: E731
-        "objective", {"name": "edm"}, small_denoiser("edm"), schedule(proposal={"name": "lognormal"}), 0, hflip
-    )
+    denoiser, noise = small_denoiser("diffusion", "zero"), schedule(proposal={"name": "lognormal"})
+    build = lambda hflip: registry.build("objective", {"name": "edm"}, denoiser, noise, 0, hflip)  # noqa: E731
     assert torch.equal(build(False).draw(x0, None, 0, range(512))["x0"], x0)
     flipped = build(True).draw(x0, None, 0, range(512))["x0"]
     same = torch.tensor([torch.equal(a, b) for a, b in zip(flipped, x0, strict=True)])

@@ -29,9 +29,10 @@ class Backbone(nn.Module):
         return (self.denoised(x, sigma) - c_skip * x) / c_out + self.weight
 
 
-def config_of(c_noise="angle", preconditioning="trigflow", image_size=1, sigma_data=DATA, **more):
+def config_of(c_noise="angle", kind="consistency", boundary="zero", image_size=1, sigma_data=DATA, **more):
     sizes = {"image_size": image_size, "image_channels": 1, "sigma_min": 0.002, "sigma_max": 80.0}
-    return DenoiserConfig(preconditioning=preconditioning, c_noise=c_noise, sigma_data=sigma_data, **sizes, **more)
+    facts = {"kind": kind, "boundary": boundary, "c_noise": c_noise}
+    return DenoiserConfig(sigma_data=sigma_data, **facts, **sizes, **more)
 
 
 def exactly(denoised, c_noise="angle"):
@@ -94,13 +95,12 @@ def test_trigflow_denoiser_is_the_identity_at_zero():
     x = images()
     denoiser = unet("angle")
     assert torch.equal(denoiser(x, torch.tensor(0.0, dtype=torch.float64)), x)
-    assert denoiser.config.boundary == 0
-    assert config_of(preconditioning="consistency").boundary == 0.002
+    assert denoiser.config.sigma_boundary == 0
 
 
 def test_edm_loss_of_an_angle_network_is_trigflows_loss():
     """Karras et al.'s weighted loss is ||sigma_data F - v||^2 / sigma_data^2 with v = cos(t) z - sin(t) x0."""
-    denoiser = unet("angle", preconditioning="edm")
+    denoiser = unet("angle", kind="diffusion")
     noise = NoiseSchedule(NoiseConfig(proposal={"name": "lognormal"}), 10)
     objective = registry.build("objective", {"name": "edm"}, denoiser, noise, seed=0)
     batch = batch_of(objective, x0=images())
@@ -115,7 +115,7 @@ def test_edm_loss_of_an_angle_network_is_trigflows_loss():
 @pytest.mark.parametrize("c_noise", ["angle", "log_sigma"])
 def test_teacher_of_either_conditioning_gives_its_own_network_as_velocity(c_noise, tangents):
     """At zero warm-up g = -cos^2 (sigma_data F - dx/dt): a student with the teacher's weights has none."""
-    student, teacher = unet(c_noise), unet(c_noise, preconditioning="edm").requires_grad_(False)
+    student, teacher = unet(c_noise), unet(c_noise, kind="diffusion").requires_grad_(False)
     objective = scm(student, teacher, tangent_warmup_steps=10)
     batch = batch_of(objective, x0=images()) | {"dropout_keys": None}
     objective(batch)
@@ -237,7 +237,7 @@ def test_weighting_depends_on_the_noise_level():
 
 def test_gradient_goes_through_one_pass_only():
     """With the goal held still, the gradient is that of <F, goal - F>: nothing flows through the JVP or the teacher."""
-    student, teacher = unet("angle"), unet("angle", seed=1, preconditioning="edm").requires_grad_(False)
+    student, teacher = unet("angle"), unet("angle", seed=1, kind="diffusion").requires_grad_(False)
     objective = scm(student, teacher, adaptive_weighting=False)
     batch = batch_of(objective, x0=images())
     loss, _ = objective(batch)
@@ -312,7 +312,7 @@ def test_scm_compiles_whole_and_to_the_same_gradient(c_noise):
 
 def test_tangent_is_float32_under_autocast(tangents):
     """The derivative is a difference of large parts, of which bfloat16 would leave noise."""
-    denoiser = small_denoiser("trigflow")
+    denoiser = small_denoiser(boundary="zero")
     noise = NoiseSchedule(NoiseConfig(proposal={"name": "lognormal"}), 10)
     objective = registry.build("objective", {"name": "scm", "tangent_warmup_steps": 0}, denoiser, noise, seed=0)
     batch = objective.draw(images(8).float(), None, 0, range(8))

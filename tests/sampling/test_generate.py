@@ -13,11 +13,12 @@ from cm_train.sampling.generate import choose_levels, class_numbers, generate
 class Recorder(nn.Module):
     """A denoiser that shrinks its input and remembers what it was called with."""
 
-    def __init__(self, preconditioning="consistency", num_classes=0, **sampling):
+    def __init__(self, kind="consistency", boundary="sigma_min", num_classes=0, **sampling):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
         self.config = DenoiserConfig(
-            preconditioning=preconditioning,
+            kind=kind,
+            boundary=boundary,
             image_size=4,
             image_channels=1,
             num_classes=num_classes,
@@ -128,7 +129,7 @@ def test_one_step_is_the_network_at_sigma_max():
 
 
 def test_auto_takes_heun_for_a_diffusion_checkpoint_with_its_own_grid():
-    sampler, levels = choose_levels(Recorder("edm", num_scales=18))
+    sampler, levels = choose_levels(Recorder("diffusion", "zero", num_scales=18))
     assert sampler == "heun"
     assert levels == karras_sigmas(18, 0.002, 80.0).tolist()
 

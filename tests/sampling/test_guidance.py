@@ -14,9 +14,10 @@ from cm_train.sampling.guidance import Guided, guided
 from conftest import TINY, wait_for
 
 
-def conditional(preconditioning="edm", null_label=True):
+def conditional(kind="diffusion", boundary="zero", null_label=True):
     config = DenoiserConfig(
-        preconditioning=preconditioning,
+        kind=kind,
+        boundary=boundary,
         image_size=8,
         image_channels=1,
         num_classes=3,
@@ -52,7 +53,10 @@ def test_no_guidance_is_the_denoiser_itself():
 
 @pytest.mark.parametrize(
     ("denoiser", "reason"),
-    [(conditional(null_label=False), "label dropout"), (conditional("consistency"), "only a diffusion model")],
+    [
+        (conditional(null_label=False), "label dropout"),
+        (conditional("consistency", "sigma_min"), "only a diffusion model"),
+    ],
 )
 def test_model_that_can_not_be_guided_is_refused(denoiser, reason):
     with pytest.raises(InputError, match=reason):
@@ -86,7 +90,7 @@ def test_label_dropout_hides_its_share_of_the_labels_and_no_other_number():
 def test_distillation_matches_the_guided_teacher():
     """The second point of a CD pair is the guided teacher's solver step, so another guidance gives another loss."""
     noise = NoiseSchedule(NoiseConfig(proposal={"name": "uniform"}, curriculum={"name": "constant"}), 10)
-    student = conditional("consistency")
+    student = conditional("consistency", "sigma_min")
     losses = []
     for guidance in (1.0, 3.0):
         teacher = guided(conditional(), guidance)
