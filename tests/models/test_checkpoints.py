@@ -67,6 +67,16 @@ def test_load_denoiser_gives_the_named_weights_back(weights, seed, tmp_path):
     assert not any(p.requires_grad for p in loaded.parameters())
 
 
+def test_unknown_weights_are_refused_with_all_that_there_are(tmp_path):
+    write(tmp_path, 5)
+    with pytest.raises(InputError, match="no such weights; got 'ema_0.5'; allowed: ema, raw, ema_0.9, ema_0.99$"):
+        loading.load_denoiser(tmp_path, "ema_0.5")
+    with pytest.raises(
+        InputError, match="no snapshots to make an average of.*allowed: ema, raw, ema_0.9, ema_0.99; fix"
+    ):
+        loading.load_denoiser(tmp_path, "power_0.1")
+
+
 def test_load_denoiser_takes_a_run_or_one_of_its_checkpoints(tmp_path):
     older, newer = write(tmp_path, 5, seed=10), write(tmp_path, 15, seed=20)
     pick = lambda path: next(loading.load_denoiser(path, "raw").parameters())  # noqa: E731
