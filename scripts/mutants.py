@@ -63,10 +63,11 @@ SCM_CODE, SCM, GUIDANCE = (
     "tests/objectives/test_scm.py",
     "tests/sampling/test_guidance.py",
 )
-DENOISER_CODE, SAMPLING_CODE, NOISE_CODE = (
-    "cm_train/models/denoiser.py",
-    "cm_train/sampling/samplers.py",
-    "cm_train/objectives/noise.py",
+DENOISER_CODE, NOISE_CODE = "cm_train/models/denoiser.py", "cm_train/objectives/noise.py"
+HEUN_CODE, MULTISTEP_CODE, ODE_CODE = (
+    "cm_train/sampling/samplers/heun.py",
+    "cm_train/sampling/samplers/multistep.py",
+    "cm_train/sampling/samplers/ode.py",
 )
 EMA_CODE, DISTANCES_CODE, OPTIMIZERS_CODE = (
     "cm_train/models/averages.py",
@@ -198,13 +199,13 @@ MUTANTS = [Mutant(*row) for row in (
     ("lognormal-root", NOISE_CODE, "self.config.std * math.sqrt(2) *", "self.config.std *", NOISE,
      "erfinv without its root of 2"),
     # --------------------------------------------------------------------------------------------------------- sampling
-    ("renoise-plain", SAMPLING_CODE, "(sigma**2 - boundary**2) ** 0.5", "sigma", SAMPLING,
+    ("renoise-plain", MULTISTEP_CODE, "(sigma**2 - boundary**2) ** 0.5", "sigma", SAMPLING,
      "re-noising by sigma itself (ECT)"),
-    ("heun-level", SAMPLING_CODE, "x + step * slope, sigma_next)", "x + step * slope, sigma)", SAMPLING,
+    ("heun-level", HEUN_CODE, "x + step * first, sigma_next)", "x + step * first, sigma)", SAMPLING,
      "Heun's second slope at the first level"),
-    ("heun-point", SAMPLING_CODE, "x + step * slope, sigma_next)", "x, sigma_next)", SAMPLING,
+    ("heun-point", HEUN_CODE, "x + step * first, sigma_next)", "x, sigma_next)", SAMPLING,
      "Heun's second slope at the first point"),
-    ("last-step", SAMPLING_CODE, "return denoise(x, levels[-1])", "return x", SAMPLING,
+    ("last-step", ODE_CODE, "return denoise(x, levels[-1])", "return x", SAMPLING,
      "no last step to 0: the noise of sigma_min stays"),
     ("uint8-truncated", "cm_train/data/pixels.py", "* 127.5 + 128)", "* 127.5 + 127.5)", IMAGES,
      "truncation to 8 bits, half a level too dark (OpenAI)"),
@@ -297,8 +298,8 @@ MUTANTS = [Mutant(*row) for row in (
     ("torn-row-kept", "cm_train/commands/sample_files.py", "file.truncate(places[0] * self._size)", "pass",
      "tests/commands/test_sample.py::test_the_same_request_goes_on_where_it_was_stopped",
      "half an image in the middle shifts all pixels after it"),
-    ("numbers-win", "cm_train/sampling/generate.py", "if str(label) in known:", "if label in known:",
-     "tests/sampling/test_generate.py::test_class_numbers_are_those_of_the_names_or_the_numbers_themselves",
+    ("numbers-win", "cm_train/sampling/labels.py", "if str(label) in known:", "if label in known:",
+     "tests/sampling/test_labels.py::test_class_numbers_are_those_of_the_names_or_the_numbers_themselves",
      "labels=2 means the class of number 2 where another is called so"),
 )]
 # fmt: on

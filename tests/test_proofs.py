@@ -20,7 +20,8 @@ from cm_train.models.denoiser import Denoiser, DenoiserConfig
 from cm_train.models.noise_levels import karras_sigmas
 from cm_train.objectives.noise import NoiseSchedule
 from cm_train.runs.config import parse
-from cm_train.sampling.samplers import euler_step, heun_step
+from cm_train.sampling.samplers.euler import euler_step
+from cm_train.sampling.samplers.heun import heun_step
 from cm_train.training.tracking import SilentTracker
 from cm_train.training.trainer import Trainer
 

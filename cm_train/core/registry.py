@@ -25,6 +25,7 @@ _HOMES = {
     "objective": "cm_train.objectives",
     "optimizer": "cm_train.training.optimizers",
     "proposal": "cm_train.objectives.noise",
+    "sampler": "cm_train.sampling.samplers",
 }
 _classes: dict[tuple[str, str], type] = {}
 

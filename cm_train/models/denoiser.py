@@ -77,6 +77,11 @@ class DenoiserConfig(Settings):
         self.sampling.check_above(self.sigma_min)
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """[C, H, W]."""
+        return self.image_channels, self.image_size, self.image_size
+
+    @property
     def sigma_boundary(self) -> float:
         """The noise level of the boundary, where D is the identity; a consistency function's samples keep that much."""
         return self.sigma_min if self.boundary == "sigma_min" else 0.0
@@ -145,7 +150,7 @@ def forward_flops(config: DenoiserConfig, backbone: Mapping[str, Any]) -> int:
     """Floating-point operations of one image's way through the network; a multiplication and an addition are two."""
     with torch.device("meta"):
         sketch = build_denoiser(config, backbone)
-        x = torch.zeros(1, config.image_channels, config.image_size, config.image_size)
+        x = torch.zeros(1, *config.image_shape)
         labels = torch.zeros(1, dtype=torch.int64) if config.num_classes else None
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             sketch(x, torch.ones(1), labels)

@@ -11,7 +11,9 @@ from torch import Tensor
 from ..core.registry import Settings, register
 from ..models.averages import ema_update, frozen_copy
 from ..models.denoiser import Denoiser, per_image
-from ..sampling.samplers import Denoise, euler_step, heun_step
+from ..sampling.samplers.base import Denoise
+from ..sampling.samplers.euler import euler_step
+from ..sampling.samplers.heun import heun_step
 from . import distances
 from .base import Batch, Objective
 from .lpips import LPIPS, check_available

@@ -51,6 +51,17 @@ def test_no_guidance_is_the_denoiser_itself():
     assert guided(denoiser, 1.0) is denoiser
 
 
+def test_a_guided_model_is_sampled_as_it_is_or_not_at_all():
+    """Two guidances can't both hold, and neither is passed over."""
+    model = Guided(conditional(), 3.0)
+    assert guided(model, None) is model
+    once = generate(conditional(), range(4), labels=1, steps=4, guidance=3.0)
+    assert torch.equal(generate(model, range(4), labels=1, steps=4), once)
+    for guidance in (1.0, 2.0, 3.0):
+        with pytest.raises(InputError, match=f"guided already, by 3.0; got 'guidance={guidance}'; fix: drop guidance="):
+            generate(model, range(4), steps=4, guidance=guidance)
+
+
 @pytest.mark.parametrize(
     ("denoiser", "reason"),
     [

@@ -1,0 +1,19 @@
+"""Consistency sampling in one step."""
+
+from collections.abc import Sequence
+
+from ...core.errors import InputError
+from ...core.registry import register
+from .multistep import Multistep
+
+
+@register("sampler", "onestep")
+class OneStep(Multistep):
+    """Multistep sampling that is held to one level: what asks for more is a mistake."""
+
+    usual_for = None
+    known_as = "multistep"
+
+    def check(self, sigmas: Sequence[float]) -> None:
+        if len(sigmas) != 1:
+            raise InputError("sampler=onestep makes one step", f"steps={len(sigmas)}", fix="sampler=multistep")
