@@ -184,7 +184,7 @@ MUTANTS = [Mutant(*row) for row in (
     ("scm-weight-sign", SCM_CODE, "weight.exp() * error - weight", "weight.exp() * error + weight", SCM,
      "the learned weighting without its counterweight"),
     ("scm-warmup", SCM_CODE, "min(1.0, step / num)", "step / num", SCM, "a tangent that goes on growing"),
-    ("scm-dropout", SCM_CODE, 'labels, batch["dropout_keys"]).to', "labels, None).to", SCM,
+    ("scm-dropout", SCM_CODE, "labels, batch.dropout_keys).to", "labels, None).to", SCM,
      "no dropout in the student"),
     ("scm-gradient", SCM_CODE, "with torch.no_grad():\n            exact, derivative",
      "if True:\n            exact, derivative", SCM, "a gradient through the derivative and the goal"),

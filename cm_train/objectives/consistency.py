@@ -86,8 +86,8 @@ class Consistency(Objective):
         return {"sigma": sigma, "sigma_next": sigma_next}
 
     def losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        x0, noise, sigma, sigma_next = (batch[k] for k in ("x0", "noise", "sigma", "sigma_next"))
-        labels, keys = batch["labels"], batch["dropout_keys"]
+        x0, noise, labels, keys = batch.x0, batch.noise, batch.labels, batch.dropout_keys
+        sigma, sigma_next = batch.levels["sigma"], batch.levels["sigma_next"]
         x = x0 + per_image(sigma, x0) * noise
         denoised = self.denoiser(x, sigma, labels, keys)
         with torch.no_grad():

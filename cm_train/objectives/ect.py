@@ -60,8 +60,8 @@ class ECT(Objective):
         return {"sigma": sigma, "sigma_next": self.sigma_next(sigma, step)}
 
     def losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        x0, noise, sigma, sigma_next = (batch[k] for k in ("x0", "noise", "sigma", "sigma_next"))
-        labels, keys = batch["labels"], batch["dropout_keys"]
+        x0, noise, labels, keys = batch.x0, batch.noise, batch.labels, batch.dropout_keys
+        sigma, sigma_next = batch.levels["sigma"], batch.levels["sigma_next"]
         denoised = self.denoiser(x0 + per_image(sigma, x0) * noise, sigma, labels, keys)
         with torch.no_grad():
             x_next = x0 + per_image(sigma_next, x0) * noise

@@ -67,7 +67,7 @@ class SCM(Objective):
         return {"sigma": sigma, "tangent_warmup": torch.full_like(sigma, self.tangent_warmup(step))}
 
     def losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        x0, noise, sigma, labels = (batch[k] for k in ("x0", "noise", "sigma", "labels"))
+        x0, noise, sigma, labels = batch.x0, batch.noise, batch.levels["sigma"], batch.labels
         data = self.denoiser.config.sigma_data
         scale = torch.rsqrt(sigma**2 + data**2)
         cos, sin = per_image(data * scale, x0), per_image(sigma * scale, x0)
@@ -80,14 +80,14 @@ class SCM(Objective):
 
         def network(scaled: Tensor, sigma: Tensor) -> Tensor:
             c_noise = self.denoiser.c_noise(sigma)
-            return -self.denoiser.backbone(scaled, c_noise, labels, batch["dropout_keys"]).to(scaled.dtype)
+            return -self.denoiser.backbone(scaled, c_noise, labels, batch.dropout_keys).to(scaled.dtype)
 
         scaled = cos * x / data
         output = network(scaled, sigma)
         with torch.no_grad():
             exact, derivative = _along(network, scaled, cos * sin * velocity / data, sigma)
             g = -(cos**2) * (data * exact - velocity)
-            g = g - per_image(batch["tangent_warmup"], x0) * (cos * sin * cos * x + data * derivative)
+            g = g - per_image(batch.levels["tangent_warmup"], x0) * (cos * sin * cos * x + data * derivative)
             goal = output + self._bounded(g)
         error = l2(output, goal)
         weight = torch.zeros_like(sigma)

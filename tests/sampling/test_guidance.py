@@ -89,13 +89,14 @@ def test_label_dropout_hides_its_share_of_the_labels_and_no_other_number():
     labels, x0 = torch.arange(4096) % 3, torch.zeros(4096, 1, 8, 8)
     build = lambda p: registry.build("objective", {"name": "edm"}, conditional(), noise, 0, label_dropout=p)  # noqa: E731
     kept, dropped = (build(p).draw(x0, labels, 5, range(4096)) for p in (0.0, 0.25))
-    assert torch.equal(kept["labels"], labels)
-    hidden = dropped["labels"] == 3
+    assert torch.equal(kept.labels, labels)
+    hidden = dropped.labels == 3
     assert hidden.float().mean().item() == pytest.approx(0.25, abs=0.03)
-    assert torch.equal(dropped["labels"][~hidden], labels[~hidden])
-    assert all(torch.equal(kept[k], dropped[k]) for k in kept if k != "labels")
+    assert torch.equal(dropped.labels[~hidden], labels[~hidden])
+    assert all(torch.equal(getattr(kept, k), getattr(dropped, k)) for k in ("x0", "noise", "dropout_keys"))
+    assert torch.equal(kept.levels["sigma"], dropped.levels["sigma"])
     part = build(0.25).draw(x0[100:164], labels[100:164], 5, range(100, 164))
-    assert torch.equal(part["labels"], dropped["labels"][100:164])
+    assert torch.equal(part.labels, dropped.labels[100:164])
 
 
 def test_distillation_matches_the_guided_teacher():
