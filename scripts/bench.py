@@ -70,7 +70,8 @@ def make_teacher(folder: Path, config, channels: int, image_size: int) -> Path:
     """A teacher with random weights: its quality does not matter to its speed."""
     denoiser = build_denoiser(
         DenoiserConfig(
-            preconditioning="edm",
+            kind="diffusion",
+            boundary="zero",
             image_size=image_size,
             image_channels=channels,
             sigma_data=0.5,

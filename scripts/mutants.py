@@ -63,10 +63,11 @@ SCM_CODE, SCM, GUIDANCE = (
     "tests/objectives/test_scm.py",
     "tests/sampling/test_guidance.py",
 )
-DENOISER_CODE, SAMPLING_CODE, NOISE_CODE = (
-    "cm_train/models/denoiser.py",
-    "cm_train/sampling/samplers.py",
-    "cm_train/objectives/noise.py",
+DENOISER_CODE, NOISE_CODE = "cm_train/models/denoiser.py", "cm_train/objectives/noise.py"
+HEUN_CODE, MULTISTEP_CODE, ODE_CODE = (
+    "cm_train/sampling/samplers/heun.py",
+    "cm_train/sampling/samplers/multistep.py",
+    "cm_train/sampling/samplers/ode.py",
 )
 EMA_CODE, DISTANCES_CODE, OPTIMIZERS_CODE = (
     "cm_train/models/averages.py",
@@ -92,7 +93,7 @@ MUTANTS = [Mutant(*row) for row in (
      "c_skip of the diffusion model: no boundary at sigma_min"),
     ("c-out-shift", DENOISER_CODE, "shifted * data * inverse_root",
      "shifted * data * torch.rsqrt(shifted**2 + data**2)", DENOISER, "sigma_min subtracted under c_out's root too"),
-    ("no-shift", DENOISER_CODE, "shifted = sigma - self.config.boundary", "shifted = sigma", DENOISER,
+    ("no-shift", DENOISER_CODE, "shifted = sigma - self.config.sigma_boundary", "shifted = sigma", DENOISER,
      "the diffusion model's coefficients in a consistency model"),
     ("c-noise-1000", DENOISER_CODE, "sigma.log() / 4", "sigma.log() * 250", DENOISER,
      "OpenAI's factor of 1000 on c_noise"),
@@ -160,7 +161,7 @@ MUTANTS = [Mutant(*row) for row in (
     # -------------------------------------------------------------------------------------------------------------- ECT
     ("ect-clean-goal", ECT_CODE, "goal = torch.where(per_image(clean, x0), x0, goal)", "pass", ECT,
      "r = 0 not masked to the image"),
-    ("ect-boundary", ECT_CODE, 'preconditioning = "trigflow"', 'preconditioning = "consistency"', ECT,
+    ("ect-boundary", ECT_CODE, 'boundary = "zero"', 'boundary = "sigma_min"', ECT,
      "coefficients with the identity at sigma_min, under a goal without noise"),
     ("ect-power", ECT_CODE, "c.q ** (self.stage(step) + 1)", "c.q ** self.stage(step)", ECT, "q^s for q^(s + 1)"),
     ("ect-sigmoid", ECT_CODE, "torch.sigmoid(-c.b", "torch.sigmoid(c.b", ECT, "the sigmoid's sign"),
@@ -183,7 +184,7 @@ MUTANTS = [Mutant(*row) for row in (
     ("scm-weight-sign", SCM_CODE, "weight.exp() * error - weight", "weight.exp() * error + weight", SCM,
      "the learned weighting without its counterweight"),
     ("scm-warmup", SCM_CODE, "min(1.0, step / num)", "step / num", SCM, "a tangent that goes on growing"),
-    ("scm-dropout", SCM_CODE, 'labels, batch["dropout_keys"]).to', "labels, None).to", SCM,
+    ("scm-dropout", SCM_CODE, "labels, batch.dropout_keys).to", "labels, None).to", SCM,
      "no dropout in the student"),
     ("scm-gradient", SCM_CODE, "with torch.no_grad():\n            exact, derivative",
      "if True:\n            exact, derivative", SCM, "a gradient through the derivative and the goal"),
@@ -198,13 +199,13 @@ MUTANTS = [Mutant(*row) for row in (
     ("lognormal-root", NOISE_CODE, "self.config.std * math.sqrt(2) *", "self.config.std *", NOISE,
      "erfinv without its root of 2"),
     # --------------------------------------------------------------------------------------------------------- sampling
-    ("renoise-plain", SAMPLING_CODE, "(sigma**2 - boundary**2) ** 0.5", "sigma", SAMPLING,
+    ("renoise-plain", MULTISTEP_CODE, "(sigma**2 - boundary**2) ** 0.5", "sigma", SAMPLING,
      "re-noising by sigma itself (ECT)"),
-    ("heun-level", SAMPLING_CODE, "x + step * slope, sigma_next)", "x + step * slope, sigma)", SAMPLING,
+    ("heun-level", HEUN_CODE, "x + step * first, sigma_next)", "x + step * first, sigma)", SAMPLING,
      "Heun's second slope at the first level"),
-    ("heun-point", SAMPLING_CODE, "x + step * slope, sigma_next)", "x, sigma_next)", SAMPLING,
+    ("heun-point", HEUN_CODE, "x + step * first, sigma_next)", "x, sigma_next)", SAMPLING,
      "Heun's second slope at the first point"),
-    ("last-step", SAMPLING_CODE, "return denoise(x, levels[-1])", "return x", SAMPLING,
+    ("last-step", ODE_CODE, "return denoise(x, levels[-1])", "return x", SAMPLING,
      "no last step to 0: the noise of sigma_min stays"),
     ("uint8-truncated", "cm_train/data/pixels.py", "* 127.5 + 128)", "* 127.5 + 127.5)", IMAGES,
      "truncation to 8 bits, half a level too dark (OpenAI)"),
@@ -297,8 +298,8 @@ MUTANTS = [Mutant(*row) for row in (
     ("torn-row-kept", "cm_train/commands/sample_files.py", "file.truncate(places[0] * self._size)", "pass",
      "tests/commands/test_sample.py::test_the_same_request_goes_on_where_it_was_stopped",
      "half an image in the middle shifts all pixels after it"),
-    ("numbers-win", "cm_train/sampling/generate.py", "if str(label) in known:", "if label in known:",
-     "tests/sampling/test_generate.py::test_class_numbers_are_those_of_the_names_or_the_numbers_themselves",
+    ("numbers-win", "cm_train/sampling/labels.py", "if str(label) in known:", "if label in known:",
+     "tests/sampling/test_labels.py::test_class_numbers_are_those_of_the_names_or_the_numbers_themselves",
      "labels=2 means the class of number 2 where another is called so"),
 )]
 # fmt: on

@@ -2,12 +2,13 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy
 import pytest
 import torch
 from test_noise import ICT_11
-from test_objectives import EPS, Exact, S, T, consistency, gaussian_consistency, schedule
+from test_objectives import EPS, Exact, S, T, consistency, gaussian_consistency, in_double, schedule
 from test_objectives import M as MEAN
 from test_samplers import MEANS, SHARES, STDS, descend, flow_by_rk4, mixture
 from torch import nn
@@ -20,7 +21,8 @@ from cm_train.models.denoiser import Denoiser, DenoiserConfig
 from cm_train.models.noise_levels import karras_sigmas
 from cm_train.objectives.noise import NoiseSchedule
 from cm_train.runs.config import parse
-from cm_train.sampling.samplers import euler_step, heun_step
+from cm_train.sampling.samplers.euler import euler_step
+from cm_train.sampling.samplers.heun import heun_step
 from cm_train.training.tracking import SilentTracker
 from cm_train.training.trainer import Trainer
 
@@ -87,7 +89,8 @@ def trained(composed, tmp_path, dataset, backbone, teacher, *overrides):
     objective_class = registry.find("objective", config.objective.name)
     denoiser = Denoiser(
         DenoiserConfig(
-            preconditioning=objective_class.preconditioning,
+            kind=objective_class.kind,
+            boundary=objective_class.boundary,
             image_size=8,
             image_channels=1,
             sigma_data=dataset.sigma_data(),
@@ -192,8 +195,7 @@ def z_scores(objective, draw, batches=64, size=1 << 12):
         uniform = torch.rand(size, 1, 1, 1, dtype=torch.float64, generator=generator)
         batch = objective.draw(draw(normal, uniform), None, step, range(size))
         objective.zero_grad()
-        batch |= {k: batch[k].double() for k in ("noise", "sigma", "sigma_next")}
-        objective(batch)[0].sum().backward()
+        objective(in_double(batch))[0].sum().backward()
         gradients.append(objective.denoiser.weight.grad.clone())
     gradients = torch.stack(gradients)[:, 1:]
     return gradients.mean(0) / (gradients.std(0) / len(gradients) ** 0.5)
@@ -362,7 +364,7 @@ def test_ict_draws_its_intervals_with_the_tabled_probabilities(ict):
     size = 40_000
     batch = ict(lambda x, s: x).draw(torch.zeros(size, 1, 1, 1), None, 0, range(size))
     grid = karras_sigmas(11, EPS, T).flip(0).float()
-    counts = torch.bincount(torch.searchsorted(grid, batch["sigma"]) - 1, minlength=10)
+    counts = torch.bincount(torch.searchsorted(grid, batch.levels["sigma"]) - 1, minlength=10)
     expected = size * torch.tensor(ICT_11[::-1]) / sum(ICT_11)
     chi_square = ((counts - expected) ** 2 / expected).sum().item()
     print(f"chi-square {chi_square:.1f}; shares {[round(c / size, 3) for c in counts.tolist()]}")
@@ -375,7 +377,8 @@ def test_ict_weights_are_as_tabled(step, num, mean, ict):
     size = 1 << 17
     u = (torch.arange(size, dtype=torch.float64) + 0.5) / size
     batch = objective.draw(torch.zeros(size, 1, 1, 1), None, step, range(size))
-    loss, metrics = objective(batch | objective.draw_levels(u, step) | {"noise": torch.ones(size, 1, 1, 1)})
+    batch = replace(batch, levels=objective.draw_levels(u, step), noise=torch.ones(size, 1, 1, 1))
+    loss, metrics = objective(batch)
     weight = loss / metrics["distance"]
     assert objective.schedule(step)["num_scales"] == num
     assert weight.mean().item() == pytest.approx(mean, rel=0.01)
@@ -390,9 +393,8 @@ def test_ict_smooths_by_the_papers_constant(size, c, ict):
     """d = sqrt(r^2 + c^2) - c gives c = (r^2 - d^2) / (2 d), for one r over all pixels."""
     objective = ict(lambda x, s: x)
     x0 = torch.zeros(16, 3, size, size, dtype=torch.float64)
-    batch = objective.draw(x0, None, 0, range(16))
-    batch |= {k: batch[k].double() for k in ("noise", "sigma", "sigma_next")}
-    r = (batch["sigma"] - batch["sigma_next"]) * batch["noise"].flatten(1).norm(dim=1)
+    batch = in_double(objective.draw(x0, None, 0, range(16)))
+    r = (batch.levels["sigma"] - batch.levels["sigma_next"]) * batch.noise.flatten(1).norm(dim=1)
     d = objective(batch)[1]["distance"]
     torch.testing.assert_close((r**2 - d**2) / (2 * d), torch.full_like(d, c), rtol=0, atol=5e-5)
     print(f"c {((r**2 - d**2) / (2 * d)).mean():.5f}")

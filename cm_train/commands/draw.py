@@ -2,7 +2,9 @@
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,12 +21,12 @@ from .sample_folder import Request, claimed, default_name, writing
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..models.checkpoints.manifest import Manifest
     from ..models.denoiser import Denoiser
+    from ..sampling.guidance import Guided
+    from ..sampling.samplers.base import Sampler
     from .sample_files import ImageFiles
 
 GRID_IMAGES = 100
-_SHOWN = 5  # of a list, in a line or a name
 
 
 class SampleConfig(Settings):
@@ -35,7 +37,7 @@ class SampleConfig(Settings):
     seed: Annotated[int, Field(ge=0)]
     steps: Annotated[int, Field(ge=1)] | None
     sigmas: list[float] | None
-    sampler: Literal["auto", "onestep", "multistep", "euler", "heun"]
+    sampler: str
     weights: Text
     labels: int | str | list[int | str] | None
     guidance: Annotated[float, Field(ge=0)]
@@ -46,6 +48,14 @@ class SampleConfig(Settings):
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     compile: bool = False
     plugins: list[Text] = []
+
+    @field_validator("sampler")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        from ..sampling.choosing import check_sampler
+
+        check_sampler(value)
+        return value
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -75,121 +85,151 @@ def sample(cfg: DictConfig) -> ExitCode:
     return ExitCode.DONE
 
 
+@dataclass(frozen=True)
+class _Job:
+    """A request, what draws it, and where its images go."""
+
+    request: Request
+    checkpoint: Path  # the folder that `denoiser` is from
+    denoiser: "Denoiser | Guided"
+    sampler: "Sampler"
+    out: Path
+
+
 def _sample(config: SampleConfig) -> None:
+    from ..core.terminal import say
+    from .sample_files import open_files
+
+    job = _prepare(config)
+    out = job.out
+    _announce(job)
+    with claimed(out, job.request) as whole:
+        with writing(out):
+            files = open_files(config.format, out, job.denoiser.config.image_shape, config.seed)
+            missing = files.missing(config.num)
+        if len(missing) < config.num:
+            say(f"{config.num - len(missing)} of {config.num} images are there already")
+        if missing:
+            try:
+                _draw(job, files, missing, config.batch_size, config.compile)
+            except Stopped:
+                # By its checkpoint: what a run's folder means is another one once it has trained on.
+                same = shlex.quote(f"ckpt={job.checkpoint}")
+                raise Stopped(
+                    f"stopped: what was drawn is kept in {out}, and the command with {same} goes on"
+                ) from None
+        picture = _finish(out, files, whole.num, bool(missing))
+    if whole.num > config.num:
+        say(f"note: {out} is of a request with num={whole.num}")
+    say(f"wrote {picture} and the images beside it" if missing else f"nothing to draw; the images are in {out}")
+
+
+def _prepare(config: SampleConfig) -> _Job:
+    """Load the checkpoint, and find out what is wanted of it; nothing is written yet. Raises InputError."""
     from ..core import plugins
     from ..core.memory import shortage_explained
-    from ..core.terminal import say
-    from ..data.pixels import grid
     from ..models.checkpoints.load import load_checkpoint
-    from ..sampling.generate import choose_levels, class_numbers
+    from ..models.checkpoints.weights import sha256_of_weights
+    from ..sampling.choosing import choose_levels, find_sampler
     from ..sampling.guidance import guided
-    from .sample_files import open_files, save_whole
+    from ..sampling.labels import class_numbers
 
     plugins.load(config.plugins)
     device = _device(config.device)
     with shortage_explained("while the checkpoint was being loaded", "device=cpu, or less beside it on this machine"):
         folder, manifest, denoiser = load_checkpoint(config.ckpt, config.weights, device)
     known = denoiser.config
-    guided(denoiser, config.guidance)  # refuses what can't be, before anything is written
-    sampler, levels = choose_levels(denoiser, config.sampler, config.steps, config.sigmas)
-    labels = None if config.labels is None else class_numbers(config.labels, config.num, known)
+    name, sampler = find_sampler(config.sampler, known.kind)
     request = Request(
         cm_train=cli.version("cm-train"),
         ckpt=config.ckpt,
         step=manifest.step,
         weights=config.weights,
-        sha256=_sha256(manifest, config.weights),
+        sha256=sha256_of_weights(manifest, config.weights),
         num=config.num,
         seed=config.seed,
-        sampler=sampler,
-        sigmas=levels,
-        labels=labels,
+        sampler=name,
+        sigmas=choose_levels(sampler, known, config.steps, config.sigmas),
+        labels=None if config.labels is None else class_numbers(config.labels, config.num, known),
         guidance=config.guidance,
         precision=config.precision,
         format=config.format,
     )
-    named = _classes(labels, known.class_names)
-    unusual = "" if sampler == choose_levels(denoiser, steps=1)[0] else sampler
-    name = default_name(folder, request, unusual, config.sigmas is not None, known.class_names)
-    out = Path("samples") / name if config.out is None else Path(os.path.expanduser(config.out))
+    if config.out is None:
+        unusual = "" if name == find_sampler("auto", known.kind)[0] else name
+        has_levels = config.sigmas is not None
+        out = Path("samples") / default_name(folder, request, unusual, has_levels, known.class_names)
+    else:
+        out = Path(os.path.expanduser(config.out))
+    return _Job(request, folder, guided(denoiser, config.guidance), sampler, out)
 
-    calls = 2 * len(levels) - 1 if sampler == "heun" else len(levels)
-    say(f"{config.num} images from {folder}, {config.weights} weights, {calls} network call{'s' * (calls > 1)} each")
-    if named:
+
+def _announce(job: _Job) -> None:
+    from ..core.terminal import say
+    from ..sampling.labels import in_words
+
+    request, calls = job.request, job.sampler.num_calls(len(job.request.sigmas))
+    each = f"{calls} network call{'s' * (calls > 1)} each"
+    say(f"{request.num} images from {job.checkpoint}, {request.weights} weights, {each}")
+    if named := in_words(request.labels, job.denoiser.config.class_names):
         say(f"of class {named}")
-    shape, picture = (known.image_channels, known.image_size, known.image_size), out / "grid.png"
-    with claimed(out, request) as whole:
-        with writing(out):
-            files = open_files(request.format, out, shape, request.seed)
-            places = files.missing(config.num)
-        if len(places) < config.num:
-            say(f"{config.num - len(places)} of {config.num} images are there already")
-        if places:
-            try:
-                _draw(config, request, denoiser, places, lambda batch, images: _write(files, out, batch, images))
-            except Stopped:
-                # By its checkpoint: what a run's folder means is another one once it has trained on.
-                same = shlex.quote(f"ckpt={folder}")
-                raise Stopped(
-                    f"stopped: what was drawn is kept in {out}, and the command with {same} goes on"
-                ) from None
-        with writing(out):
-            if places or not picture.exists():
-                save_whole(grid(files.read(min(whole.num, GRID_IMAGES))), picture, out / ".grid.png.writing")
-            files.finish()
-    if whole.num > config.num:
-        say(f"note: {out} is of a request with num={whole.num}")
-    say(f"wrote {picture} and the images beside it" if places else f"nothing to draw; the images are in {out}")
 
 
-def _write(files: "ImageFiles", out: Path, batch: list[int], images: "Tensor") -> None:
-    with writing(out):
-        files.add(batch, images)
-
-
-def _draw(
-    config: SampleConfig,
-    request: Request,
-    denoiser: "Denoiser",
-    places: list[int],
-    write: Callable[[list[int], "Tensor"], None],
-) -> None:
-    """Draw the images of `places`, and have them written batch by batch; a signal is heeded at each network call."""
+def _draw(job: _Job, files: "ImageFiles", places: list[int], batch_size: int, compiled: bool) -> None:
+    """Draw the images of `places`, and write each batch as it comes; a signal is heeded at each network call."""
     from ..core.memory import shortage_explained
     from ..core.precision import arithmetic
     from ..core.progress import progress
     from ..core.world import ALONE
     from ..models.compiling import CompiledBlocks
-    from ..sampling.generate import generate
+    from ..sampling.generate import generate_batches
+    from ..sampling.labels import one_an_image
     from ..training.compile_policy import compile_alike
 
-    batch_size = min(config.batch_size, len(places))
-    fix = f"batch_size={max(1, batch_size // 2)} (now {batch_size})"
-    batches = [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
-    labels = request.labels
+    request, batch_size, classes = job.request, min(batch_size, len(places)), None
+    if request.labels is not None:
+        classes = one_an_image(request.labels, request.num, job.denoiser.config.num_classes)
 
-    def draw(batch: list[int], **levels: Any) -> "Tensor":
-        return generate(
-            denoiser,
-            [request.seed + place for place in batch],
-            labels=[labels[place] for place in batch] if isinstance(labels, list) else labels,
-            guidance=request.guidance,
+    def batches(places: list[int], levels: list[float]) -> "Iterator[Tensor]":
+        return generate_batches(
+            job.denoiser,
+            job.sampler,
+            levels,
+            [request.seed + place for place in places],
+            None if classes is None else [classes[place] for place in places],
             batch_size=batch_size,
             precision=request.precision,
-            whole_batches=config.compile,
-            **levels,
+            whole_batches=compiled,
         )
 
-    denoiser.register_forward_pre_hook(lambda *_: heed())
+    def try_out() -> "Tensor":  # at one level: that is one network call, and all are alike
+        return next(batches(places[:batch_size], request.sigmas[:1]))
+
+    fix = f"batch_size={max(1, batch_size // 2)} (now {batch_size})"
+    job.denoiser.register_forward_pre_hook(lambda *_: heed())
     with shortage_explained(f"drawing {batch_size} images at once", fix), progress(len(places), "sampling") as bar:
-        if config.compile:
-            blocks = CompiledBlocks(denoiser)
-            with arithmetic(config.precision):
-                one_call = {"sampler": "multistep", "sigmas": request.sigmas[:1]}
-                compile_alike(blocks, lambda: draw(batches[0], **one_call), "true", ALONE, lambda: False)
-        for batch in batches:
-            write(batch, draw(batch, sampler=config.sampler, steps=config.steps, sigmas=config.sigmas))
-            bar.advance(len(batch))
+        if compiled:
+            blocks = CompiledBlocks(job.denoiser)
+            with arithmetic(request.precision):
+                compile_alike(blocks, try_out, "true", ALONE, lambda: False)
+        left = iter(places)
+        for images in batches(places, request.sigmas):
+            with writing(job.out):
+                files.add([*islice(left, len(images))], images)
+            bar.advance(len(images))
+
+
+def _finish(out: Path, files: "ImageFiles", num: int, has_new: bool) -> Path:
+    """Make the grid and whatever else comes last; returns the grid's path."""
+    from ..data.pixels import grid
+    from .sample_files import save_whole
+
+    picture = out / "grid.png"
+    with writing(out):
+        if has_new or not picture.exists():
+            save_whole(grid(files.read(min(num, GRID_IMAGES))), picture, out / ".grid.png.writing")
+        files.finish()
+    return picture
 
 
 def _device(asked: str) -> str:
@@ -198,23 +238,9 @@ def _device(asked: str) -> str:
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     gpus = torch.cuda.device_count()
-    known = ["cpu", *["cuda"][:gpus], *(f"cuda:{i}" for i in range(gpus))]
+    known = ["cpu"]
+    if gpus:
+        known += ["cuda", *(f"cuda:{i}" for i in range(gpus))]
     if asked not in known:
         raise InputError("no such device here", asked, ", ".join(["auto", *known]))
     return asked
-
-
-def _sha256(manifest: "Manifest", weights: str) -> str:
-    """Of the weights' file; where they are made of snapshots, of the averaged ones', which only this checkpoint has."""
-    stem = {"raw": "denoiser"}.get(weights, weights)
-    entry = manifest.files.get(f"{stem}.safetensors") or manifest.files[f"{manifest.ema}.safetensors"]
-    return entry.sha256
-
-
-def _classes(labels: int | list[int] | None, names: list[str]) -> str:
-    """Names and numbers of the classes that were asked for, as far as they have names."""
-    if labels is None or not names:
-        return ""
-    numbers = list(dict.fromkeys([labels] if isinstance(labels, int) else labels))
-    more = f", ... ({len(numbers)} in all)" if len(numbers) > _SHOWN else ""
-    return ", ".join(f"{names[n]} ({n})" for n in numbers[:_SHOWN]) + more

@@ -28,6 +28,7 @@ _KINDS = {
     "objective": ("objective.name", "cm_train.objectives"),
     "optimizer": ("optimizer.name", "cm_train.training.optimizers"),
     "proposal": ("noise.proposal.name", "cm_train.objectives.noise"),
+    "sampler": ("sampler", "cm_train.sampling.samplers"),
 }
 _classes: dict[tuple[str, str], Any] = {}
 _plugins: dict[tuple[str, str], str] = {}  # which plugin brought a class, where one did

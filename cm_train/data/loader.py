@@ -8,7 +8,7 @@ from torch import Tensor
 from ..core import rng
 from .datasets.base import Dataset
 
-Batch = tuple[Tensor, Tensor | None]
+Images = tuple[Tensor, Tensor | None]  # uint8 [B, C, H, W] in [0, 255]; their labels, int64 [B], where there are any
 
 
 class Loader:
@@ -28,10 +28,10 @@ class Loader:
         self._order_version = versions["order"]
         self.dataset, self.seed, self.batch_size = dataset, seed, batch_size
         self._orders: dict[int, Tensor] = {}  # of the last epochs
-        self._ahead: dict[tuple[int, range], Future[Batch]] = {}
+        self._ahead: dict[tuple[int, range], Future[Images]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader") if dataset.lazy else None
 
-    def batch_at(self, step: int, rows: range) -> Batch:
+    def batch_at(self, step: int, rows: range) -> Images:
         """Images and labels of `rows` of the global batch of `step`, on the device of the data set.
 
         Args:
@@ -58,7 +58,7 @@ class Loader:
             position += len(parts[-1])
         return torch.cat(parts)
 
-    def _gather(self, step: int, rows: range) -> Batch:
+    def _gather(self, step: int, rows: range) -> Images:
         if self._thread is None:
             return self.dataset.gather(self.index_at(step, rows))
         for old in [key for key in self._ahead if key[0] not in (step, step + 1)]:  # the caller has jumped

@@ -41,15 +41,18 @@ class SamplingConfig(Settings):
 
 # How a network is told the noise level: ln(sigma) / 4 (EDM), or TrigFlow's angle atan(sigma / sigma_data).
 CNoise = Literal["log_sigma", "angle"]
+# What the denoised image is: the mean of all that the noisy one may have been, or the end of its path down the ODE.
+Kind = Literal["diffusion", "consistency"]
+# The noise level at which a denoiser is the identity: its coefficients are Karras et al.'s, or Song et al.'s.
+Boundary = Literal["zero", "sigma_min"]
 LONGEST_NAME = 255  # of a class, in characters
 
 
 class DenoiserConfig(Settings):
     """What a denoiser needs beside its backbone's sizes; stored with every checkpoint."""
 
-    # What makes the backbone a denoiser: a diffusion model's coefficients; those that are the identity at sigma_min;
-    # or the first again, read as a consistency function that is the identity at 0, which is TrigFlow's.
-    preconditioning: Literal["edm", "consistency", "trigflow"]
+    kind: Kind
+    boundary: Boundary
     c_noise: CNoise = "log_sigma"
     image_size: Annotated[int, Field(ge=1, le=4096)]
     image_channels: Annotated[int, Field(ge=1, le=4096)]
@@ -65,6 +68,8 @@ class DenoiserConfig(Settings):
     def model_post_init(self, _: Any) -> None:
         if self.sigma_max <= self.sigma_min:
             raise ValueError(f"sigma_max must exceed sigma_min={self.sigma_min}")
+        if self.kind == "diffusion" and self.boundary != "zero":
+            raise ValueError(f"the boundary of a diffusion model is zero, not {self.boundary}")
         if self.null_label and not self.num_classes:
             raise ValueError("null_label needs classes")
         if self.class_names and len(self.class_names) != self.num_classes:
@@ -72,21 +77,26 @@ class DenoiserConfig(Settings):
         self.sampling.check_above(self.sigma_min)
 
     @property
-    def boundary(self) -> float:
-        """The noise level of the samples of a consistency function: where it is the identity."""
-        return self.sigma_min if self.preconditioning == "consistency" else 0.0
+    def image_shape(self) -> tuple[int, int, int]:
+        """[C, H, W]."""
+        return self.image_channels, self.image_size, self.image_size
+
+    @property
+    def sigma_boundary(self) -> float:
+        """The noise level of the boundary, where D is the identity; a consistency function's samples keep that much."""
+        return self.sigma_min if self.boundary == "sigma_min" else 0.0
 
 
 class Denoiser(nn.Module):
     """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), Karras et al. 2022, eq. 7.
 
-    `preconditioning="consistency"` takes the coefficients of Song et al. 2023, appendix C, which make D the
-    identity at sigma_min; "edm" those of Karras et al. 2022, table 1. Both share c_in and c_noise, so weights
-    trained under one start the other.
+    With `boundary="zero"` the coefficients are those of Karras et al. 2022, table 1, and D is the identity at 0; with
+    "sigma_min" those of Song et al. 2023, appendix C, and it is the identity at sigma_min. Both share c_in and c_noise,
+    so weights trained under one start the other.
 
-    "trigflow" has EDM's coefficients too. With sigma = sigma_data tan(t), TrigFlow's f = cos(t) x_t - sin(t) sigma_data
+    TrigFlow's boundary is zero. With sigma = sigma_data tan(t), its f = cos(t) x_t - sin(t) sigma_data
     F(x_t / sigma_data, t) of x_t = cos(t) x (Lu & Song 2024, eq. 5) has c_skip = cos^2, c_in = cos / sigma_data and
-    c_out = -sin sigma_data: Karras et al.'s, but for the network's sign, and the identity at sigma = 0.
+    c_out = -sin sigma_data: Karras et al.'s, but for the network's sign.
     """
 
     def __init__(self, config: DenoiserConfig, backbone: nn.Module):
@@ -97,8 +107,8 @@ class Denoiser(nn.Module):
         """c_skip, c_out, c_in, c_noise for sigma [B]."""
         data = self.config.sigma_data
         inverse_root = torch.rsqrt(sigma**2 + data**2)
-        # The consistency boundary shifts sigma where it must vanish, but not under c_out's root.
-        shifted = sigma - self.config.boundary
+        # The boundary shifts sigma where it must vanish, but not under c_out's root.
+        shifted = sigma - self.config.sigma_boundary
         c_skip = 1 / (1 + (shifted / data) ** 2)  # in this form exactly 1 where shifted is 0
         c_out = shifted * data * inverse_root
         return c_skip, c_out, inverse_root, self.c_noise(sigma)
@@ -136,7 +146,7 @@ def forward_flops(config: DenoiserConfig, backbone: BackboneConfig) -> int:
     """Floating-point operations of one image's way through the network; a multiplication and an addition are two."""
     with torch.device("meta"):
         sketch = build_denoiser(config, backbone)
-        x = torch.zeros(1, config.image_channels, config.image_size, config.image_size)
+        x = torch.zeros(1, *config.image_shape)
         labels = torch.zeros(1, dtype=torch.int64) if config.num_classes else None
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             sketch(x, torch.ones(1), labels)

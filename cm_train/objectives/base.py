@@ -1,6 +1,7 @@
 """What every objective is: draw the randomness of a step, then compute a loss from it without drawing more."""
 
 import math
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -8,11 +9,20 @@ from torch import Tensor, nn
 
 from ..core.registry import ComponentConfig
 from ..core.rng import NEWEST, Draws, Versions
-from ..models.denoiser import Denoiser, per_image
+from ..models.denoiser import Boundary, Denoiser, Kind, per_image
 from ..sampling.guidance import Guided
 from .noise import NoiseConfig, NoiseSchedule
 
-Batch = dict[str, Any]  # tensors by name; labels may be None
+
+@dataclass(frozen=True)
+class Batch:
+    """What a loss is computed from: some images of a step, and all that was drawn for them."""
+
+    x0: Tensor  # clean images [B, C, H, W] in [-1, 1]
+    noise: Tensor  # unit normal [B, C, H, W]
+    labels: Tensor | None  # int64 [B]
+    dropout_keys: Tensor  # int32 [B, 2]
+    levels: dict[str, Tensor]  # [B] each: the noise level "sigma", and what else the objective draws or schedules
 
 
 class ObjectiveConfig(ComponentConfig):
@@ -50,7 +60,8 @@ class Objective(nn.Module):
         versions: how random numbers are drawn, see `rng.NEWEST`.
     """
 
-    preconditioning: ClassVar[Literal["edm", "consistency", "trigflow"]]
+    kind: ClassVar[Kind]  # of model that it trains,
+    boundary: ClassVar[Boundary]  # and where that is the identity
     levels: ClassVar[Literal["continuous", "grid"]]  # what it asks of the noise config
 
     def __init__(
@@ -84,16 +95,16 @@ class Objective(nn.Module):
         if labels is not None and self.label_dropout:
             dropped = draws.uniform("label_dropout") < self.label_dropout
             labels = torch.where(dropped, self.denoiser.config.num_classes, labels)
-        batch: Batch = {
-            "x0": x0,
-            "noise": draws.normal("noise", x0.shape[1:]),
-            "labels": labels,
-            "dropout_keys": draws.bits("dropout", (2,)),
-        }
-        return batch | self.draw_levels(draws.uniform("sigma"), step)
+        return Batch(
+            x0=x0,
+            noise=draws.normal("noise", x0.shape[1:]),
+            labels=labels,
+            dropout_keys=draws.bits("dropout", (2,)),
+            levels=self.draw_levels(draws.uniform("sigma"), step),
+        )
 
     def draw_levels(self, u: Tensor, step: int) -> dict[str, Tensor]:
-        """Noise levels by name for uniforms u [B]."""
+        """A batch's `levels` for uniforms u [B], float64."""
         raise NotImplementedError
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -11,7 +11,9 @@ from ..core import registry
 from ..core.registry import register
 from ..models.averages import ema_update, frozen_copy
 from ..models.denoiser import Denoiser, per_image
-from ..sampling.samplers import Denoise, euler_step, heun_step
+from ..sampling.samplers.base import Denoise
+from ..sampling.samplers.euler import euler_step
+from ..sampling.samplers.heun import heun_step
 from .base import Batch, Objective, ObjectiveConfig
 from .distances import DistanceConfig
 from .noise import NoiseConfig, NoiseSchedule
@@ -65,7 +67,8 @@ class Consistency(Objective):
     """
 
     Config = ConsistencyConfig
-    preconditioning = "consistency"
+    kind = "consistency"
+    boundary = "sigma_min"
     levels = "grid"
 
     def __init__(self, config: ConsistencyConfig, denoiser: Denoiser, *args: Any, **kwargs: Any):
@@ -84,8 +87,8 @@ class Consistency(Objective):
         return {"sigma": sigma, "sigma_next": sigma_next}
 
     def losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        x0, noise, sigma, sigma_next = (batch[k] for k in ("x0", "noise", "sigma", "sigma_next"))
-        labels, keys = batch["labels"], batch["dropout_keys"]
+        x0, noise, labels, keys = batch.x0, batch.noise, batch.labels, batch.dropout_keys
+        sigma, sigma_next = batch.levels["sigma"], batch.levels["sigma_next"]
         x = x0 + per_image(sigma, x0) * noise
         denoised = self.denoiser(x, sigma, labels, keys)
         with torch.no_grad():

@@ -37,13 +37,14 @@ class ECT(Objective):
     """w(sigma) d(f(x, sigma), stopgrad f(x_next, sigma_next)): Geng et al. 2024 (Consistency Models Made Easy).
 
     Both points share image, noise and dropout mask. Where sigma_next is 0 the goal is the image itself, which makes
-    the first stage a diffusion loss at low noise; hence the good start from a diffusion model's weights. The
-    coefficients are EDM's, whose function is the identity at 0 as the goal there demands (`Denoiser` calls that
-    "trigflow"); their CIFAR-10 code moves that point to 0.003 for sampling only.
+    the first stage a diffusion loss at low noise; hence the good start from a diffusion model's weights. That goal
+    demands the identity at 0, so the coefficients are EDM's; their CIFAR-10 code moves that point to 0.003 for sampling
+    only.
     """
 
     Config = ECTConfig
-    preconditioning = "trigflow"
+    kind = "consistency"
+    boundary = "zero"
     levels = "continuous"
 
     def stage(self, step: int) -> int:
@@ -60,8 +61,8 @@ class ECT(Objective):
         return {"sigma": sigma, "sigma_next": self.sigma_next(sigma, step)}
 
     def losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        x0, noise, sigma, sigma_next = (batch[k] for k in ("x0", "noise", "sigma", "sigma_next"))
-        labels, keys = batch["labels"], batch["dropout_keys"]
+        x0, noise, labels, keys = batch.x0, batch.noise, batch.labels, batch.dropout_keys
+        sigma, sigma_next = batch.levels["sigma"], batch.levels["sigma_next"]
         denoised = self.denoiser(x0 + per_image(sigma, x0) * noise, sigma, labels, keys)
         with torch.no_grad():
             x_next = x0 + per_image(sigma_next, x0) * noise

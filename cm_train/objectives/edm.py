@@ -20,15 +20,16 @@ class EDM(Objective):
     class Config(ObjectiveConfig):
         name: Literal["edm"] = "edm"
 
-    preconditioning = "edm"
+    kind = "diffusion"
+    boundary = "zero"
     levels = "continuous"
 
     def draw_levels(self, u: Tensor, step: int) -> dict[str, Tensor]:
         return {"sigma": self.noise.sigma(u)}
 
     def losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        x0, sigma = batch["x0"], batch["sigma"]
-        x = x0 + per_image(sigma, x0) * batch["noise"]
-        distance = l2(self.denoiser(x, sigma, batch["labels"], batch["dropout_keys"]), x0)
+        x0, sigma = batch.x0, batch.levels["sigma"]
+        x = x0 + per_image(sigma, x0) * batch.noise
+        distance = l2(self.denoiser(x, sigma, batch.labels, batch.dropout_keys), x0)
         data = self.denoiser.config.sigma_data
         return (sigma**2 + data**2) / (sigma * data) ** 2 * distance, {"distance": distance}

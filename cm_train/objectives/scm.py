@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..core.registry import register
 from ..core.settings import Positive
-from ..models.backbones.base import blocks_as_written, sinusoidal_embedding, uncast
+from ..models.backbones.base import autocast_off, blocks_as_written, sinusoidal_embedding
 from ..models.denoiser import Denoiser, per_image
 from .base import Batch, Objective, ObjectiveConfig
 from .distances import l2
@@ -42,7 +42,8 @@ class SCM(Objective):
     """
 
     Config = SCMConfig
-    preconditioning = "trigflow"
+    kind = "consistency"
+    boundary = "zero"
     levels = "continuous"
 
     def __init__(self, config: SCMConfig, denoiser: Denoiser, *args: Any, **kwargs: Any):
@@ -67,7 +68,7 @@ class SCM(Objective):
         return {"sigma": sigma, "tangent_warmup": torch.full_like(sigma, self.tangent_warmup(step))}
 
     def losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        x0, noise, sigma, labels = (batch[k] for k in ("x0", "noise", "sigma", "labels"))
+        x0, noise, sigma, labels = batch.x0, batch.noise, batch.levels["sigma"], batch.labels
         data = self.denoiser.config.sigma_data
         scale = torch.rsqrt(sigma**2 + data**2)
         cos, sin = per_image(data * scale, x0), per_image(sigma * scale, x0)
@@ -80,19 +81,19 @@ class SCM(Objective):
 
         def network(scaled: Tensor, sigma: Tensor) -> Tensor:
             c_noise = self.denoiser.c_noise(sigma)
-            return -self.denoiser.backbone(scaled, c_noise, labels, batch["dropout_keys"]).to(scaled.dtype)
+            return -self.denoiser.backbone(scaled, c_noise, labels, batch.dropout_keys).to(scaled.dtype)
 
         scaled = cos * x / data
         output = network(scaled, sigma)
         with torch.no_grad():
             exact, derivative = _along(network, scaled, cos * sin * velocity / data, sigma)
             g = -(cos**2) * (data * exact - velocity)
-            g = g - per_image(batch["tangent_warmup"], x0) * (cos * sin * cos * x + data * derivative)
+            g = g - per_image(batch.levels["tangent_warmup"], x0) * (cos * sin * cos * x + data * derivative)
             goal = output + self._bounded(g)
         error = l2(output, goal)
         weight = torch.zeros_like(sigma)
         if self.weighting is not None:
-            with uncast(sigma):
+            with autocast_off(sigma):
                 weight = self.weighting(sinusoidal_embedding(sigma.log(), _WEIGHTING_WIDTH)).flatten().to(error.dtype)
         # The loss's value says nothing of progress: with the tangent normalised, its size is always that of g.
         return weight.exp() * error - weight, {"tangent_rms": g.square().flatten(1).mean(1).sqrt()}
@@ -119,5 +120,5 @@ def _along(network: Any, scaled: Tensor, direction: Tensor, sigma: Tensor) -> An
     network's own conditioning on it is differentiated with the rest.
     """
     # Fused attention has no forward-mode derivative.
-    with uncast(scaled), blocks_as_written(), sdpa_kernel(SDPBackend.MATH):
+    with autocast_off(scaled), blocks_as_written(), sdpa_kernel(SDPBackend.MATH):
         return torch.func.jvp(network, (scaled, sigma), (direction, sigma))

@@ -192,8 +192,8 @@ def _check_teacher(teacher: Denoiser, path: str, dataset: Dataset) -> None:
     if c.class_names and c.class_names != dataset.class_names:
         its, ours = listed(c.class_names), listed(dataset.class_names)
         raise InputError(f"teacher {path} has other classes", its, ours, "set teacher=..., or dataset.class_level=...")
-    if c.preconditioning != "edm":
-        raise InputError(f"teacher {path} is not a diffusion model", c.preconditioning, "a run of mode=edm")
+    if c.kind != "diffusion":
+        raise InputError(f"teacher {path} is not a diffusion model", f"a {c.kind} model", "a run of mode=edm")
 
 
 def _check_data_of_teacher(config: RunConfig, its_data: str | None, data: str) -> None:

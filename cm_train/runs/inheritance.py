@@ -71,8 +71,10 @@ def student_config(
         sigma_data = round(dataset.sigma_data(), 6) if model is None else model.sigma_data
     if c_noise is None:
         c_noise = "log_sigma" if model is None else model.c_noise
+    objective = component(config.objective)
     return DenoiserConfig(
-        preconditioning=component(config.objective).preconditioning,
+        kind=objective.kind,
+        boundary=objective.boundary,
         c_noise=c_noise,
         image_size=dataset.image_size,
         image_channels=dataset.channels,

@@ -1,72 +1,20 @@
 """Seeds to images: the one path that previews, cm-sample and the measures share."""
 
-import difflib
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from ..core.errors import InputError
 from ..core.precision import arithmetic, autocast_type
 from ..core.rng import PerImageNoise
-from ..core.settings import shown
 from ..data.pixels import to_uint8
-from ..models.denoiser import Denoiser, DenoiserConfig
-from ..models.noise_levels import karras_sigmas
-from . import samplers as sampling
+from ..models.denoiser import Denoiser
+from .choosing import choose_levels, find_sampler
 from .guidance import Guided, guided
-
-SAMPLERS = ("auto", "onestep", "multistep", "euler", "heun")
-
-
-def choose_levels(
-    denoiser: Denoiser | Guided, sampler: str = "auto", steps: int | None = None, sigmas: Sequence[float] | None = None
-) -> tuple[str, list[float]]:
-    """The sampler and the noise levels that a request means.
-
-    Args:
-        sampler: "auto" takes Heun for a diffusion checkpoint and multistep for a consistency model.
-        steps: number of levels; None: 1 for a consistency model, the checkpoint's grid for an ODE sampler.
-        sigmas: the levels themselves, descending; wins over what the checkpoint stores for `steps`.
-    """
-    config = denoiser.config
-    if sampler not in SAMPLERS:
-        raise InputError("unknown sampler", sampler, ", ".join(SAMPLERS))
-    if steps is not None and steps < 1:
-        raise InputError("steps must be positive", steps, "1, 2, 3, ...")
-    if sampler == "auto":
-        sampler = "heun" if config.preconditioning == "edm" else "multistep"
-    if sigmas is not None:
-        levels = [float(s) for s in sigmas]
-        ordered = all(a > b for a, b in itertools.pairwise(levels))
-        if not levels or not ordered or levels[-1] < config.sigma_min or not levels[0] < float("inf"):
-            raise InputError("sigmas must descend", str(levels), f"noise levels of at least {config.sigma_min}")
-        if steps is not None and steps != len(levels):
-            raise InputError("steps and sigmas disagree", f"steps={steps} and {len(levels)} sigmas", fix="drop steps=")
-    elif sampler in ("euler", "heun"):
-        steps = config.sampling.num_scales if steps is None else steps
-        grid = karras_sigmas(max(steps, 2), config.sigma_min, config.sigma_max, config.rho)
-        levels = grid.tolist()[:steps]
-    else:
-        steps = 1 if steps is None else steps
-        stored = config.sampling.points.get(steps)
-        levels = _spread(config, steps) if stored is None else stored
-    if sampler == "onestep" and len(levels) != 1:
-        raise InputError("sampler=onestep makes one step", f"steps={len(levels)}", fix="sampler=multistep")
-    return "multistep" if sampler == "onestep" else sampler, levels
+from .labels import one_an_image
+from .samplers.base import Sampler
 
 
-def _spread(config: DenoiserConfig, steps: int) -> list[float]:
-    """Evenly spaced indices of the checkpoint's grid, from sigma_max down, without sigma_min."""
-    num = config.sampling.num_scales
-    if steps > num - 1:
-        raise InputError("more steps than the checkpoint's grid has", steps, f"1 to {num - 1}", "give sigmas=[...]")
-    grid = karras_sigmas(num, config.sigma_min, config.sigma_max, config.rho).tolist()
-    return [grid[round(i * (num - 1) / steps)] for i in range(steps)]
-
-
-@torch.no_grad()
 def generate(
     denoiser: Denoiser | Guided,
     seeds: Iterable[int],
@@ -75,7 +23,7 @@ def generate(
     steps: int | None = None,
     sigmas: Sequence[float] | None = None,
     labels: Sequence[int] | int | None = None,
-    guidance: float = 1.0,
+    guidance: float | None = None,
     batch_size: int = 256,
     precision: str = "fp32",
     whole_batches: bool = False,
@@ -86,90 +34,91 @@ def generate(
     checkpoint, sampler and number of steps.
 
     Args:
-        sampler, steps, sigmas: see `choose_levels`.
+        sampler: see `find_sampler`.
+        steps, sigmas: see `choose_levels`.
         labels: class of each image, or one for all; None draws them from the seeds where the network wants any.
-        guidance: of a diffusion model that was trained with label dropout; 1 is none, more is closer to the class.
+        guidance: of a diffusion model that was trained with label dropout; 1 is none, more is closer to the class. None
+            takes the model as it is.
+        batch_size: images at once, 1 or more.
         precision: fp32, tf32, bf16 or fp16; what the network computes in.
         whole_batches: fill the last batch up, as compiled networks need it, and throw away what is too much.
 
     Raises:
-        InputError: labels that the network doesn't have, an impossible choice of levels, or no model to guide.
+        InputError: labels that the network doesn't have, an impossible choice of levels, no model to guide, or one that
+            is guided already.
     """
-    if guidance != 1 and isinstance(denoiser, Denoiser):
-        denoiser = guided(denoiser, guidance)
+    denoiser = guided(denoiser, guidance)
     seeds, config = list(seeds), denoiser.config
-    sampler, levels = choose_levels(denoiser, sampler, steps, sigmas)
-    classes = _check_labels(labels, len(seeds), config.num_classes)
-    device = next(denoiser.parameters()).device
-    shape = (config.image_channels, config.image_size, config.image_size)
-    done = [torch.empty(0, *shape, dtype=torch.uint8)]
-    autocast = autocast_type(precision, device)
+    _, chosen = find_sampler(sampler, config.kind)
+    levels = choose_levels(chosen, config, steps, sigmas)
+    classes = None if labels is None else one_an_image(labels, len(seeds), config.num_classes)
+    batches = generate_batches(
+        denoiser,
+        chosen,
+        levels,
+        seeds,
+        classes,
+        batch_size=batch_size,
+        precision=precision,
+        whole_batches=whole_batches,
+    )
+    return torch.cat([torch.empty(0, *config.image_shape, dtype=torch.uint8), *batches])
+
+
+def generate_batches(
+    denoiser: Denoiser | Guided,
+    sampler: Sampler,
+    levels: Sequence[float],
+    seeds: Sequence[int],
+    labels: Sequence[int] | None,
+    *,
+    batch_size: int,
+    precision: str,
+    whole_batches: bool,
+) -> Iterator[Tensor]:
+    """The images of `generate` as they come, `batch_size` at a time, in the order of the seeds.
+
+    Args:
+        levels: as `choose_levels` gives them.
+        labels: a class that the network has for each seed, or None.
+
+    Yields:
+        uint8 [B, C, H, W] on the CPU.
+    """
     for start in range(0, len(seeds), batch_size):
         rows = [*range(start, min(start + batch_size, len(seeds)))]
-        surplus = batch_size - len(rows) if whole_batches else 0
-        rows += [rows[-1]] * surplus
-        noise = PerImageNoise([seeds[row] for row in rows], device)
-        if classes is not None:
-            chosen: Tensor | None = torch.tensor([classes[row] for row in rows], device=device)
-        else:
-            chosen = noise.randint("label", config.num_classes) if config.num_classes else None
-        x = noise.randn("initial", shape) * levels[0]
-
-        def denoise(x: Tensor, sigma: Tensor, chosen: Tensor | None = chosen) -> Tensor:
-            return denoiser(x, sigma, chosen)
-
-        def renoise(i: int, noise: PerImageNoise = noise) -> Tensor:
-            return noise.randn(f"renoise-{i}", shape)
-
-        with arithmetic(precision), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            if sampler == "multistep":
-                x = sampling.multistep(denoise, x, levels, config.boundary, renoise)
-            else:
-                x = (sampling.heun if sampler == "heun" else sampling.euler)(denoise, x, levels)
-        done.append(to_uint8(x[: len(rows) - surplus]).cpu())
-    return torch.cat(done)
+        num = len(rows)
+        if whole_batches:
+            rows += [rows[-1]] * (batch_size - num)
+        some = None if labels is None else [labels[row] for row in rows]
+        yield _draw(denoiser, sampler, levels, [seeds[row] for row in rows], some, precision)[:num]
 
 
-def class_numbers(asked: int | str | Sequence[int | str], count: int, config: DenoiserConfig) -> int | list[int]:
-    """The classes that a user wants `count` images of, each by its name or number, as `generate(labels=)` takes them.
-
-    A name wins: folders called 1, 2, ..., 10 are classes in another order.
-
-    Raises:
-        InputError: the checkpoint has no such class, or it is not one label an image.
-    """
-    known = {name: number for number, name in enumerate(config.class_names)}
-    if isinstance(asked, int | str):
-        numbers: int | list[int] = _class_number(asked, known, config.num_classes)
+@torch.no_grad()
+def _draw(
+    denoiser: Denoiser | Guided,
+    sampler: Sampler,
+    levels: Sequence[float],
+    seeds: Sequence[int],
+    labels: Sequence[int] | None,
+    precision: str,
+) -> Tensor:
+    """One batch; see `generate_batches`."""
+    config, device = denoiser.config, next(denoiser.parameters()).device
+    noise = PerImageNoise(seeds, device)
+    if labels is not None:
+        classes: Tensor | None = torch.tensor(labels, device=device)
     else:
-        numbers = [_class_number(label, known, config.num_classes) for label in asked]
-    _check_labels(numbers, count, config.num_classes)
-    return numbers
+        classes = noise.randint("label", config.num_classes) if config.num_classes else None
 
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        return denoiser(x, sigma, classes)
 
-def _class_number(label: int | str, known: Mapping[str, int], num_classes: int) -> int:
-    if str(label) in known:
-        return known[str(label)]
-    if isinstance(label, int):
-        return label
-    if not num_classes:
-        raise InputError("this checkpoint has no classes", f"labels={shown(label)}", fix="drop labels=")
-    if not known:
-        raise InputError("this checkpoint knows its classes by number alone", shown(label), f"0 to {num_classes - 1}")
-    names = shown(", ".join(itertools.islice(known, 100)))
-    near = difflib.get_close_matches(label, known, 1, cutoff=0.5)
-    fix = f"labels={near[0]}" if near else None
-    raise InputError("no such class", shown(label), f"{names}, or 0 to {num_classes - 1}", fix)
+    def renoise(i: int) -> Tensor:
+        return noise.randn(f"renoise-{i}", config.image_shape)
 
-
-def _check_labels(labels: Sequence[int] | int | None, count: int, num_classes: int) -> list[int] | None:
-    if labels is None:
-        return None
-    classes = [labels] * count if isinstance(labels, int) else list(labels)
-    if not num_classes:
-        raise InputError("this checkpoint has no classes", f"labels={shown(labels)}", fix="drop labels=")
-    if len(classes) != count:
-        raise InputError("one label an image is needed", f"{len(classes)} labels for {count} images")
-    if not all(0 <= c < num_classes for c in classes):
-        raise InputError("no such class", shown(labels), f"0 to {num_classes - 1}")
-    return classes
+    x = noise.randn("initial", config.image_shape) * levels[0]
+    autocast = autocast_type(precision, device)
+    with arithmetic(precision), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+        x = sampler.sample(denoise, x, levels, config.sigma_boundary, renoise)
+    return to_uint8(x).cpu()

@@ -22,7 +22,7 @@ class Guided(nn.Module):
 
     def __init__(self, denoiser: Denoiser, guidance: float):
         super().__init__()
-        if denoiser.config.preconditioning != "edm":  # a student was distilled from a guided teacher or was not
+        if denoiser.config.kind != "diffusion":  # a student was distilled from a guided teacher or was not
             raise InputError("only a diffusion model can be guided", f"guidance={guidance}", "1", "drop guidance=")
         if not denoiser.config.null_label:
             raise InputError(
@@ -47,6 +47,15 @@ class Guided(nn.Module):
         return without + self.guidance * (within - without)
 
 
-def guided(denoiser: Denoiser, guidance: float) -> Denoiser | Guided:
-    """`denoiser` under `guidance`; itself where that is 1, which saves a network call. Raises InputError."""
+def guided(denoiser: Denoiser | Guided, guidance: float | None) -> Denoiser | Guided:
+    """`denoiser` under `guidance`; itself where that is None, or 1, which saves a network call.
+
+    Raises:
+        InputError: it can't be guided, or is already.
+    """
+    if guidance is None:
+        return denoiser
+    if isinstance(denoiser, Guided):
+        fix = "drop guidance=, or pass the model inside, `.denoiser`"
+        raise InputError(f"this model is guided already, by {denoiser.guidance}", f"guidance={guidance}", fix=fix)
     return denoiser if guidance == 1 else Guided(denoiser, guidance)

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,14 @@ from ..objectives.base import Batch, Objective
 from .compile_policy import compile_alike
 from .config import RunConfig
 from .state import TrainState
+
+
+class MicroBatch(NamedTuple):
+    """A part of a step's images, as the data set has them."""
+
+    rows: range  # their positions in the global batch
+    images: Tensor  # uint8 [B, C, H, W]
+    labels: Tensor | None  # int64 [B]
 
 
 class Steps:
@@ -65,23 +73,23 @@ class Steps:
         """
         self.state.load(folder, manifest, self.world)
 
-    def fetch(self) -> list[tuple[range, Tensor, Tensor | None]]:
-        """This rank's micro-batches of the coming step: rows of the global batch, uint8 images, labels.
+    def fetch(self) -> list[MicroBatch]:
+        """This rank's micro-batches of the coming step.
 
         Raises:
             InputError: an image can't be read.
         """
         starts = range(self.rows.start, self.rows.stop, self.micro_batch)
-        micro = [range(start, start + self.micro_batch) for start in starts]
-        return [(rows, *self.loader.batch_at(self.step, rows)) for rows in micro]
+        shares = [range(start, start + self.micro_batch) for start in starts]
+        return [MicroBatch(rows, *self.loader.batch_at(self.step, rows)) for rows in shares]
 
-    def train_step(self, data: list[tuple[range, Tensor, Tensor | None]]) -> None:
+    def train_step(self, data: list[MicroBatch]) -> None:
         """One optimizer step on what `fetch` gave; nothing in it waits for the device."""
         self.state.gradient.zero_()
         reported = []
-        for rows, images, labels in data:
-            batch = self.objective.draw(to_unit_range(images), labels, self.step, rows)
-            reported.append(self._backward(batch, last=rows.stop == self.rows.stop))
+        for part in data:
+            batch = self.objective.draw(to_unit_range(part.images), part.labels, self.step, part.rows)
+            reported.append(self._backward(batch, last=part is data[-1]))
         for values in reported:  # only now: a step that ran out of memory in its second half is made again, whole
             self.state.window.add(values)
         self.state.advance()
@@ -142,11 +150,11 @@ class Steps:
         """A micro-batch of black images, drawn as the coming step's."""
         config = self.objective.denoiser.config
         rows = range(self.rows.start, self.rows.start + self.micro_batch)
-        black = torch.zeros(len(rows), config.image_channels, *[config.image_size] * 2, device=self.device)
+        black = torch.zeros(len(rows), *config.image_shape, device=self.device)
         labels = torch.zeros(len(rows), dtype=torch.int64, device=self.device) if config.num_classes else None
         return self.objective.draw(black, labels, self.step, rows)
 
-    def _try_step(self, data: list[tuple[range, Tensor, Tensor | None]]) -> str | None:
+    def _try_step(self, data: list[MicroBatch]) -> str | None:
         """One step; what was needed where memory ran out. A rank among others can't go on without them, and raises."""
         try:
             self.train_step(data)

@@ -3,7 +3,6 @@
 A fresh network ends in zeros, so that whatever is compared behind it agrees: comparisons on it prove nothing.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from cm_train.core import cli
 from cm_train.core.world import ALONE, World
 from cm_train.models.denoiser import DenoiserConfig, build_denoiser
+from cm_train.objectives.base import Batch
 from cm_train.runs import build
 from cm_train.runs.config import parse
 from cm_train.training.config import RunConfig
@@ -63,7 +63,7 @@ class Runs:
         config = composed("mode=edm", "run_dir=unused", *self._options)
         generator = torch.Generator().manual_seed(0)
         levels = {"sigma_data": 0.5, "sigma_min": 0.002, "sigma_max": 80.0}
-        known = DenoiserConfig(preconditioning="edm", image_size=8, image_channels=1, **levels)
+        known = DenoiserConfig(kind="diffusion", boundary="zero", image_size=8, image_channels=1, **levels)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             denoiser = build_denoiser(known, config.backbone)
@@ -83,11 +83,13 @@ def composed(*overrides: str) -> RunConfig:
 
 def draw_alike(trainer: Trainer, other: Trainer) -> None:
     """Have `trainer` draw what `other` does: one key gives other numbers on another kind of device."""
-    draw: Callable[..., dict[str, Any]] = other.objective.draw
+    draw = other.objective.draw
 
-    def moved(x0: torch.Tensor, labels: torch.Tensor | None, step: int, rows: range) -> dict[str, Any]:
+    def moved(x0: torch.Tensor, labels: torch.Tensor | None, step: int, rows: range) -> Batch:
         batch = draw(x0.to(other.device), None if labels is None else labels.to(other.device), step, rows)
-        return {k: v.to(trainer.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+        x0, noise, keys = (tensor.to(trainer.device) for tensor in (batch.x0, batch.noise, batch.dropout_keys))
+        labels = None if batch.labels is None else batch.labels.to(trainer.device)
+        return Batch(x0, noise, labels, keys, {name: level.to(trainer.device) for name, level in batch.levels.items()})
 
     trainer.objective.draw = moved  # type: ignore[method-assign]
 

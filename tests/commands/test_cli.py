@@ -266,7 +266,7 @@ SAMPLE_WRONG = [
     (["ckpt=runs/digits-edm", "weights=best"], "no such weights"),
     (
         ["ckpt=runs/digits-edm", "sampler=ddim"],
-        "sampler: input should be 'auto', 'onestep', 'multistep', 'euler' or 'heun'",
+        "unknown sampler; got 'ddim'; allowed: auto, euler, heun, multistep, onestep",
     ),
     (["ckpt=runs/digits-edm", "sigmas=[1,80]"], "sigmas must descend"),
     (["ckpt=runs/digits-edm", "labels=3"], "this checkpoint has no classes"),

@@ -16,11 +16,12 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 from test_checkpoints import BACKBONE, CONFIG, write
+from test_choosing import midpoint  # noqa: F401 - a fixture
 
 from cm_train import generate, load_denoiser
 from cm_train.commands.draw import sample
 from cm_train.commands.sample_folder import Request, default_name
-from cm_train.core import cli
+from cm_train.core import cli, registry
 from cm_train.core.command_line import tidy
 from cm_train.core.errors import ExitCode, InputError
 from cm_train.core.signals import StopFlag
@@ -244,6 +245,27 @@ def test_classes_are_asked_for_by_name(draw, capsys):
         draw("labels=cats")
     with pytest.raises(InputError, match="labels: a class is a name or a number; got 1.5"):
         draw("labels=1.5")
+
+
+def test_a_new_sampler_is_drawn_by_without_a_word_of_it_here(draw, midpoint, capsys):  # noqa: F811
+    assert draw("num=3", "steps=3", "sampler=midpoint") == 0
+    assert "3 images from run/checkpoints/step_00000005, ema weights, 5 network calls each" in capsys.readouterr().err
+    home = Path("samples/run-step-5-3-steps-midpoint")
+    assert json.loads((home / "request.json").read_text())["sampler"] == "midpoint"
+    assert np.array_equal(pixels(home), expected(3, steps=3, sampler="midpoint"))
+
+
+def test_the_usual_sampler_by_its_name_and_one_step_are_the_same_request(draw, capsys):
+    assert draw("num=3") == 0
+    for sampler in ("multistep", "onestep"):
+        assert draw("num=3", f"sampler={sampler}") == 0
+        assert "3 of 3 images are there already" in capsys.readouterr().err
+
+
+def test_help_and_config_name_the_samplers_that_there_are():
+    known = ", ".join(["auto", *registry.names("sampler")])
+    assert f"sampler: auto # {known}\n" in (cli.conf_dir() / "sample.yaml").read_text()
+    assert f"  sampler     {known}\n" in (cli.conf_dir() / "hydra" / "help" / "cm_sample.yaml").read_text()
 
 
 REQUEST = Request(

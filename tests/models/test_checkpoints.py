@@ -21,7 +21,8 @@ from cm_train.models.denoiser import DenoiserConfig, build_denoiser
 SIZES = {"channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attention_resolutions": []}
 BACKBONE = UNetConfig(**SIZES, head_channels=8, group_channels=4)
 CONFIG = DenoiserConfig(
-    preconditioning="consistency",
+    kind="consistency",
+    boundary="sigma_min",
     image_size=8,
     image_channels=1,
     sigma_data=0.5,
@@ -65,6 +66,16 @@ def test_load_denoiser_gives_the_named_weights_back(weights, seed, tmp_path):
     assert torch.equal(loaded(x, sigma), expected(x, sigma))
     assert loaded.config == CONFIG
     assert not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_unknown_weights_are_refused_with_all_that_there_are(tmp_path):
+    write(tmp_path, 5)
+    with pytest.raises(InputError, match="no such weights; got 'ema_0.5'; allowed: ema, raw, ema_0.9, ema_0.99$"):
+        loading.load_denoiser(tmp_path, "ema_0.5")
+    with pytest.raises(
+        InputError, match="no snapshots to make an average of.*allowed: ema, raw, ema_0.9, ema_0.99; fix"
+    ):
+        loading.load_denoiser(tmp_path, "power_0.1")
 
 
 def test_load_denoiser_takes_a_run_or_one_of_its_checkpoints(tmp_path):
@@ -131,6 +142,38 @@ def edited(folder, edit):
     values = json.loads(path.read_text())
     edit(values)
     path.write_text(signed(values))
+
+
+@pytest.mark.parametrize(
+    ("word", "kind", "boundary"),
+    [
+        ("edm", "diffusion", "zero"),
+        ("consistency", "consistency", "sigma_min"),
+        ("trigflow", "consistency", "zero"),
+    ],
+)
+def test_manifest_of_format_1_is_read_as_this_version_would_write_it(word, kind, boundary, tmp_path):
+    """One word, `preconditioning`, said what kind of model it is and where its boundary lies."""
+
+    def as_before(values):
+        values["format"] = 1
+        del values["denoiser"]["kind"], values["denoiser"]["boundary"]
+        values["denoiser"]["preconditioning"] = word
+
+    folder = write(tmp_path, 1)
+    edited(folder, as_before)
+    manifest = checkpoint.verify(folder)
+    assert manifest.denoiser == CONFIG.model_copy(update={"kind": kind, "boundary": boundary})
+    assert manifest.format == 2
+    assert loading.load_denoiser(tmp_path).config == manifest.denoiser
+
+
+@pytest.mark.parametrize("word", ["vp", 3, ["edm"], None])
+def test_manifest_of_format_1_with_an_unknown_word_is_damaged(word, tmp_path):
+    folder = write(tmp_path, 1)
+    edited(folder, lambda values: values.update(format=1, denoiser=values["denoiser"] | {"preconditioning": word}))
+    with pytest.raises(DamagedCheckpoint, match="unknown key manifest.json.denoiser.preconditioning"):
+        checkpoint.verify(folder)
 
 
 @pytest.mark.parametrize("seed", range(40))

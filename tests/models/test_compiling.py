@@ -221,7 +221,7 @@ def sizes(channels, mult, blocks, attention):
 
 def told(image_size):
     levels = {"sigma_data": 0.5, "sigma_min": 0.002, "sigma_max": 80.0}
-    return DenoiserConfig(preconditioning="edm", image_size=image_size, image_channels=3, **levels)
+    return DenoiserConfig(kind="diffusion", boundary="zero", image_size=image_size, image_channels=3, **levels)
 
 
 @pytest.mark.parametrize(
@@ -490,9 +490,9 @@ class Scaled(nn.Module):
         return self.weight * x * torch.tanh(c_noise).view(-1, 1, 1, 1)
 
 
-def one_weight(preconditioning):
+def one_weight(kind="consistency", boundary="sigma_min"):
     levels = {"sigma_data": 0.5, "sigma_min": 0.002, "sigma_max": 80.0}
-    config = DenoiserConfig(preconditioning=preconditioning, image_size=4, image_channels=1, **levels)
+    config = DenoiserConfig(kind=kind, boundary=boundary, image_size=4, image_channels=1, **levels)
     return Denoiser(config, Scaled())
 
 
@@ -504,9 +504,9 @@ def batch_for(objective):
 @pytest.mark.parametrize(("pair", "distance", "weighting", "decay"), CONSISTENCY)
 def test_inductor_keeps_the_gradient_of_every_consistency_loss(pair, distance, weighting, decay):
     """Torch's compiler returns `1.0 * distance` and `distance.detach()` as one tensor, without a gradient."""
-    frozen = one_weight("edm").requires_grad_(False) if pair == "teacher" else None
+    frozen = one_weight("diffusion", "zero").requires_grad_(False) if pair == "teacher" else None
     settings = {"distance": distance, "weighting": weighting, "target_decay": decay}
-    objective = consistency_loss(one_weight("consistency"), schedule(), frozen, **settings)
+    objective = consistency_loss(one_weight(), schedule(), frozen, **settings)
     assert_compiles_to_the_same_gradient(objective, batch_for(objective))
 
 
@@ -516,9 +516,9 @@ def test_inductor_keeps_the_gradient_of_every_consistency_loss(pair, distance, w
 @pytest.mark.parametrize("pair", ["teacher", "data"])
 def test_inductor_keeps_the_gradient_of_every_lpips_loss(pair, weighting, decay, weights):  # noqa: F811
     """One image: VGG16 sees it at 224 x 224."""
-    frozen = one_weight("edm").requires_grad_(False) if pair == "teacher" else None
+    frozen = one_weight("diffusion", "zero").requires_grad_(False) if pair == "teacher" else None
     settings = {"distance": "lpips", "weighting": weighting, "target_decay": decay}
-    objective = consistency_loss(one_weight("consistency"), schedule(), frozen, **settings)
+    objective = consistency_loss(one_weight(), schedule(), frozen, **settings)
     x0 = torch.linspace(-1, 1, 16).view(1, 1, 4, 4)
     assert_compiles_to_the_same_gradient(objective, objective.draw(x0, None, 3, range(1)))
 
@@ -544,9 +544,9 @@ def other_objectives():
 @pytest.mark.parametrize(("name", "values", "proposal", "velocity"), [*other_objectives()])
 def test_inductor_keeps_the_gradient_of_every_other_loss(name, values, proposal, velocity):
     noise = schedule(proposal=proposal)
-    frozen = one_weight("edm").requires_grad_(False) if velocity == "teacher" else None
-    kind = registry.find("objective", values["name"]).preconditioning
-    objective = registry.make("objective", values, one_weight(kind), noise, seed=0, teacher=frozen)
+    frozen = one_weight("diffusion", "zero").requires_grad_(False) if velocity == "teacher" else None
+    cls = registry.find("objective", values["name"])
+    objective = registry.make("objective", values, one_weight(cls.kind, cls.boundary), noise, seed=0, teacher=frozen)
     assert_compiles_to_the_same_gradient(objective, batch_for(objective))
 
 
@@ -555,8 +555,9 @@ def test_a_metric_can_not_be_the_same_tensor_as_the_loss(name):
     """Of another type, whatever the settings: in float32, which is what training has."""
     values = {"name": name} | ({"pair": "data", "target_decay": 0.0} if name == "consistency" else {})
     proposal = {"name": "uniform"} if name == "consistency" else {"name": "lognormal"}
-    kind = registry.find("objective", name).preconditioning
-    objective = registry.make("objective", values, one_weight(kind), schedule(proposal=proposal), seed=0)
+    cls = registry.find("objective", name)
+    denoiser = one_weight(cls.kind, cls.boundary)
+    objective = registry.make("objective", values, denoiser, schedule(proposal=proposal), seed=0)
     loss, metrics = objective(batch_for(objective))
     assert loss.dtype == torch.float32
     assert metrics

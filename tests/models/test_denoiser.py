@@ -24,9 +24,10 @@ class Recorder(nn.Module):
         return 3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
 
 
-def denoiser(preconditioning="consistency", sigma_data=0.5, sigma_min=0.002, backbone=None):
+def denoiser(boundary="sigma_min", sigma_data=0.5, sigma_min=0.002, backbone=None):
     config = DenoiserConfig(
-        preconditioning=preconditioning,
+        kind="consistency",
+        boundary=boundary,
         sigma_data=sigma_data,
         sigma_min=sigma_min,
         sigma_max=80.0,
@@ -40,8 +41,8 @@ def images(batch=3, dtype=torch.float32):
     return torch.randn(batch, 2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=dtype)
 
 
-def small_unet(preconditioning="consistency"):
-    config = denoiser(preconditioning).config
+def small_unet(boundary="sigma_min"):
+    config = denoiser(boundary).config
     sizes = {"channels": 8, "channel_mult": [1, 1], "num_blocks": 1, "group_channels": 4, "head_channels": 8}
     torch.manual_seed(0)
     net = build_denoiser(config, UNetConfig(**sizes))
@@ -50,8 +51,8 @@ def small_unet(preconditioning="consistency"):
     return net
 
 
-def coefficients(preconditioning, sigma, **kwargs):
-    values = denoiser(preconditioning, **kwargs).coefficients(torch.tensor([sigma], dtype=torch.float64))
+def coefficients(boundary, sigma, **kwargs):
+    values = denoiser(boundary, **kwargs).coefficients(torch.tensor([sigma], dtype=torch.float64))
     return tuple(v.item() for v in values)
 
 
@@ -59,7 +60,7 @@ def coefficients(preconditioning, sigma, **kwargs):
 @pytest.mark.parametrize("data", [0.5, 0.753])
 def test_edm_coefficients_match_table_1(sigma, data):
     # Karras et al. 2022, table 1.
-    c_skip, c_out, c_in, c_noise = coefficients("edm", sigma, sigma_data=data)
+    c_skip, c_out, c_in, c_noise = coefficients("zero", sigma, sigma_data=data)
     variance = sigma * sigma + data * data
     assert c_skip == pytest.approx(data * data / variance, rel=1e-12)
     assert c_out == pytest.approx(sigma * data / math.sqrt(variance), rel=1e-12)
@@ -71,7 +72,7 @@ def test_edm_coefficients_match_table_1(sigma, data):
 @pytest.mark.parametrize("data", [0.5, 0.753])
 def test_consistency_coefficients_match_appendix_c(sigma, data):
     # Song et al. 2023, appendix C: sigma_min is not under c_out's root.
-    c_skip, c_out, c_in, c_noise = coefficients("consistency", sigma, sigma_data=data)
+    c_skip, c_out, c_in, c_noise = coefficients("sigma_min", sigma, sigma_data=data)
     gap = sigma - 0.002
     assert c_skip == pytest.approx(data * data / (gap * gap + data * data), rel=1e-12)
     assert c_out == pytest.approx(gap * data / math.sqrt(sigma * sigma + data * data), rel=1e-12, abs=1e-15)
@@ -80,13 +81,13 @@ def test_consistency_coefficients_match_appendix_c(sigma, data):
 
 
 def test_edm_coefficients_miss_the_boundary_by_the_tabled_amounts():
-    c_skip, c_out, _, _ = coefficients("edm", 0.002)
+    c_skip, c_out, _, _ = coefficients("zero", 0.002)
     assert c_skip - 1 == pytest.approx(-1.6e-5, rel=1e-3)
     assert c_out == pytest.approx(2e-3, rel=1e-4)
 
 
 def test_consistency_coefficients_at_sigma_max_are_as_tabled():
-    c_skip, c_out, c_in, c_noise = coefficients("consistency", 80.0)
+    c_skip, c_out, c_in, c_noise = coefficients("sigma_min", 80.0)
     assert c_skip == pytest.approx(3.906293e-5, rel=1e-6)
     assert c_out == pytest.approx(0.499978, abs=5e-7)
     assert c_in == pytest.approx(0.0125, abs=5e-7)
@@ -96,7 +97,7 @@ def test_consistency_coefficients_at_sigma_max_are_as_tabled():
 @pytest.mark.parametrize("sigma", [0.002, 0.3, 80.0])
 def test_edm_preconditioning_has_unit_variance_inside(sigma):
     # Karras et al. 2022, appendix B.6: unit variance of the input and of the training target for sigma_data's data.
-    c_skip, c_out, c_in, _ = coefficients("edm", sigma)
+    c_skip, c_out, c_in, _ = coefficients("zero", sigma)
     assert c_in**2 * (sigma**2 + 0.25) == pytest.approx(1)
     assert (((1 - c_skip) ** 2 * 0.25 + c_skip**2 * sigma**2) / c_out**2) == pytest.approx(1)
 
@@ -121,17 +122,17 @@ def test_denoiser_is_identity_at_sigma_min_with_a_random_unet():
 
 def test_edm_denoiser_is_not_the_identity_at_sigma_min():
     x = images()
-    assert not torch.allclose(denoiser("edm")(x, torch.tensor(0.002)), x, atol=1e-4)
+    assert not torch.allclose(denoiser("zero")(x, torch.tensor(0.002)), x, atol=1e-4)
 
 
-@pytest.mark.parametrize("preconditioning", ["edm", "consistency"])
-def test_denoiser_combines_the_input_and_the_network(preconditioning):
+@pytest.mark.parametrize("boundary", ["zero", "sigma_min"])
+def test_denoiser_combines_the_input_and_the_network(boundary):
     net = Recorder()
     x = images(dtype=torch.float64)
     sigmas = [0.05, 1.0, 20.0]
-    out = denoiser(preconditioning, backbone=net)(x, torch.tensor(sigmas, dtype=torch.float64))
+    out = denoiser(boundary, backbone=net)(x, torch.tensor(sigmas, dtype=torch.float64))
     for i, sigma in enumerate(sigmas):
-        c_skip, c_out, c_in, c_noise = coefficients(preconditioning, sigma)
+        c_skip, c_out, c_in, c_noise = coefficients(boundary, sigma)
         torch.testing.assert_close(net.seen["x"][i], c_in * x[i])
         torch.testing.assert_close(net.seen["c_noise"][i].item(), c_noise)
         raw = 3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)[i]
@@ -158,10 +159,10 @@ def test_denoiser_takes_one_sigma_for_all_or_one_an_image():
 def test_denoiser_with_the_exact_gaussian_network_is_the_exact_denoiser():
     # For data N(0, s^2) and any coefficients, F = (D - c_skip x) / c_out with D = s^2 x / (s^2 + sigma^2).
     s, sigma = 0.8, 2.0
-    c_skip, c_out, c_in, _ = coefficients("edm", sigma)
+    c_skip, c_out, c_in, _ = coefficients("zero", sigma)
     slope = (s * s / (s * s + sigma * sigma) - c_skip) / (c_out * c_in)
     x = images(dtype=torch.float64)
-    out = denoiser("edm", backbone=Recorder(lambda h: slope * h))(x, torch.tensor(sigma))
+    out = denoiser("zero", backbone=Recorder(lambda h: slope * h))(x, torch.tensor(sigma))
     torch.testing.assert_close(out, s * s / (s * s + sigma * sigma) * x)
 
 
@@ -189,8 +190,7 @@ def test_denoiser_does_not_clamp():
 
 
 def test_build_denoiser_keeps_convolutions_in_channels_last():
-    net = small_unet("edm")
-    assert net.config.preconditioning == "edm"
+    net = small_unet("zero")
     convolutions = [p for p in net.parameters() if p.ndim == 4]
     assert convolutions
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in convolutions)
@@ -208,8 +208,19 @@ def test_per_image_broadcasts_over_any_rank():
     assert torch.equal(per_image(values, torch.ones(2, 3)) * torch.ones(2, 3), torch.tensor([[1.0] * 3, [2.0] * 3]))
 
 
-@pytest.mark.parametrize(("key", "value"), [("preconditioning", "vp"), ("sigma_data", 0.0), ("sigma_min", -1.0)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("kind", "flow"), ("boundary", "sigma_max"), ("sigma_data", 0.0), ("sigma_min", -1.0)]
+)
 def test_denoiser_config_refuses_bad_values(key, value):
     config = denoiser().config.model_dump() | {key: value}
     with pytest.raises(ValueError, match=key):
         DenoiserConfig(**config)
+
+
+def test_the_boundary_is_a_noise_level_and_a_diffusion_models_is_zero():
+    config = denoiser("sigma_min", sigma_min=0.003).config
+    assert config.sigma_boundary == 0.003
+    assert denoiser("zero").config.sigma_boundary == 0
+    with pytest.raises(ValueError, match="the boundary of a diffusion model is zero, not sigma_min"):
+        DenoiserConfig(**config.model_dump() | {"kind": "diffusion"})
+    assert DenoiserConfig(**config.model_dump() | {"kind": "diffusion", "boundary": "zero"}).sigma_boundary == 0

@@ -89,6 +89,20 @@ def test_run_keeps_snapshots_and_gives_other_widths(build, capsys):  # noqa: F81
             loading.load_denoiser(kept.config.folder, wrong)
 
 
+def test_unknown_weights_are_refused_with_the_averages_that_there_are_and_that_can_be_made(build):  # noqa: F811
+    trainer = build("mode=ict", "ema=power", "ema.num_snapshots=3")
+    run(trainer)
+    folder, manifest = checkpoint.resolve(trainer.config.folder)
+    stored = f"allowed: ema, raw, {manifest.ema}, power_0.05, power_0.1"
+    with pytest.raises(InputError, match=f"{stored}, power_<width> of any width up to 0.28, made of snapshots$"):
+        loading.load_denoiser(folder, "best")
+    none_yet = manifest.model_copy(update={"snapshots": []})
+    with pytest.raises(InputError, match=f"no such weights.*{stored}$"):
+        open_weights(folder, none_yet, "best")
+    with pytest.raises(InputError, match=f"no snapshots to make an average of.*{stored}; fix"):
+        posthoc.reconstruct(trainer.config.folder, none_yet, "power_0.2", trainer.objective.denoiser)
+
+
 class OnGpu(torch.Tensor):
     """Stands for a tensor on a GPU: with one of the CPU it may be copied, and nothing else."""
 

@@ -1,5 +1,7 @@
 """Easy consistency tuning against the paper's numbers and closed forms, through the real class."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_objectives import Exact, M, S, gaussian_batch, small_denoiser
@@ -48,9 +50,9 @@ def test_loss_of_the_exact_consistency_function_of_a_point_is_zero():
     """It gives that point for whatever it is shown, and the goal at no noise is the same."""
     objective = ect(Exact(lambda x, s: M + 0 * x))
     batch = gaussian_batch(objective, 4096)
-    batch["x0"] = torch.full_like(batch["x0"], M)
+    batch = replace(batch, x0=torch.full_like(batch.x0, M))
     loss, _ = objective(batch)
-    moving = batch["sigma_next"] > 0
+    moving = batch.levels["sigma_next"] > 0
     # At stage 0 from sigma = ln 7 on, and P(ln sigma > ln ln 7) = 0.1887 under N(-1.1, 4).
     assert moving.double().mean().item() == pytest.approx(0.1887, abs=0.02)
     assert loss.abs().max() < 1e-9
@@ -62,11 +64,11 @@ def test_weight(weighting):
     objective = ect(Exact(lambda x, s: 0 * x + s), weighting=weighting)
     batch = gaussian_batch(objective, 4096)
     loss, metrics = objective(batch)
-    sigma, sigma_next = batch["sigma"], batch["sigma_next"]
+    sigma, sigma_next = batch.levels["sigma"], batch.levels["sigma_next"]
     moving = sigma_next > 0
     weight = 1 / (sigma - sigma_next) if weighting == "inverse_gap" else 1 / sigma**2 + 1 / S**2
     torch.testing.assert_close(loss[moving], (weight * (sigma - sigma_next))[moving], rtol=1e-6, atol=0)
-    clean = (sigma - batch["x0"].flatten()).abs()
+    clean = (sigma - batch.x0.flatten()).abs()
     torch.testing.assert_close(metrics["distance"][~moving], clean[~moving], rtol=1e-6, atol=1e-7)
 
 
@@ -79,7 +81,7 @@ def test_huber_c_reaches_the_loss():
 def test_both_passes_share_the_dropout_mask():
     objective = ect(small_denoiser(dropout=0.5))
     batch = objective.draw(torch.randn(4, 1, 8, 8), None, 0, range(4))
-    batch["sigma_next"] = batch["sigma"]
+    batch.levels["sigma_next"] = batch.levels["sigma"]
     assert objective(batch)[1]["distance"].abs().max() == 0
 
 
@@ -91,7 +93,7 @@ def test_the_goal_gets_no_gradient():
     batch = gaussian_batch(objective, 256)
     loss, _ = objective(batch)
     loss.sum().backward()
-    sigma, sigma_next, x0, noise = (batch[k].flatten() for k in ("sigma", "sigma_next", "x0", "noise"))
+    sigma, sigma_next, x0, noise = *batch.levels.values(), batch.x0.flatten(), batch.noise.flatten()
     difference = torch.where(sigma_next > 0, (sigma - sigma_next) * noise, sigma * noise)
     expected = (difference.sign() * (x0 + sigma * noise) / (sigma - sigma_next)).sum()
     torch.testing.assert_close(weight.grad.double().item(), expected.item(), rtol=1e-4, atol=1e-2)
@@ -100,7 +102,7 @@ def test_the_goal_gets_no_gradient():
 def test_clean_goals_leave_no_nan_behind():
     objective = ect(small_denoiser())
     batch = objective.draw(torch.randn(64, 1, 8, 8), None, 0, range(64))
-    assert (batch["sigma_next"] == 0).any()
+    assert (batch.levels["sigma_next"] == 0).any()
     loss, _ = objective(batch)
     loss.sum().backward()
     assert torch.isfinite(loss).all()
@@ -109,7 +111,7 @@ def test_clean_goals_leave_no_nan_behind():
 
 def test_network_is_preconditioned_as_a_diffusion_model_so_that_its_image_at_no_noise_is_the_goal():
     objective = registry.find("objective", "ect")
-    ours, edm = (small_denoiser(p) for p in (objective.preconditioning, "edm"))
+    ours, edm = small_denoiser(objective.kind, objective.boundary), small_denoiser("diffusion", "zero")
     x, sigma = torch.randn(5, 1, 8, 8), torch.tensor([1e-5, 0.002, 0.1, 3.0, 80.0])
     assert torch.equal(ours(x, sigma), edm(x, sigma))
-    assert ours.config.boundary == 0
+    assert ours.config.sigma_boundary == 0

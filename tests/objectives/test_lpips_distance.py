@@ -119,7 +119,13 @@ class Identity(nn.Module):
     """In the place of a denoiser."""
 
     config = DenoiserConfig(
-        preconditioning="consistency", image_size=8, image_channels=1, sigma_data=0.5, sigma_min=0.002, sigma_max=80.0
+        kind="consistency",
+        boundary="sigma_min",
+        image_size=8,
+        image_channels=1,
+        sigma_data=0.5,
+        sigma_min=0.002,
+        sigma_max=80.0,
     )
 
     def __init__(self, device="cpu"):
@@ -139,7 +145,7 @@ def consistency(denoiser):
 def test_distance_setting_reaches_the_loss(weights, distance):
     objective = consistency(Identity())
     batch = objective.draw(images(1, 1, 8, 8), None, 0, range(1))
-    x, x_next = (batch["x0"] + batch[s].view(-1, 1, 1, 1) * batch["noise"] for s in ("sigma", "sigma_next"))
+    x, x_next = (batch.x0 + batch.levels[s].view(-1, 1, 1, 1) * batch.noise for s in ("sigma", "sigma_next"))
     loss, _ = objective(batch)
     assert torch.equal(loss, distance(x, x_next))
     assert loss.item() > 0

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,7 +24,13 @@ class Exact(nn.Module):
         super().__init__()
         self.function, self.weight = function, nn.Parameter(torch.zeros(1))
         self.config = DenoiserConfig(
-            preconditioning="edm", image_size=1, image_channels=1, sigma_data=sigma_data, sigma_min=EPS, sigma_max=T
+            kind="diffusion",
+            boundary="zero",
+            image_size=1,
+            image_channels=1,
+            sigma_data=sigma_data,
+            sigma_min=EPS,
+            sigma_max=T,
         )
 
     def forward(self, x, sigma, labels=None, dropout_keys=None):
@@ -53,13 +60,17 @@ def consistency(denoiser, noise, teacher=None, **settings):
 
 def gaussian_batch(objective, count=4096, step=0):
     x0 = M + S * torch.randn(count, 1, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    batch = objective.draw(x0, None, step, range(count))
-    return {k: v.double() if v is not None and v.is_floating_point() else v for k, v in batch.items()}
+    return in_double(objective.draw(x0, None, step, range(count)))
 
 
-def small_denoiser(preconditioning="consistency", dropout=0.0, seed=0):
+def in_double(batch):
+    levels = {name: value.double() for name, value in batch.levels.items()}
+    return replace(batch, x0=batch.x0.double(), noise=batch.noise.double(), levels=levels)
+
+
+def small_denoiser(kind="consistency", boundary="sigma_min", dropout=0.0, seed=0):
     config = DenoiserConfig(
-        preconditioning=preconditioning, image_size=8, image_channels=1, sigma_data=0.5, sigma_min=EPS, sigma_max=T
+        kind=kind, boundary=boundary, image_size=8, image_channels=1, sigma_data=0.5, sigma_min=EPS, sigma_max=T
     )
     backbone = {"channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attention_resolutions": [4]}
     backbone |= {"head_channels": 8, "group_channels": 4, "dropout": dropout}
@@ -86,9 +97,9 @@ def test_edm_weight_is_that_of_karras_table_1():
     noise = NoiseSchedule(NoiseConfig(proposal={"name": "lognormal"}), 10)
     objective = registry.make("objective", {"name": "edm"}, Exact(lambda x, s: x * 0), noise, seed=0)
     batch = gaussian_batch(objective, 16)
-    batch["x0"] = torch.ones_like(batch["x0"])
+    batch = replace(batch, x0=torch.ones_like(batch.x0))
     loss, _ = objective(batch)
-    assert torch.allclose(loss, 1 / batch["sigma"] ** 2 + 1 / S**2)
+    assert torch.allclose(loss, 1 / batch.levels["sigma"] ** 2 + 1 / S**2)
 
 
 # ------------------------------------------------------------------------------------------------------------- CD
@@ -103,7 +114,7 @@ def test_cd_loss_of_the_exact_consistency_function_falls_by_its_order(solver, or
         batch = gaussian_batch(objective, 1 << 15)
         # Every interval alike, exactly, so that the ratio carries no sampling noise of the levels.
         u = (torch.arange(1 << 15, dtype=torch.float64) + 0.5) / (1 << 15)
-        batch |= {k: v.double() for k, v in objective.draw_levels(u, 0).items()}
+        batch = in_double(replace(batch, levels=objective.draw_levels(u, 0)))
         losses.append(objective(batch)[0].mean().item())
     for coarse, fine in itertools.pairwise(losses):
         assert math.log2(coarse / fine) == pytest.approx(2 * (order + 1), abs=0.15)
@@ -129,12 +140,12 @@ def test_cd_loss_of_the_teachers_own_solver_chain_is_zero():
 
 
 def test_cd_teacher_gets_no_gradient_and_no_dropout():
-    teacher = small_denoiser("edm", dropout=0.5).requires_grad_(False)
+    teacher = small_denoiser("diffusion", "zero", dropout=0.5).requires_grad_(False)
     student = small_denoiser(dropout=0.0)
     objective = consistency(student, schedule(), teacher)
     batch = objective.draw(torch.randn(4, 1, 8, 8), None, 0, range(4))
     first, _ = objective(batch)
-    other_keys = batch | {"dropout_keys": batch["dropout_keys"] + 12345}
+    other_keys = replace(batch, dropout_keys=batch.dropout_keys + 12345)
     assert torch.equal(first, objective(other_keys)[0])
     first.sum().backward()
     assert all(p.grad is None for p in teacher.parameters())
@@ -180,7 +191,7 @@ def test_ct_loss_at_its_fixed_point_is_the_predicted_one():
     loss, _ = objective(batch)
     for interval in (8, 12, 16):
         low, high, b = grid[interval], grid[interval + 1], slopes[interval]
-        mine = loss[(batch["sigma"] - high).abs() < 1e-6 * high]
+        mine = loss[(batch.levels["sigma"] - high).abs() < 1e-6 * high]
         predicted = b**2 * S**2 * (high - low) ** 2 / (S**2 + high**2)
         assert mine.mean().item() == pytest.approx(predicted.item(), rel=5 * (2 / len(mine)) ** 0.5)
 
@@ -190,22 +201,22 @@ def test_ct_pair_shares_image_and_noise():
     objective = consistency(Exact(lambda x, s: x), schedule())
     batch = gaussian_batch(objective, 64)
     loss, _ = objective(batch)
-    gap = (batch["sigma"] - batch["sigma_next"]).view(-1, 1, 1, 1)
-    assert torch.allclose(loss, (gap * batch["noise"]).square().flatten(1).mean(1))
+    gap = (batch.levels["sigma"] - batch.levels["sigma_next"]).view(-1, 1, 1, 1)
+    assert torch.allclose(loss, (gap * batch.noise).square().flatten(1).mean(1))
 
 
 def test_inverse_gap_weighting():
     plain, weighted = (consistency(Exact(lambda x, s: x), schedule(), weighting=w) for w in ("uniform", "inverse_gap"))
     batch = gaussian_batch(plain, 64)
     ratio = weighted(batch)[0] / plain(batch)[0]
-    assert torch.allclose(ratio, 1 / (batch["sigma"] - batch["sigma_next"]))
+    assert torch.allclose(ratio, 1 / (batch.levels["sigma"] - batch.levels["sigma_next"]))
 
 
 @pytest.mark.parametrize("name", ["l1", "l2", "pseudo_huber"])
 def test_distance_setting_reaches_the_loss(name):
     objective = consistency(Exact(lambda x, s: x), schedule(), distance=name, huber_c=0.5)
     batch = gaussian_batch(objective, 8)
-    gap = ((batch["sigma"] - batch["sigma_next"]).view(-1, 1, 1, 1) * batch["noise"]).flatten(1)
+    gap = ((batch.levels["sigma"] - batch.levels["sigma_next"]).view(-1, 1, 1, 1) * batch.noise).flatten(1)
     expected = {
         "l1": gap.abs().mean(1),
         "l2": gap.square().mean(1),
@@ -222,11 +233,11 @@ def test_student_and_target_share_the_dropout_mask():
     student = small_denoiser(dropout=0.5)
     objective = consistency(student, schedule(), target_decay=0.9)
     batch = objective.draw(torch.randn(8, 1, 8, 8), None, 0, range(8))
-    batch["sigma_next"] = batch["sigma"]
+    batch.levels["sigma_next"] = batch.levels["sigma"]
     assert objective(batch)[0].abs().max().item() == 0.0
     # The mask is really there: other keys, another output.
     x, sigma = torch.randn(8, 1, 8, 8), torch.ones(8)
-    keys = batch["dropout_keys"]
+    keys = batch.dropout_keys
     assert not torch.equal(student(x, sigma, None, keys), student(x, sigma, None, keys + 7))
 
 
@@ -279,9 +290,9 @@ def test_boundary_target_is_the_point_itself():
     """At sigma_next = sigma_min the target is x_next bit for bit, whatever its weights."""
     objective = consistency(small_denoiser(), schedule(2))
     batch = objective.draw(torch.randn(4, 1, 8, 8), None, 0, range(4))
-    assert torch.equal(batch["sigma_next"], torch.full((4,), EPS))
+    assert torch.equal(batch.levels["sigma_next"], torch.full((4,), EPS))
     x_next = torch.randn(4, 1, 8, 8)
-    assert torch.equal(objective.denoiser(x_next, batch["sigma_next"]), x_next)
+    assert torch.equal(objective.denoiser(x_next, batch.levels["sigma_next"]), x_next)
 
 
 # ------------------------------------------------------------------------------------------------------- drawing
@@ -294,18 +305,18 @@ def test_draw_is_the_same_for_any_split_of_the_rows():
     x0 = torch.randn(96, 1, 8, 8)
     whole = objective.draw(x0, None, 5, range(96))
     parts = [objective.draw(x0[a:b], None, 5, range(a, b)) for a, b in ((0, 40), (40, 41), (41, 96))]
-    for name, value in whole.items():
-        if value is not None:
-            assert torch.equal(value, torch.cat([p[name] for p in parts])), name
+    for name in ("x0", "noise", "dropout_keys"):
+        assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts])), name
+    for name, value in whole.levels.items():
+        assert torch.equal(value, torch.cat([part.levels[name] for part in parts])), name
 
 
 def test_flip_mirrors_about_half_of_the_images_and_only_when_asked():
     x0 = torch.randn(512, 1, 8, 8)
-    build = lambda hflip: registry.make(  # noqa: E731
-        "objective", {"name": "edm"}, small_denoiser("edm"), schedule(proposal={"name": "lognormal"}), 0, hflip
-    )
-    assert torch.equal(build(False).draw(x0, None, 0, range(512))["x0"], x0)
-    flipped = build(True).draw(x0, None, 0, range(512))["x0"]
+    denoiser, noise = small_denoiser("diffusion", "zero"), schedule(proposal={"name": "lognormal"})
+    build = lambda hflip: registry.make("objective", {"name": "edm"}, denoiser, noise, 0, hflip)  # noqa: E731
+    assert torch.equal(build(False).draw(x0, None, 0, range(512)).x0, x0)
+    flipped = build(True).draw(x0, None, 0, range(512)).x0
     same = torch.tensor([torch.equal(a, b) for a, b in zip(flipped, x0, strict=True)])
     mirrored = torch.tensor([torch.equal(a, b.flip(-1)) for a, b in zip(flipped, x0, strict=True)])
     assert (same ^ mirrored).all()

@@ -1,10 +1,11 @@
 """Continuous-time consistency models against closed forms, through the real class (float64)."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from test_objectives import Exact, gaussian_denoiser, small_denoiser
+from test_objectives import Exact, gaussian_denoiser, in_double, small_denoiser
 from torch import nn
 
 from cm_train.core import registry
@@ -30,9 +31,10 @@ class Backbone(nn.Module):
         return (self.denoised(x, sigma) - c_skip * x) / c_out + self.weight
 
 
-def config_of(c_noise="angle", preconditioning="trigflow", image_size=1, sigma_data=DATA, **more):
+def config_of(c_noise="angle", kind="consistency", boundary="zero", image_size=1, sigma_data=DATA, **more):
     sizes = {"image_size": image_size, "image_channels": 1, "sigma_min": 0.002, "sigma_max": 80.0}
-    return DenoiserConfig(preconditioning=preconditioning, c_noise=c_noise, sigma_data=sigma_data, **sizes, **more)
+    facts = {"kind": kind, "boundary": boundary, "c_noise": c_noise}
+    return DenoiserConfig(sigma_data=sigma_data, **facts, **sizes, **more)
 
 
 def exactly(denoised, c_noise="angle"):
@@ -49,8 +51,7 @@ def scm(denoiser, teacher=None, steps=100, **settings):
 def batch_of(objective, count=512, step=0, labels=None, x0=None):
     if x0 is None:
         x0 = M + S * torch.randn(count, 1, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    batch = objective.draw(x0, labels, step, range(len(x0)))
-    return {k: v.double() if v is not None and v.is_floating_point() else v for k, v in batch.items()}
+    return in_double(objective.draw(x0, labels, step, range(len(x0))))
 
 
 @pytest.fixture
@@ -95,30 +96,29 @@ def test_trigflow_denoiser_is_the_identity_at_zero():
     x = images()
     denoiser = unet("angle")
     assert torch.equal(denoiser(x, torch.tensor(0.0, dtype=torch.float64)), x)
-    assert denoiser.config.boundary == 0
-    assert config_of(preconditioning="consistency").boundary == 0.002
+    assert denoiser.config.sigma_boundary == 0
 
 
 def test_edm_loss_of_an_angle_network_is_trigflows_loss():
     """Karras et al.'s weighted loss is ||sigma_data F - v||^2 / sigma_data^2 with v = cos(t) z - sin(t) x0."""
-    denoiser = unet("angle", preconditioning="edm")
+    denoiser = unet("angle", kind="diffusion")
     noise = NoiseSchedule(NoiseConfig(proposal={"name": "lognormal"}), 10)
     objective = registry.make("objective", {"name": "edm"}, denoiser, noise, seed=0)
     batch = batch_of(objective, x0=images())
-    t = (batch["sigma"] / DATA).atan()
+    t = (batch.levels["sigma"] / DATA).atan()
     cos, sin = (v.view(-1, 1, 1, 1) for v in (t.cos(), t.sin()))
-    z = DATA * batch["noise"]
-    output = -denoiser.backbone((cos * batch["x0"] + sin * z) / DATA, t, None, batch["dropout_keys"])
-    loss = (DATA * output - (cos * z - sin * batch["x0"])).square().flatten(1).mean(1) / DATA**2
+    z = DATA * batch.noise
+    output = -denoiser.backbone((cos * batch.x0 + sin * z) / DATA, t, None, batch.dropout_keys)
+    loss = (DATA * output - (cos * z - sin * batch.x0)).square().flatten(1).mean(1) / DATA**2
     torch.testing.assert_close(objective(batch)[0], loss)
 
 
 @pytest.mark.parametrize("c_noise", ["angle", "log_sigma"])
 def test_teacher_of_either_conditioning_gives_its_own_network_as_velocity(c_noise, tangents):
     """At zero warm-up g = -cos^2 (sigma_data F - dx/dt): a student with the teacher's weights has none."""
-    student, teacher = unet(c_noise), unet(c_noise, preconditioning="edm").requires_grad_(False)
+    student, teacher = unet(c_noise), unet(c_noise, kind="diffusion").requires_grad_(False)
     objective = scm(student, teacher, tangent_warmup_steps=10)
-    batch = batch_of(objective, x0=images()) | {"dropout_keys": None}
+    batch = replace(batch_of(objective, x0=images()), dropout_keys=None)
     objective(batch)
     assert tangents[0].abs().max() < 1e-12
 
@@ -141,8 +141,9 @@ def test_tangent_of_the_exact_consistency_function_is_zero_on_average_over_data(
     objective(batch)
     g = tangents[0].flatten()
     assert g.abs().mean() > 0.01
-    x = (batch["x0"].flatten() + batch["sigma"] * batch["noise"].flatten() - M) / (S**2 + batch["sigma"] ** 2).sqrt()
-    for function in (torch.ones_like(x), x, x**2, (batch["sigma"]).log() * x):
+    sigma = batch.levels["sigma"]
+    x = (batch.x0.flatten() + sigma * batch.noise.flatten() - M) / (S**2 + sigma**2).sqrt()
+    for function in (torch.ones_like(x), x, x**2, sigma.log() * x):
         product = g * function
         assert product.mean().abs() < 4 * product.std() / len(x) ** 0.5
 
@@ -161,9 +162,9 @@ def test_tangent_is_cos_t_times_the_change_of_the_denoised_image(c_noise, embedd
 
     def f(t):
         sigma = DATA * t.tan()
-        return denoiser(batch["x0"] + sigma.view(-1, 1, 1, 1) * batch["noise"], sigma, labels, batch["dropout_keys"])
+        return denoiser(batch.x0 + sigma.view(-1, 1, 1, 1) * batch.noise, sigma, labels, batch.dropout_keys)
 
-    t, h = (batch["sigma"] / DATA).atan(), 1e-5
+    t, h = (batch.levels["sigma"] / DATA).atan(), 1e-5
     with torch.no_grad():
         expected = t.cos().view(-1, 1, 1, 1) * (f(t + h) - f(t - h)) / (2 * h)
     assert expected.abs().max() > 0.1
@@ -176,18 +177,19 @@ def test_tangent_without_warmup_share_is_the_diffusion_part_alone(tangents):
     parts = []
     for step, share in ((0, 0.0), (1, 0.25), (2, 0.5), (4, 1.0), (10**9, 1.0)):
         assert objective.tangent_warmup(step) == share
-        batch = batch_of(objective, x0=images()) | {"tangent_warmup": torch.full((6,), share, dtype=torch.float64)}
-        assert torch.equal(batch["tangent_warmup"], batch["tangent_warmup"].new_full((6,), share))
+        batch = batch_of(objective, x0=images())
+        batch.levels["tangent_warmup"] = torch.full((6,), share, dtype=torch.float64)
+        assert torch.equal(batch.levels["tangent_warmup"], batch.levels["tangent_warmup"].new_full((6,), share))
         objective(batch)
         parts.append(tangents[-1])
         drawn = objective.draw_levels(torch.rand(6, dtype=torch.float64), step)["tangent_warmup"]
         assert torch.equal(drawn, torch.full((6,), share))
     torch.testing.assert_close(parts[1] - parts[0], (parts[3] - parts[0]) / 4)
     batch = batch_of(objective, x0=images())
-    t = (batch["sigma"] / DATA).atan().view(-1, 1, 1, 1)
-    x_t = t.cos() * batch["x0"] + t.sin() * DATA * batch["noise"]
-    output = -denoiser.backbone(x_t / DATA, t.flatten(), None, batch["dropout_keys"])
-    velocity = t.cos() * DATA * batch["noise"] - t.sin() * batch["x0"]
+    t = (batch.levels["sigma"] / DATA).atan().view(-1, 1, 1, 1)
+    x_t = t.cos() * batch.x0 + t.sin() * DATA * batch.noise
+    output = -denoiser.backbone(x_t / DATA, t.flatten(), None, batch.dropout_keys)
+    velocity = t.cos() * DATA * batch.noise - t.sin() * batch.x0
     torch.testing.assert_close(parts[0], -(t.cos() ** 2) * (DATA * output - velocity))
 
 
@@ -238,7 +240,7 @@ def test_weighting_depends_on_the_noise_level():
 
 def test_gradient_goes_through_one_pass_only():
     """With the goal held still, the gradient is that of <F, goal - F>: nothing flows through the JVP or the teacher."""
-    student, teacher = unet("angle"), unet("angle", seed=1, preconditioning="edm").requires_grad_(False)
+    student, teacher = unet("angle"), unet("angle", seed=1, kind="diffusion").requires_grad_(False)
     objective = scm(student, teacher, adaptive_weighting=False)
     batch = batch_of(objective, x0=images())
     loss, _ = objective(batch)
@@ -246,14 +248,14 @@ def test_gradient_goes_through_one_pass_only():
     found = [p.grad.clone() for p in student.parameters()]
     student.zero_grad()
     with torch.no_grad():
-        t = (batch["sigma"] / DATA).atan()
-        scaled = (t.cos().view(-1, 1, 1, 1) * (batch["x0"] + batch["sigma"].view(-1, 1, 1, 1) * batch["noise"])) / DATA
+        t = (batch.levels["sigma"] / DATA).atan()
+        scaled = (t.cos().view(-1, 1, 1, 1) * (batch.x0 + batch.levels["sigma"].view(-1, 1, 1, 1) * batch.noise)) / DATA
     again = scm(student, teacher, adaptive_weighting=False)
     bounded = []
     again._bounded = lambda g: bounded.append(module.SCM._bounded(again, g)) or bounded[0]
     with torch.no_grad():
         again(batch)
-    output = -student.backbone(scaled, t, None, batch["dropout_keys"])
+    output = -student.backbone(scaled, t, None, batch.dropout_keys)
     (-2 * (output * bounded[0]).flatten(1).mean(1)).sum().backward()
     for mine, expected in zip(found, (p.grad for p in student.parameters()), strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-12)
@@ -313,7 +315,7 @@ def test_scm_compiles_whole_and_to_the_same_gradient(c_noise):
 
 def test_tangent_is_float32_under_autocast(tangents):
     """The derivative is a difference of large parts, of which bfloat16 would leave noise."""
-    denoiser = small_denoiser("trigflow")
+    denoiser = small_denoiser(boundary="zero")
     noise = NoiseSchedule(NoiseConfig(proposal={"name": "lognormal"}), 10)
     objective = registry.make("objective", {"name": "scm", "tangent_warmup_steps": 0}, denoiser, noise, seed=0)
     batch = objective.draw(images(8).float(), None, 0, range(8))

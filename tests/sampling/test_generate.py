@@ -7,18 +7,18 @@ from cm_train.core.rng import PerImageNoise
 from cm_train.data.pixels import to_uint8
 from cm_train.models.backbones.unet import UNetConfig
 from cm_train.models.denoiser import DenoiserConfig, build_denoiser
-from cm_train.models.noise_levels import karras_sigmas
-from cm_train.sampling.generate import choose_levels, class_numbers, generate
+from cm_train.sampling.generate import generate
 
 
 class Recorder(nn.Module):
     """A denoiser that shrinks its input and remembers what it was called with."""
 
-    def __init__(self, preconditioning="consistency", num_classes=0, **sampling):
+    def __init__(self, kind="consistency", boundary="sigma_min", num_classes=0, **sampling):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
         self.config = DenoiserConfig(
-            preconditioning=preconditioning,
+            kind=kind,
+            boundary=boundary,
             image_size=4,
             image_channels=1,
             num_classes=num_classes,
@@ -92,24 +92,6 @@ def test_given_labels_reach_the_network():
             generate(denoiser, range(3), labels=bad)
 
 
-def test_class_numbers_are_those_of_the_names_or_the_numbers_themselves():
-    config = Recorder(num_classes=3).config
-    named = config.model_copy(update={"class_names": ["2", "cat", "great white shark"]})
-    assert class_numbers("cat", 5, named) == 1
-    assert class_numbers(2, 5, named) == 0, "a name wins"
-    assert class_numbers(["great white shark", 1, "2"], 3, named) == [2, 1, 0]
-    assert class_numbers(2, 5, config) == 2
-    for asked, known, message in (
-        ("cta", named, r"no such class; got 'cta'; allowed: 2, cat, great white shark, or 0 to 2; fix: labels=cat"),
-        ("cat", config, "knows its classes by number alone; got 'cat'; allowed: 0 to 2"),
-        (3, named, "no such class; got '3'; allowed: 0 to 2"),
-        ([0, 1], named, "2 labels for 3 images"),
-        ("cat", Recorder().config, "has no classes; got 'labels=cat'"),
-    ):
-        with pytest.raises(InputError, match=message):
-            class_numbers(asked, 3, known)
-
-
 def test_multistep_uses_fresh_noise_of_exact_variance_at_each_level():
     denoiser = Recorder()
     generate(denoiser, range(3), sigmas=[80.0, 5.0, 0.5])
@@ -126,41 +108,6 @@ def test_one_step_is_the_network_at_sigma_max():
     x, sigma, _ = denoiser.calls[0]
     assert len(denoiser.calls) == 1
     assert torch.equal(images, to_uint8(x / (1 + sigma)))
-
-
-def test_auto_takes_heun_for_a_diffusion_checkpoint_with_its_own_grid():
-    sampler, levels = choose_levels(Recorder("edm", num_scales=18))
-    assert sampler == "heun"
-    assert levels == karras_sigmas(18, 0.002, 80.0).tolist()
-
-
-def test_levels_of_a_consistency_model():
-    """The stored points, else evenly spaced indices of the grid; IN-64's index 20 of 40 starts the second half."""
-    grid = karras_sigmas(40, 0.002, 80.0).tolist()
-    assert choose_levels(Recorder())[1] == [80.0]
-    assert choose_levels(Recorder(), steps=2)[1] == [80.0, grid[20]]
-    assert choose_levels(Recorder(), steps=3)[1] == [80.0, grid[13], grid[26]]
-    assert choose_levels(Recorder(points={2: [80.0, 0.821]}), steps=2)[1] == [80.0, 0.821]
-    assert choose_levels(Recorder(points={2: [80.0, 0.821]}), steps=2, sigmas=[70, 3])[1] == [70.0, 3.0]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"sampler": "ddim"}, "unknown sampler"),
-        ({"steps": 0}, "steps must be positive"),
-        ({"steps": 100}, "more steps than"),
-        ({"sigmas": [1.0, 2.0]}, "must descend"),
-        ({"sigmas": []}, "must descend"),
-        ({"sigmas": [80.0, 0.001]}, "must descend"),
-        ({"sigmas": [float("nan")]}, "must descend"),
-        ({"sigmas": [80.0, 1.0], "steps": 3}, "disagree"),
-        ({"sampler": "onestep", "steps": 2}, "one step"),
-    ],
-)
-def test_impossible_levels_are_refused(arguments, message):
-    with pytest.raises(InputError, match=message):
-        choose_levels(Recorder(), **arguments)
 
 
 def test_package_offers_load_and_generate_even_after_the_modules_were_imported():

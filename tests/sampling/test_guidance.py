@@ -15,9 +15,10 @@ from cm_train.sampling.guidance import Guided, guided
 from conftest import TINY, wait_for
 
 
-def conditional(preconditioning="edm", null_label=True):
+def conditional(kind="diffusion", boundary="zero", null_label=True):
     config = DenoiserConfig(
-        preconditioning=preconditioning,
+        kind=kind,
+        boundary=boundary,
         image_size=8,
         image_channels=1,
         num_classes=3,
@@ -51,9 +52,23 @@ def test_no_guidance_is_the_denoiser_itself():
     assert guided(denoiser, 1.0) is denoiser
 
 
+def test_a_guided_model_is_sampled_as_it_is_or_not_at_all():
+    """Two guidances can't both hold, and neither is passed over."""
+    model = Guided(conditional(), 3.0)
+    assert guided(model, None) is model
+    once = generate(conditional(), range(4), labels=1, steps=4, guidance=3.0)
+    assert torch.equal(generate(model, range(4), labels=1, steps=4), once)
+    for guidance in (1.0, 2.0, 3.0):
+        with pytest.raises(InputError, match=f"guided already, by 3.0; got 'guidance={guidance}'; fix: drop guidance="):
+            generate(model, range(4), steps=4, guidance=guidance)
+
+
 @pytest.mark.parametrize(
     ("denoiser", "reason"),
-    [(conditional(null_label=False), "label dropout"), (conditional("consistency"), "only a diffusion model")],
+    [
+        (conditional(null_label=False), "label dropout"),
+        (conditional("consistency", "sigma_min"), "only a diffusion model"),
+    ],
 )
 def test_model_that_can_not_be_guided_is_refused(denoiser, reason):
     with pytest.raises(InputError, match=reason):
@@ -75,19 +90,20 @@ def test_label_dropout_hides_its_share_of_the_labels_and_no_other_number():
     labels, x0 = torch.arange(4096) % 3, torch.zeros(4096, 1, 8, 8)
     build = lambda p: registry.make("objective", {"name": "edm"}, conditional(), noise, 0, label_dropout=p)  # noqa: E731
     kept, dropped = (build(p).draw(x0, labels, 5, range(4096)) for p in (0.0, 0.25))
-    assert torch.equal(kept["labels"], labels)
-    hidden = dropped["labels"] == 3
+    assert torch.equal(kept.labels, labels)
+    hidden = dropped.labels == 3
     assert hidden.float().mean().item() == pytest.approx(0.25, abs=0.03)
-    assert torch.equal(dropped["labels"][~hidden], labels[~hidden])
-    assert all(torch.equal(kept[k], dropped[k]) for k in kept if k != "labels")
+    assert torch.equal(dropped.labels[~hidden], labels[~hidden])
+    assert all(torch.equal(getattr(kept, k), getattr(dropped, k)) for k in ("x0", "noise", "dropout_keys"))
+    assert torch.equal(kept.levels["sigma"], dropped.levels["sigma"])
     part = build(0.25).draw(x0[100:164], labels[100:164], 5, range(100, 164))
-    assert torch.equal(part["labels"], dropped["labels"][100:164])
+    assert torch.equal(part.labels, dropped.labels[100:164])
 
 
 def test_distillation_matches_the_guided_teacher():
     """The second point of a CD pair is the guided teacher's solver step, so another guidance gives another loss."""
     noise = NoiseSchedule(NoiseConfig(proposal={"name": "uniform"}, curriculum={"name": "constant"}), 10)
-    student = conditional("consistency")
+    student = conditional("consistency", "sigma_min")
     losses = []
     for guidance in (1.0, 3.0):
         teacher = guided(conditional(), guidance)

@@ -6,9 +6,16 @@ import math
 import pytest
 import torch
 
+from cm_train.core import registry
 from cm_train.models.noise_levels import karras_sigmas
-from cm_train.sampling.samplers import euler, euler_step, heun, heun_step, multistep
+from cm_train.sampling.samplers.euler import Euler, euler_step
+from cm_train.sampling.samplers.heun import Heun, heun_step
+from cm_train.sampling.samplers.multistep import Multistep
 
+# Every sampler that solves the ODE is held to the order and the number of calls that it states.
+SOLVERS = [
+    s for s in (registry.make("sampler", {"name": name}) for name in registry.names("sampler")) if s.order is not None
+]
 LOW, HIGH = 0.002, 80.0
 M, S = 0.3, 0.5  # data N(M, S^2)
 
@@ -54,6 +61,14 @@ def descend(stepper, denoise, x, steps):
     return x
 
 
+def solved(sampler, denoise, x, sigmas):
+    return sampler.sample(denoise, x, sigmas, boundary=0.0, noise=None)
+
+
+def multistep(denoise, x, sigmas, boundary, noise):
+    return Multistep().sample(denoise, x, sigmas, boundary, noise)
+
+
 def counted(denoise):
     calls = []
 
@@ -79,13 +94,21 @@ def test_steps_make_the_tabled_error_on_a_gaussian(stepper, steps):
     assert error == pytest.approx(TABLE[stepper][steps], rel=1e-3)
 
 
-@pytest.mark.parametrize(("stepper", "order", "slack"), [(euler_step, 1, 0.1), (heun_step, 2, 0.15)])
+def slack(order):
+    return 0.05 + 0.05 * order  # of the order that is seen with 36 steps and more
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=type)
 @pytest.mark.parametrize("start", [60.0, -130.0])
-def test_steps_have_their_order(stepper, order, slack, start):
+def test_steps_have_their_order(solver, start):
     x = tensor([start])
-    errors = [(descend(stepper, gaussian, x, n) - exact(x, tensor(HIGH))).abs().item() for n in (36, 72, 144, 288)]
+    errors = [(descend(solver.step, gaussian, x, n) - exact(x, tensor(HIGH))).abs().item() for n in (36, 72, 144, 288)]
     for coarse, fine in itertools.pairwise(errors):
-        assert math.log2(coarse / fine) == pytest.approx(order, abs=slack)
+        assert math.log2(coarse / fine) == pytest.approx(solver.order, abs=slack(solver.order))
+
+
+def test_the_solvers_are_of_the_order_that_they_are_known_for():
+    assert (Euler.order, Heun.order) == (1, 2)
 
 
 def test_heun_step_matches_the_mean_of_two_slopes():
@@ -122,38 +145,38 @@ def test_euler_step_to_zero_is_the_denoiser():
     torch.testing.assert_close(euler_step(gaussian, x, sigma, torch.zeros_like(sigma)), gaussian(x, sigma))
 
 
-@pytest.mark.parametrize(("solver", "order", "slack"), [(euler, 1, 0.1), (heun, 2, 0.15)])
-def test_solvers_reach_zero_noise_with_their_order(solver, order, slack):
+@pytest.mark.parametrize("solver", SOLVERS, ids=type)
+def test_solvers_reach_zero_noise_with_their_order(solver):
     # The last step to 0 is exact to sigma_min^2 here: compare with the exact flow all the way to 0.
     x = tensor([60.0])
     errors = []
     for steps in (36, 72, 144):
-        out = solver(gaussian, x, karras_sigmas(steps + 1, LOW, HIGH).tolist())
+        out = solved(solver, gaussian, x, karras_sigmas(steps + 1, LOW, HIGH).tolist())
         errors.append((out - exact(x, tensor(HIGH), end=0.0)).abs().item())
-    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=slack)
-    assert math.log2(errors[1] / errors[2]) == pytest.approx(order, abs=slack)
+    for coarse, fine in itertools.pairwise(errors):
+        assert math.log2(coarse / fine) == pytest.approx(solver.order, abs=slack(solver.order))
 
 
 @pytest.mark.parametrize("num", [1, 2, 18, 40])
 def test_solvers_cost_the_published_number_of_calls(num):
     sigmas = karras_sigmas(max(num, 2), LOW, HIGH).tolist()[:num]
-    for solver, nfe in ((euler, num), (heun, 2 * num - 1)):
+    for solver, nfe in ((Euler(), num), (Heun(), 2 * num - 1)):
         denoise, seen = counted(gaussian)
-        solver(denoise, tensor([5.0]), sigmas)
-        assert len(seen) == nfe
+        solved(solver, denoise, tensor([5.0]), sigmas)
+        assert len(seen) == solver.num_calls(num) == nfe
         assert sorted({s for (s,) in seen}, reverse=True) == sigmas  # every level, no other, 0 never
 
 
 def test_heun_costs_35_calls_on_18_levels():
     denoise, seen = counted(gaussian)
-    heun(denoise, tensor([5.0]), karras_sigmas(18, LOW, HIGH).tolist())
+    solved(Heun(), denoise, tensor([5.0]), karras_sigmas(18, LOW, HIGH).tolist())
     assert len(seen) == 35  # Karras et al. 2022, CIFAR-10
 
 
-@pytest.mark.parametrize("solver", [euler, heun])
+@pytest.mark.parametrize("solver", SOLVERS, ids=type)
 def test_solvers_on_one_level_are_the_denoiser(solver):
     x = tensor([60.0], [-3.0])
-    assert torch.equal(solver(gaussian, x, [HIGH]), gaussian(x, tensor(HIGH, HIGH)))
+    assert torch.equal(solved(solver, gaussian, x, [HIGH]), gaussian(x, tensor(HIGH, HIGH)))
 
 
 def flow_by_rk4(x, denoise, steps, start=HIGH, end=LOW):
@@ -202,7 +225,7 @@ def test_heun_solves_a_mixture_down_to_zero(mixture_flow):
     expected = mixture(at_low, torch.full((len(x),), LOW, dtype=torch.float64))
     errors = []
     for steps in (144, 288):
-        out = heun(mixture, x, karras_sigmas(steps + 1, LOW, HIGH).tolist())
+        out = solved(Heun(), mixture, x, karras_sigmas(steps + 1, LOW, HIGH).tolist())
         errors.append((out - expected).square().mean().sqrt().item())
     assert errors[0] < 6e-4
     assert math.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.15)
@@ -264,6 +287,7 @@ def test_multistep_costs_one_call_a_level_and_draws_noise_for_each_but_the_first
 
     multistep(denoise, tensor([5.0]), LEVELS, LOW, noise)
     assert [s for (s,) in seen] == LEVELS
+    assert Multistep().num_calls(len(LEVELS)) == 5
     assert drawn == [1, 2, 3, 4]
 
 

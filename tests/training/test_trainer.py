@@ -277,7 +277,8 @@ def test_student_starts_as_its_teacher(build, teacher):
     theirs = dict(trainer.objective.teacher.named_parameters())
     for name, parameter in trainer.objective.denoiser.named_parameters():
         assert torch.equal(parameter, theirs[name]), name
-    assert trainer.objective.denoiser.config.preconditioning == "consistency"
+    config = trainer.objective.denoiser.config
+    assert (config.kind, config.boundary) == ("consistency", "sigma_min")
     assert trainer.objective.denoiser.config.sigma_data == trainer.objective.teacher.config.sigma_data
 
 

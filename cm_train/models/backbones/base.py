@@ -98,12 +98,12 @@ class KeyedDropout(nn.Module):
         return torch.where(hashed >= threshold, x / (1 - self.p), 0.0)
 
 
-def precise(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """`x` in float32 where it is of less precision than that."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def uncast(x: Tensor) -> AbstractContextManager[Any]:
+def autocast_off(x: Tensor) -> AbstractContextManager[Any]:
     """A context for `x`'s device where autocast is off: noise levels that lie close must not round to the same."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
@@ -112,5 +112,5 @@ def sinusoidal_embedding(c_noise: Tensor, width: int) -> Tensor:
     """[cos, sin] of c_noise at frequencies 10000^(-i / (width / 2)); [B] -> [B, width], in float32 at least."""
     half = width // 2
     frequencies = torch.exp(-math.log(10_000) / half * torch.arange(half, device=c_noise.device))
-    angles = precise(c_noise)[:, None] * frequencies
+    angles = at_least_float32(c_noise)[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)

@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from ...core.errors import InputError
 from ...core.registry import register
 from ...core.settings import OF_RECIPE
-from .base import BackboneConfig, Block, KeyedDropout, are_blocks_as_written, precise, sinusoidal_embedding, uncast
+from .base import (
+    BackboneConfig,
+    Block,
+    KeyedDropout,
+    are_blocks_as_written,
+    at_least_float32,
+    autocast_off,
+    sinusoidal_embedding,
+)
 
 Count = Annotated[int, Field(ge=1, le=1024)]  # bounded, since a stranger's checkpoint says what to build
 
@@ -57,11 +65,11 @@ class _Norm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
             # torch 2.11 takes the forward-mode derivative of this layout alone.
-            inputs = precise(x).contiguous() if are_blocks_as_written() else precise(x)
+            inputs = at_least_float32(x).contiguous() if are_blocks_as_written() else at_least_float32(x)
             return super().forward(inputs).to(x.dtype)
         # The compiler takes the operator apart just so, but knows no forward-mode derivative of the whole, which sCM
         # needs.
-        groups = precise(x).reshape(x.shape[0], self.num_groups, -1)
+        groups = at_least_float32(x).reshape(x.shape[0], self.num_groups, -1)
         variance, mean = torch.var_mean(groups, dim=2, correction=0, keepdim=True)
         normal = ((groups - mean) * torch.rsqrt(variance + self.eps)).reshape(x.shape)
         return torch.addcmul(self.bias[:, None, None], normal, self.weight[:, None, None]).to(x.dtype)
@@ -99,7 +107,7 @@ class ResBlock(Block):
         if self.resample:
             h, x = _resample(h, self.resample), _resample(x, self.resample)
         h = self.conv_in(h)
-        with uncast(h):
+        with autocast_off(h):
             e = self.embed(embedding)[:, :, None, None]
         if self.scale_shift:
             scale, shift = e.chunk(2, dim=1)
@@ -242,7 +250,7 @@ class UNet(nn.Module):
                 f"{self.num_classes} classes",
             )
         e = sinusoidal_embedding(c_noise * self.config.noise_multiplier, self.config.channels)
-        with uncast(x):
+        with autocast_off(x):
             e = self.embed_out(F.silu(self.embed_in(e)))
         if self.embed_label is not None:
             e = e + self.embed_label(labels)

@@ -11,7 +11,7 @@ from . import posthoc
 from . import read as checkpoint
 from .manifest import Manifest
 from .vanishing import present
-from .weights import open_weights
+from .weights import POWER, open_weights
 
 
 def load_denoiser(path: str | os.PathLike[str], weights: str = "ema", device: torch.device | str = "cpu") -> Denoiser:
@@ -40,7 +40,7 @@ def load_resolved(
     folder: Path, manifest: Manifest, weights: str = "ema", device: torch.device | str = "cpu"
 ) -> Denoiser:
     """`load_denoiser` for a checkpoint that `resolve` has verified."""
-    made = weights.startswith(posthoc.PREFIX) and f"{weights}.safetensors" not in manifest.files
+    made = weights.startswith(POWER) and f"{weights}.safetensors" not in manifest.files
     with present(folder):
         stored = open_weights(folder, manifest, "ema" if made else weights)
     # Dropout is for training; its tables grow with the image size, which no weight bears witness to.

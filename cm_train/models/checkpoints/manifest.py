@@ -17,8 +17,15 @@ from ...core.settings import MOST, Settings, shown, typed
 from ..backbones.base import BackboneConfig
 from ..denoiser import DenoiserConfig
 
-FORMAT = 1
+FORMAT = 2
 _MAX_MANIFEST_BYTES = 1 << 20
+
+# The one word that format 1 had for a denoiser's kind and boundary.
+_PRECONDITIONING = {
+    "edm": ("diffusion", "zero"),
+    "consistency": ("consistency", "sigma_min"),
+    "trigflow": ("consistency", "zero"),
+}
 
 
 class FileEntry(Settings):
@@ -85,14 +92,26 @@ def read_manifest(folder: Path) -> Manifest:
         raise damaged(folder, f"{MANIFEST} is not an object")
     if not whole:
         raise damaged(folder, f"{MANIFEST} does not match its own sha256")
-    if values.get("format") != FORMAT:
-        raise InputError(f"checkpoint {folder} has another format", shown(values.get("format")), str(FORMAT))
+    if values.get("format") not in (1, FORMAT):
+        raise InputError(f"checkpoint {folder} has another format", shown(values.get("format")), f"1 to {FORMAT}")
+    if values["format"] == 1:
+        values = _from_format_1(values)
     try:
         return typed(Manifest, _with_int_keys(values), MANIFEST)
     except UnknownComponent as error:
         raise plugins.needed_for(f"checkpoint {folder}", values, error) from None
     except InputError as error:
         raise damaged(folder, str(error)) from None
+
+
+def _from_format_1(values: dict[str, Any]) -> dict[str, Any]:
+    """A manifest that cm_train 0.1.0 wrote, as this version writes it; what makes no sense is left as it is."""
+    denoiser = values.get("denoiser")
+    if not isinstance(denoiser, dict) or denoiser.get("preconditioning") not in [*_PRECONDITIONING]:
+        return values  # the typed check names what is wrong
+    kind, boundary = _PRECONDITIONING[denoiser["preconditioning"]]
+    rest = {key: value for key, value in denoiser.items() if key != "preconditioning"}
+    return values | {"format": FORMAT, "denoiser": {"kind": kind, "boundary": boundary} | rest}
 
 
 def _with_int_keys(values: dict[str, Any]) -> dict[str, Any]:

@@ -13,9 +13,8 @@ from ..averages import MAX_WIDTH, power_exponent
 from . import read as checkpoint
 from .manifest import DamagedCheckpoint, Manifest
 from .vanishing import present
-from .weights import WeightsFile
+from .weights import POWER, WeightsFile, stored_weights
 
-PREFIX = "power_"
 _LARGE_ERROR = 0.05  # of a profile, from which on the user hears of it
 
 
@@ -64,10 +63,11 @@ def reconstruct(run: Path, of: Manifest, weights: str, module: nn.Module) -> Non
         DamagedCheckpoint: a snapshot is not what its own manifest says.
     """
     width = _width(weights)
-    kept = {file for file in of.files if file.startswith(PREFIX)}
+    kept = {file for file in of.files if file.startswith(POWER)}
     parts = _snapshots(run, of)
     if not parts or not kept:
-        raise InputError(f"{run} has no snapshots to make an average of", weights, "ema, raw", "train with ema=power")
+        known = ", ".join(stored_weights(of))
+        raise InputError(f"{run} has no snapshots to make an average of", weights, known, "train with ema=power")
     files, steps, widths = [], [], []
     for folder in parts:
         manifest = checkpoint.verify(folder)
@@ -118,9 +118,9 @@ def _snapshots(run: Path, of: Manifest) -> list[Path]:
 
 def _width(weights: str) -> float:
     try:
-        width = float(weights.removeprefix(PREFIX))
+        width = float(weights.removeprefix(POWER))
     except ValueError:
         width = -1.0
     if not 0 < width < MAX_WIDTH:
-        raise InputError("not a width of a power-function average", weights, f"{PREFIX}0.05, up to {MAX_WIDTH}")
+        raise InputError("not a width of a power-function average", weights, f"{POWER}0.05, up to {MAX_WIDTH}")
     return width

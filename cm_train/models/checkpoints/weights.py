@@ -9,19 +9,39 @@ from torch import Tensor, nn
 from ...core.errors import InputError
 from ...core.files import may_pass, unreadable
 from ...core.settings import shown
+from ..averages import MAX_WIDTH
 from .manifest import DamagedCheckpoint, Manifest
 
+POWER = "power_"  # ahead of its width, what a power-function average is called
 _DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}  # safetensors' names
 
 
 def stem_of(folder: Path, manifest: Manifest, weights: str) -> str:
-    """The file stem of named weights: "ema", "raw" or "ema_<decay>". Raises InputError where there are none."""
-    stems = {name.removesuffix(".safetensors") for name in manifest.files if name.endswith(".safetensors")}
-    stem = {"raw": "denoiser", "ema": manifest.ema}.get(weights, weights)
-    if stem not in stems:
-        known = ["ema", "raw", *sorted(s for s in stems if s.startswith("ema_"))]
-        raise InputError(f"checkpoint {folder} has no such weights", weights, ", ".join(known))
+    """The file stem of named weights. Raises InputError where there are none."""
+    stem = _stem(manifest, weights)
+    if f"{stem}.safetensors" not in manifest.files:
+        known = stored_weights(manifest)
+        # None: of a run that takes none, and has no such average either, or of before a checkpoint listed them.
+        if manifest.snapshots != [] and any(name.startswith(POWER) for name in known):
+            known.append(f"{POWER}<width> of any width up to {MAX_WIDTH}, made of snapshots")
+        raise InputError(f"checkpoint {folder} has no such weights", shown(weights), ", ".join(known))
     return stem
+
+
+def stored_weights(manifest: Manifest) -> list[str]:
+    """What `weights=` may say of a checkpoint: all that it holds, by their names."""
+    stems = [name.removesuffix(".safetensors") for name in sorted(manifest.files) if name.endswith(".safetensors")]
+    return ["ema", "raw", *(stem for stem in stems if stem != _stem(manifest, "raw"))]
+
+
+def sha256_of_weights(manifest: Manifest, weights: str) -> str:
+    """Of the weights' file; where they are made of snapshots, of the averaged ones', which only this checkpoint has."""
+    files, averaged = manifest.files, _stem(manifest, "ema")
+    return (files.get(f"{_stem(manifest, weights)}.safetensors") or files[f"{averaged}.safetensors"]).sha256
+
+
+def _stem(manifest: Manifest, weights: str) -> str:
+    return {"raw": "denoiser", "ema": manifest.ema}.get(weights, weights)
 
 
 class WeightsFile:

@@ -19,15 +19,16 @@ class RobustEDM(Objective):
         name: Literal["robust_edm"] = "robust_edm"
         huber_c: Positive = 0.03  # what is smaller counts as its square
 
-    preconditioning = "edm"
+    kind = "diffusion"
+    boundary = "zero"
     levels = "continuous"
 
     def draw_levels(self, u: Tensor, step: int) -> dict[str, Tensor]:
         return {"sigma": self.noise.sigma(u)}
 
     def losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        x0, sigma, data = batch["x0"], batch["sigma"], self.denoiser.config.sigma_data
-        x = x0 + per_image(sigma, x0) * batch["noise"]
-        denoised = self.denoiser(x, sigma, batch["labels"], batch["dropout_keys"])
+        x0, sigma, data = batch.x0, batch.levels["sigma"], self.denoiser.config.sigma_data
+        x = x0 + per_image(sigma, x0) * batch.noise
+        denoised = self.denoiser(x, sigma, batch.labels, batch.dropout_keys)
         distance = pseudo_huber(denoised, x0, self.config.huber_c)
         return (sigma**2 + data**2).sqrt() / (sigma * data) * distance, {"distance": distance}

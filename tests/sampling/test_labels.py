@@ -1,0 +1,33 @@
+"""Classes as a user asks for them, and as they are said."""
+
+import pytest
+from test_generate import Recorder
+
+from cm_train.core.errors import InputError
+from cm_train.sampling.labels import class_numbers, in_words
+
+
+def test_class_numbers_are_those_of_the_names_or_the_numbers_themselves():
+    config = Recorder(num_classes=3).config
+    named = config.model_copy(update={"class_names": ["2", "cat", "great white shark"]})
+    assert class_numbers("cat", 5, named) == 1
+    assert class_numbers(2, 5, named) == 0, "a name wins"
+    assert class_numbers(["great white shark", 1, "2"], 3, named) == [2, 1, 0]
+    assert class_numbers(2, 5, config) == 2
+    for asked, known, message in (
+        ("cta", named, r"no such class; got 'cta'; allowed: 2, cat, great white shark, or 0 to 2; fix: labels=cat"),
+        ("cat", config, "knows its classes by number alone; got 'cat'; allowed: 0 to 2"),
+        (3, named, "no such class; got '3'; allowed: 0 to 2"),
+        ([0, 1], named, "2 labels for 3 images"),
+        ("cat", Recorder().config, "has no classes; got 'labels=cat'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            class_numbers(asked, 3, known)
+
+
+def test_classes_are_said_once_each_and_the_first_ones_of_many():
+    names = [*"abcdefg"]
+    assert in_words(1, names) == "b (1)"
+    assert in_words([2, 0, 2], names) == "c (2), a (0)"
+    assert in_words([*range(7)], names) == "a (0), b (1), c (2), d (3), e (4), ... (7 in all)"
+    assert in_words([1], []) == in_words(None, names) == ""
