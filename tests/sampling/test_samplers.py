@@ -66,7 +66,7 @@ def solved(sampler, denoise, x, sigmas):
 
 
 def multistep(denoise, x, sigmas, boundary, noise):
-    return Multistep().sample(denoise, x, sigmas, boundary, noise)
+    return Multistep(Multistep.Config()).sample(denoise, x, sigmas, boundary, noise)
 
 
 def counted(denoise):
@@ -160,7 +160,7 @@ def test_solvers_reach_zero_noise_with_their_order(solver):
 @pytest.mark.parametrize("num", [1, 2, 18, 40])
 def test_solvers_cost_the_published_number_of_calls(num):
     sigmas = karras_sigmas(max(num, 2), LOW, HIGH).tolist()[:num]
-    for solver, nfe in ((Euler(), num), (Heun(), 2 * num - 1)):
+    for solver, nfe in ((Euler(Euler.Config()), num), (Heun(Heun.Config()), 2 * num - 1)):
         denoise, seen = counted(gaussian)
         solved(solver, denoise, tensor([5.0]), sigmas)
         assert len(seen) == solver.num_calls(num) == nfe
@@ -169,7 +169,7 @@ def test_solvers_cost_the_published_number_of_calls(num):
 
 def test_heun_costs_35_calls_on_18_levels():
     denoise, seen = counted(gaussian)
-    solved(Heun(), denoise, tensor([5.0]), karras_sigmas(18, LOW, HIGH).tolist())
+    solved(Heun(Heun.Config()), denoise, tensor([5.0]), karras_sigmas(18, LOW, HIGH).tolist())
     assert len(seen) == 35  # Karras et al. 2022, CIFAR-10
 
 
@@ -225,7 +225,7 @@ def test_heun_solves_a_mixture_down_to_zero(mixture_flow):
     expected = mixture(at_low, torch.full((len(x),), LOW, dtype=torch.float64))
     errors = []
     for steps in (144, 288):
-        out = solved(Heun(), mixture, x, karras_sigmas(steps + 1, LOW, HIGH).tolist())
+        out = solved(Heun(Heun.Config()), mixture, x, karras_sigmas(steps + 1, LOW, HIGH).tolist())
         errors.append((out - expected).square().mean().sqrt().item())
     assert errors[0] < 6e-4
     assert math.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.15)
@@ -287,7 +287,7 @@ def test_multistep_costs_one_call_a_level_and_draws_noise_for_each_but_the_first
 
     multistep(denoise, tensor([5.0]), LEVELS, LOW, noise)
     assert [s for (s,) in seen] == LEVELS
-    assert Multistep().num_calls(len(LEVELS)) == 5
+    assert Multistep(Multistep.Config()).num_calls(len(LEVELS)) == 5
     assert drawn == [1, 2, 3, 4]
 
 
