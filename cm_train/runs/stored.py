@@ -22,6 +22,8 @@ _PLAIN = [f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float
 MAY_CHANGE = frozenset(
     [
         "dataset.root",  # its fingerprint tells whether it is the same
+        "dataset.memory_gb",
+        "dataset.download",
         "dataset.skip_broken",
         "dataset.max_megapixels",
         "dataset.class_level",

@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from ..core.signals import StopFlag
 
 _OF_THE_RECIPE = {"dropout", "dropout_max_size"}  # of a backbone; all else is its size, which a student inherits
-_NOT_DATA = {"download", "hflip", "memory_gb", "skip_broken", "max_megapixels"}  # how a set is used, not what is in it
+# How a set is used and where it lies, not what is in it: whether that is the same, fingerprints tell.
+_NOT_DATA = {"root", "download", "hflip", "memory_gb", "skip_broken", "max_megapixels"}
 
 
 def inherit(config: Any, cfg: DictConfig, train: Callable[[Any], bool], stop: StopFlag, swept: frozenset[str]) -> Any:
@@ -173,8 +174,6 @@ def _check_data(config: Any, data: dict[str, Any], home: Path) -> None:
         {"name": d["name"], **{k: v for k, v in settings("dataset", d).model_dump().items() if k not in _NOT_DATA}}
         for d in (config.dataset, data)
     )
-    if "root" in theirs and not os.path.exists(os.path.expanduser(str(theirs["root"]))):  # it was moved
-        theirs |= _root(config.dataset)
     if mine != theirs:
         raise InputError(
             f"the teacher in {home} was trained on other data: {data}",

@@ -31,7 +31,6 @@ from cm_train.models.checkpoints import read as checkpoint
 from cm_train.models.checkpoints import write as saving
 from cm_train.models.checkpoints.load import load_denoiser
 from cm_train.models.checkpoints.manifest import DamagedCheckpoint
-from cm_train.runs import teachers
 from cm_train.runs.lock import _KEYS, check_ours
 from cm_train.runs.stored import store_config
 from cm_train.sweeps import gpus
@@ -275,7 +274,7 @@ def test_bytes_of_a_lazy_set_are_looked_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     root = pictures(tmp_path / "set")
     image_folder(root, memory_gb=0).fingerprint()
-    monkeypatch.setattr(fingerprint, "_sampled", lambda *_: pytest.fail("looked again"))
+    monkeypatch.setattr(fingerprint, "look_at", lambda *_: pytest.fail("looked again"))
     image_folder(root, memory_gb=0).fingerprint()
 
 
@@ -500,16 +499,6 @@ def test_a_record_of_a_save_names_its_step(build):  # noqa: F811
     trainer = build("mode=ict", "save_every=3")
     run(trainer)
     assert json.loads((trainer.config.folder / ".saved.json").read_text()) == {"step": 6}
-
-
-def test_the_root_of_a_teachers_set_is_compared_while_it_exists(tmp_path):
-    class Of:
-        dataset = {"name": "image_folder", "root": str(tmp_path)}
-
-    teachers._check_data(Of, {"name": "image_folder", "root": "/nowhere/any more"}, tmp_path)
-    (tmp_path / "other").mkdir()
-    with pytest.raises(InputError, match="trained on other data"):
-        teachers._check_data(Of, {"name": "image_folder", "root": str(tmp_path / "other")}, tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------------- a stranger's
