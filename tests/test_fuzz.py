@@ -832,7 +832,7 @@ def images_of(root: Path, **values: Any) -> torch.Tensor:
     dataset = ImageFolder(ImageFolder.Config(root=str(root), image_size=8, **values))
     images = dataset.gather(torch.arange(len(dataset)))[0]
     assert images.dtype == torch.uint8 and images.shape == (len(dataset), 3, 8, 8)
-    assert re.fullmatch("(files:)?[0-9a-f]{64}", dataset.fingerprint())
+    assert re.fullmatch("images:[0-9a-f]{64}", dataset.fingerprint())
     return images
 
 

@@ -1,80 +1,116 @@
-"""What tells one set of image files from another, without decoding any."""
+"""What tells one data set from another: of image files, wherever they lie, without decoding any; or of pixels."""
 
 import hashlib
+import json
 import os
-from collections.abc import Iterable
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+
+from torch import Tensor
 
 from ..core.files import patiently, read_small, unreadable, write_whole
 from ..core.progress import progress
 from ..core.signals import heed
-from .image_files import ImageFiles
+from .image_files import ImageFiles, Places, ends
 
-_CHUNK = 256  # files a thread looks at in one go
-
-
-def of_listing(files: ImageFiles, names: list[str], settings: object) -> str:
-    """A sha256 in hex of names, of what is known of each file without reading it, and of settings."""
-    return _listing(files, names, settings).hexdigest()
+SCHEME = "images:"  # what a fingerprint of `of_images` begins with; `former` knows those of earlier versions
+DIGEST_BYTES = hashlib.sha256().digest_size  # of one file
+_TOGETHER = 256  # files that a thread looks at in one go
+_THREADS = 8  # which mostly wait for a disk, so that more than there are cores pay
 
 
-def of_files(files: ImageFiles, names: list[str], settings: object, pool: Executor) -> str:
-    """ "files:" and a sha256 in hex of names, sizes, settings and a sample of each file's bytes.
+def of_images(files: ImageFiles, names: list[str], settings: object, seen: str) -> str:
+    """SCHEME and a sha256 in hex of names, sizes, settings and what was seen of the files' bytes.
 
-    The bytes are looked at once, and remembered in the user's cache for as long as no file is written to or replaced.
+    Folders that all files have in common are no part of the names: they don't tell one file from another, and whoever
+    packs a set adds or drops some.
 
     Args:
-        names: of `files`, in the order that matters.
-        settings: what else makes a difference, as its repr shows it.
+        names: of `files`, sorted; at least one.
+        settings: what else makes a difference, as JSON has it.
+        seen: see `of_ends`.
+    """
+    shared = os.path.commonpath([os.path.dirname(name) for name in (names[0], names[-1])])  # and so all between
+    start = len(shared) + 1 if shared else 0
+    listed = hashlib.sha256(json.dumps([settings, seen]).encode())
+    for name in names:
+        listed.update(json.dumps([name[start:], files.sizes[name]]).encode())
+    return SCHEME + listed.hexdigest()
+
+
+def of_ends(files: ImageFiles, names: list[str]) -> str:
+    """A sha256 in hex of the first and last 4 KiB of each file, looked at once for as long as none is written to.
 
     Raises:
         InputError: a file can't be read now.
     """
-    listed = _listing(files, names, settings)
-    if not files.stamps:
-        return f"files:{listed.hexdigest()}"
-    stamped = listed.copy()
-    for name in names:
-        stamped.update(f"{files.stamps[name]} ".encode())
-    known = _cache() / stamped.hexdigest()
-    with suppress(OSError, ValueError):
-        if len(digest := read_small(known, 64).decode("ascii")) == 64:
-            return f"files:{digest}"
-    listed.update(_sampled(files, names, pool))
-    with suppress(OSError):  # it is no more than a shortcut
-        known.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(known, listed.hexdigest().encode())
-    return f"files:{listed.hexdigest()}"
+    return remembered(files, names, "ends", lambda: together(look_at(files, names)))
 
 
-def _listing(files: ImageFiles, names: list[str], settings: object) -> "hashlib._Hash":
-    listed = hashlib.sha256(repr(settings).encode())
-    for name in names:
-        listed.update(repr((name, files.identities[name])).encode())
-    return listed
+def of_pixels(shape: tuple[int, ...], images: Iterable[Tensor], labels: Tensor | None) -> str:
+    """A sha256 in hex of a set's shape [N, C, S, S], its images in uint8 parts of that, and its labels."""
+    digest = hashlib.sha256(str(shape).encode())
+    for part in images:
+        digest.update(part.cpu().contiguous().numpy().data)
+    if labels is not None:
+        digest.update(labels.cpu().numpy().data)
+    return digest.hexdigest()
 
 
-def _sampled(files: ImageFiles, names: list[str], pool: Executor) -> bytes:
-    def digest(chunk: Iterable[str]) -> bytes:
-        sums = hashlib.sha256()
+def of_content(content: bytes) -> bytes:
+    """What `look` finds at the ends of a file of this content."""
+    return hashlib.sha256(b"".join(content[place] for place in ends(len(content)))).digest()
+
+
+def look(files: ImageFiles, name: str, places: Places = ends) -> bytes:
+    """The sha256 of a file's bytes at `places`. Raises InputError where it can't be read now."""
+    try:
+        return hashlib.sha256(patiently(lambda: files.sample(name, places))).digest()
+    except OSError as error:
+        raise unreadable(name, error) from None
+
+
+def look_at(
+    files: ImageFiles, names: list[str], places: Places = ends, num_together: int = _TOGETHER
+) -> Iterator[bytes]:
+    """What `look` finds in each file, so many at a time, in parallel. Raises InputError where one can't be read now."""
+
+    def look_at_some(chunk: list[str]) -> bytes:
+        found = []
         for name in chunk:
             heed()
-            try:
-                sums.update(hashlib.sha256(patiently(lambda: files.sample(name))).digest())  # noqa: B023 - called at once
-            except OSError as error:
-                raise unreadable(name, error) from None
-        return sums.digest()
+            found.append(look(files, name, places))
+        return b"".join(found)
 
-    chunks = [names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK)]
-    whole = hashlib.sha256()
-    with progress(len(names), "looking at images") as bar:
-        for chunk, part in zip(chunks, pool.map(digest, chunks), strict=True):
-            whole.update(part)
+    chunks = [names[start : start + num_together] for start in range(0, len(names), num_together)]
+    with ThreadPoolExecutor(_THREADS) as pool, progress(len(names), "looking at images") as bar:
+        for chunk, found in zip(chunks, pool.map(look_at_some, chunks), strict=True):
+            yield found
             bar.advance(len(chunk))
-    return whole.digest()
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cm-train" / "fingerprints"
+def together(digests: Iterable[bytes | bytearray]) -> str:
+    """A sha256 in hex of the digests of all files, in any number of parts."""
+    whole = hashlib.sha256()
+    for part in digests:
+        whole.update(part)
+    return whole.hexdigest()
+
+
+def remembered(files: ImageFiles, names: list[str], what: str, find: Callable[[], str]) -> str:
+    """The sha256 in hex that `find` returns, from the user's cache where no file was written to or replaced since."""
+    key = hashlib.sha256(what.encode())
+    for name in names:
+        key.update(json.dumps([name, files.sizes[name], files.stamps[name]]).encode())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = cache / "cm-train" / "fingerprints" / key.hexdigest()
+    with suppress(OSError, ValueError):
+        if len(bytes.fromhex(known := read_small(path, 64).decode("ascii"))) == DIGEST_BYTES:
+            return known
+    found = find()
+    with suppress(OSError):  # it is no more than a shortcut
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, found.encode())
+    return found

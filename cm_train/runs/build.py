@@ -38,7 +38,7 @@ def build_trainer(
     """Data, networks, objective and trainer of a run, resumed where the folder holds a checkpoint."""
     check_divides(config, world.size)
     dataset = _load_dataset(config, world)
-    provenance = {"dataset": world.decide(dataset.fingerprint)}
+    data = world.decide(dataset.fingerprint)
 
     # Rank 0 looks, since what is damaged is renamed on the way.
     found = world.decide(lambda: checkpoint.latest(config.folder, set_aside=True))
@@ -47,8 +47,11 @@ def build_trainer(
         stored = found[1].versions
         versions = world.agree(lambda: rng.kept_versions(stored))
         recorded = found[1].provenance.get("dataset", "")
-        world.agree(lambda: _check_data(config.folder, dataset, recorded, provenance["dataset"]))
+        if recorded != data:
+            world.agree(lambda: _check_data(config.folder, dataset, recorded))
+            data = world.decide(dataset.fingerprint)  # of the set as the run has learnt it
         known = found[1].provenance.get("teacher")
+    provenance = {"dataset": data}
     if known is not None:
         provenance["teacher"] = known  # kept where the teacher is gone that gave the first weights
     teacher = None
@@ -57,7 +60,7 @@ def build_trainer(
         provenance["teacher"] = checkpoint.averaged_sha256(manifest)
         _check_teacher(teacher, config.teacher, dataset)
         its_data = manifest.provenance.get("dataset")
-        world.decide(lambda: _check_data_of_teacher(config, its_data, provenance["dataset"]))
+        world.decide(lambda: _check_data_of_teacher(config, its_data, dataset))
 
     denoiser = _build_student(config, dataset, teacher, None if found is None else found[1].denoiser, world)
     guide = None if teacher is None else world.agree(lambda: guided(teacher, config.guidance))
@@ -196,16 +199,14 @@ def _check_teacher(teacher: Denoiser, path: str, dataset: Dataset) -> None:
         raise InputError(f"teacher {path} is not a diffusion model", f"a {c.kind} model", "a run of mode=edm")
 
 
-def _check_data_of_teacher(config: RunConfig, its_data: str | None, data: str) -> None:
+def _check_data_of_teacher(config: RunConfig, its_data: str | None, dataset: Dataset) -> None:
     """Refuse other data than the student's where nobody has chosen the teacher, and else say so."""
-    if its_data in (None, data):
+    if its_data is None or dataset.is_known_as(its_data):
         return
-    # A set in memory is known by its pixels, any other by its files: of one another they say nothing.
-    comparable = its_data is not None and its_data.partition(":")[1] == data.partition(":")[1]
-    if comparable and config.teacher == str(config.usual_teacher):
+    if config.teacher == str(config.usual_teacher):
         fix = "set teacher=..., or run_dir=... in a folder of its own"
         raise InputError(f"the teacher in {config.teacher} was trained on other data", fix=fix)
-    say(f"note: teacher {config.teacher} was trained on other data than this run's, as far as can be told")
+    say(f"note: teacher {config.teacher} was trained on other data than this run's")
 
 
 def check_divides(config: RunConfig, ranks: int) -> None:
@@ -219,9 +220,7 @@ def check_divides(config: RunConfig, ranks: int) -> None:
         )
 
 
-def _check_data(folder: Path, dataset: Dataset, recorded: str, now: str) -> None:
-    if recorded != now and not dataset.was_known_as(recorded):
-        raise InputError(
-            f"the dataset of {folder} changed since the run began",
-            fix="bring the old one back, or start a run of its own with name=...",
-        )
+def _check_data(folder: Path, dataset: Dataset, recorded: str) -> None:
+    if not dataset.was_known_as(recorded):
+        fix = "bring the old one back, or start a run of its own with name=..., or run_dir=... where it is a teacher"
+        raise InputError(f"the dataset of {folder} changed since the run began", fix=fix)

@@ -274,7 +274,7 @@ def test_bytes_of_a_lazy_set_are_looked_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     root = pictures(tmp_path / "set")
     image_folder(root, memory_gb=0).fingerprint()
-    monkeypatch.setattr(fingerprint, "_sampled", lambda *_: pytest.fail("looked again"))
+    monkeypatch.setattr(fingerprint, "look_at", lambda *_: pytest.fail("looked again"))
     image_folder(root, memory_gb=0).fingerprint()
 
 

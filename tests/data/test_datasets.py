@@ -500,26 +500,6 @@ def test_lazy_sigma_data_looks_at_a_fixed_subset(tmp_path, monkeypatch):
     assert seen[0] == seen[1] and len(set(seen[0])) == 3
 
 
-@pytest.mark.parametrize("kind", ["folder", "zip"])
-def test_lazy_fingerprint_changes_with_files_and_settings(tmp_path, kind):
-    def fingerprint(files, **values):
-        path = tmp_path / str(len(list(tmp_path.iterdir())))
-        root = zipped(path, files) if kind == "zip" else write(path, files)
-        return folder(root, memory_gb=0.0, **values).fingerprint()
-
-    files = {"a/1.png": picture(), "b/1.png": picture()}
-    same = [fingerprint(files), fingerprint(files)]
-    other = [
-        fingerprint({"a/1.png": picture(size=(80, 9)), "b/1.png": picture()}),
-        fingerprint({"a/2.png": picture(), "b/1.png": picture()}),
-        fingerprint(files, image_size=9),
-        fingerprint(files, background=0),
-        fingerprint(files, channels=1),
-        fingerprint(files, conditional=True),
-    ]
-    assert same[0] == same[1] and len({same[0], *other}) == 7
-
-
 # Image folders: decoding
 
 

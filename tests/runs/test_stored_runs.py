@@ -57,3 +57,16 @@ def test_stored_runs_go_on_as_they_did(expected, command, tmp_path, run):
     weights = load_file(tmp_path / "runs" / run / "checkpoints" / "step_00000008" / "denoiser.safetensors")
     found = np.concatenate([value.numpy().ravel() for _, value in sorted(weights.items())])
     np.testing.assert_allclose(found, expected[f"{run}/weights"], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("run", ["folder", "lazy"])
+def test_stored_runs_keep_their_order_of_classes_however_often_they_go_on(expected, command, tmp_path, run):
+    options = [*COMMAND, *NETWORK, *SETTINGS[run], "backbone.num_blocks=1", f"name={run}"]
+    for step in (6, 8):
+        done = command("train", *options, f"steps={step}")
+        assert done.returncode == 0, done.stderr
+        denoiser = load_denoiser(tmp_path / "runs" / run / "checkpoints" / f"step_{step:08d}")
+        assert denoiser.config.class_names == ["1", "10", "2"]
+    weights = load_file(tmp_path / "runs" / run / "checkpoints" / "step_00000008" / "denoiser.safetensors")
+    found = np.concatenate([value.numpy().ravel() for _, value in sorted(weights.items())])
+    np.testing.assert_allclose(found, expected[f"{run}/weights"], rtol=1e-4, atol=1e-6)

@@ -1,6 +1,5 @@
 """What every data set offers, and the data set that is held in memory whole."""
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from ...core.progress import progress
 from ...core.registry import ComponentConfig
 from ...core.settings import NOT_IDENTITY
 from ...core.signals import heed
+from .. import fingerprint
 
 _SIGMA_IMAGES = 4096  # how many images of a set that is decoded on the fly are enough for its sigma_data
 _LISTED = 12  # names that are shown of many
@@ -103,11 +103,15 @@ class Dataset(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A sha256 in hex that changes with the images, their order or their labels."""
+        """What changes with the images, their order or their labels: two sets are the same when theirs are."""
+
+    def is_known_as(self, recorded: str) -> bool:
+        """Whether `recorded` is this very set's fingerprint, by this version or an earlier one."""
+        return recorded == self.fingerprint()
 
     def was_known_as(self, recorded: str) -> bool:
-        """Whether `recorded` is the fingerprint that an earlier version gave this set; it then is as it was there."""
-        return False
+        """Whether a run that recorded this fingerprint learnt this set; it then is as it was there, on every rank."""
+        return self.is_known_as(recorded)
 
     def to(self, device: torch.device | str) -> "Dataset":
         """Prepare for batches on `device`; returns the set itself."""
@@ -189,8 +193,4 @@ class InMemory(Dataset):
         return other
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
-        digest.update(self.images.cpu().numpy().data)
-        if self.labels is not None:
-            digest.update(self.labels.cpu().numpy().data)
-        return digest.hexdigest()
+        return fingerprint.of_pixels(tuple(self.images.shape), [self.images], self.labels)

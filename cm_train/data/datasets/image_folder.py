@@ -19,14 +19,17 @@ from ...core.settings import MAY_CHANGE, NOT_IDENTITY, Count, Text
 from ...core.signals import heed
 from ...core.terminal import say
 from ...core.world import ALONE, World
-from .. import fingerprint, image_labels
+from .. import fingerprint, former, image_labels, image_notes
 from ..decoding import MAX_MEGAPIXELS, decode, prepare, reason, remarks
-from ..image_files import SUFFIXES, open_files
+from ..fingerprint import DIGEST_BYTES
+from ..image_files import SUFFIXES
 from ..left_out import LeftOut
-from .base import Dataset, DatasetConfig, InMemory, listed
+from ..open_files import open_files
+from .base import Dataset, DatasetConfig, InMemory
 
 _MAX_BAD_IN_A_ROW = 100
 _CHUNK = 32  # images a thread decodes in one go
+_COMPARED = 256  # images that are compared in one go
 
 
 @register
@@ -53,7 +56,7 @@ class ImageFolder(Dataset):
         )
         # larger images count as broken
         max_megapixels: Annotated[float, Field(gt=0, le=100_000), MAY_CHANGE, NOT_IDENTITY] = MAX_MEGAPIXELS
-        memory_gb: Annotated[float, Field(ge=0), NOT_IDENTITY] = (
+        memory_gb: Annotated[float, Field(ge=0), MAY_CHANGE, NOT_IDENTITY] = (
             4.0  # larger sets (decoded, in 1e9 bytes) are decoded on the fly
         )
 
@@ -62,9 +65,9 @@ class ImageFolder(Dataset):
         self.config, self._world = config, world
         self.image_size, self.channels, self.hflip = config.image_size, config.channels, config.hflip
         self._files = open_files(config.root)
-        self._names = sorted(self._files.identities)
-        unread = ", ".join(f"{len(n)} {ending} (as {min(n)!r})" for ending, n in sorted(self._files.unread.items()))
+        self._names = sorted(self._files.sizes)
         if not self._names:
+            unread = image_notes.unread(self._files)
             got = f"{config.root}, which has {unread}" if unread else config.root
             raise InputError("no images found", got, f"files that end in {' '.join(SUFFIXES)}")
         self.class_names: list[str] = []
@@ -72,35 +75,15 @@ class ImageFolder(Dataset):
         if config.conditional:
             found = image_labels.label(self._files, self._names, config.root, config.class_level)
             self.class_names, self._labels = found
-        self.notes: list[str] = list(self._find_notes(unread))
+        notes = image_notes.notes(self._files, self._names, config.root, self.class_names, self._labels)
+        self.notes: list[str] = list(notes)
         self._left_out = LeftOut()
         self._remarks: dict[str, str] = {}  # of Pillow's, and the first file of each
         self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
         self.lazy = len(self._names) * self.channels * self.image_size**2 > config.memory_gb * 1e9
         self._held: InMemory | None = None
         self._kept = torch.ones(len(self._names), dtype=torch.bool)  # which of the files are in `_held`
-
-    def _find_notes(self, unread: str) -> Iterator[str]:
-        if unread:
-            yield f"not read are {unread}; PNG, JPEG and WebP are, among others"
-        if self._files.doubled:
-            yield f"members whose names come again are left out, the last is taken: {self._files.doubled}"
-        if self.config.conditional:
-            counts = torch.bincount(self._labels, minlength=len(self.class_names)) if self._labels is not None else ()
-            empty = [name for name, count in zip(self.class_names, counts, strict=True) if not count]
-            if empty:
-                yield f"no image is of {'class' if len(empty) == 1 else 'classes'} {listed(empty)}"
-            return
-        if self._files.label_files:
-            where = min(self._files.label_files, key=len)
-            yield f"its {where} is not used; dataset.conditional=true takes the labels that it has, if any"
-            return
-        folders = image_labels.folders(self._names)
-        names = [f"{name} ({folders[name]:,})" for name in sorted(folders, key=image_labels.in_natural_order)]
-        if image_labels.are_parts(list(folders)):
-            yield f"it has all of {listed(names)}; dataset.root={self.config.root}/... takes one of them"
-        elif names:
-            yield f"its folders {listed(names)} give no labels; dataset.conditional=true makes them classes"
+        self._seen = ""  # of the files' ends, once they were looked at
 
     def load(self, left_out: Path | None = None) -> None:
         if left_out is not None:
@@ -125,47 +108,64 @@ class ImageFolder(Dataset):
         return self
 
     def fingerprint(self) -> str:
-        """A sha256 in hex: of pixels and labels where they are in memory, else of files and settings."""
-        if self._held is not None:
-            return self._held.fingerprint()
-        return fingerprint.of_files(self._files, self._names, self._settings(), self._pool)
+        """See `Dataset`: of the files, so the same in memory and on the fly, and in a folder and a zip of them.
+
+        It is made of their relative names, sizes, first and last 4 KiB and labels, and of how they are decoded. A file
+        that is broken counts like any other: what is left out follows from the files, skip_broken and max_megapixels.
+        """
+        return self._fingerprint(self.class_names, self._labels)
+
+    def is_known_as(self, recorded: str) -> bool:
+        return self._is_name(recorded, self.class_names, self._labels)
 
     def was_known_as(self, recorded: str) -> bool:
         """See `Dataset`; a run that has learnt other labels of the same images keeps them."""
-        first, held = self._first_labels(), self._held
-        if held is not None:
-            relabelled = None if first is None else held.relabelled(first[0], first[1][self._kept])
-            if relabelled is None or relabelled.fingerprint() != recorded:
-                return False
-            self._held = relabelled
-        else:
-            what = self._files, self._names, self._basis()
-            if recorded not in (fingerprint.of_listing(*what), fingerprint.of_files(*what, self._pool)):
-                return False
-        if first is not None:
-            self.class_names, self._labels = first
-        return True
+        for class_names, labels in filter(None, [(self.class_names, self._labels), self._first_labels()]):
+            if self._world.decide(lambda: self._is_name(recorded, class_names, labels)):  # noqa: B023 - called at once
+                self.class_names, self._labels = class_names, labels
+                if self._held is not None and labels is not None:
+                    self._held = self._held.relabelled(class_names, labels[self._kept])
+                return True
+        return False
 
-    def _basis(self) -> tuple[object, ...]:
-        c = self.config
-        return c.image_size, c.channels, c.conditional, c.background
+    def _fingerprint(self, class_names: list[str], labels: Tensor | None) -> str:
+        c, digest = self.config, None if labels is None else hashlib.sha256(labels.numpy().data).hexdigest()
+        self._seen = self._seen or fingerprint.of_ends(self._files, self._names)
+        settings = c.image_size, c.channels, c.background, class_names, digest
+        return fingerprint.of_images(self._files, self._names, settings, self._seen)
 
-    def _settings(self) -> tuple[object, ...]:
-        """What decides about images and labels: of the latter nothing where they are as the first versions had them."""
-        first = self._first_labels()
-        if self._labels is None or (first is not None and first[1].equal(self._labels)):
-            return self._basis()
-        return *self._basis(), self.class_names, hashlib.sha256(self._labels.numpy().data).hexdigest()
+    def _is_name(self, recorded: str, class_names: list[str], labels: Tensor | None) -> bool:
+        """Whether `recorded` is, or once was, the fingerprint of these images under these labels."""
+        if recorded.startswith(fingerprint.SCHEME):
+            return recorded == self._fingerprint(class_names, labels)
+        c, first = self.config, self._first_labels()
+        basis = c.image_size, c.channels, c.conditional, c.background
+        settings = former.settings_of(basis, class_names, labels, None if first is None else first[1])
+        return former.is_name_of(
+            recorded, self._files, self._names, settings, lambda names: self._of_pixels(names, labels)
+        )
+
+    def _of_pixels(self, names: list[str], labels: Tensor | None) -> str:
+        """What a set in memory was known by; its images are decoded for it where they aren't."""
+        there = [name for name, is_kept in zip(self._names, self._kept.tolist(), strict=True) if is_kept]
+        number, known = {name: i for i, name in enumerate(there)}, -1
+        while len(self._left_out.reasons) != known:  # else a broken one was among them
+            known = len(self._left_out.reasons)
+            index = torch.tensor([number[name] for name in names if name in number and name not in self._left_out])
+            shape = len(index), self.channels, self.image_size, self.image_size
+            ordered = None if labels is None else labels[self._kept][index]
+            found = fingerprint.of_pixels(shape, self._parts(index), ordered)
+        return found
+
+    def _parts(self, index: Tensor) -> Iterator[Tensor]:
+        with progress(len(index), "comparing images") as bar:
+            for some in index.split(_COMPARED):
+                heed()
+                yield self.gather(some)[0]
+                bar.advance(len(some))
 
     def _first_labels(self) -> tuple[list[str], Tensor] | None:
-        """Class names and labels as the first versions gave them, which sorted folders as text and knew no lists."""
-        if self._labels is None:
-            return None
-        level = 1 + image_labels.dividing_level(self._names)
-        try:
-            return image_labels.by_folder(self._names, self.config.root, level, order=str)
-        except InputError:
-            return None
+        return None if self._labels is None else former.first_labels(self._files, self._names, self.config.root)
 
     def _decode_all(self) -> InMemory:
         world, num = self._world, len(self._names)
@@ -173,13 +173,16 @@ class ImageFolder(Dataset):
         mine = range(min(num, world.rank * share), min(num, (world.rank + 1) * share))
         images = torch.empty(share * world.size, self.channels, self.image_size, self.image_size, dtype=torch.uint8)
         whole = torch.zeros(share * world.size, dtype=torch.uint8)
+        seen = bytearray(share * world.size * DIGEST_BYTES)  # of the ends of each file, which is read here anyway
 
         def fill(chunk: range) -> None:
             for i in chunk:
                 heed()
-                image = self._decode(i)
+                image = self._decode(i, seen)
                 if image is not None:
                     images[i], whole[i] = image, 1
+                elif not any(seen[_row(i)]):  # it could not even be read
+                    seen[_row(i)] = fingerprint.look(self._files, self._names[i])
 
         def decode_mine() -> None:
             chunks = [mine[start : start + _CHUNK] for start in range(0, len(mine), _CHUNK)]
@@ -189,8 +192,9 @@ class ImageFolder(Dataset):
 
         world.agree(decode_mine)
         self._files.close()
-        for shared in (images, whole):
+        for shared in (images, whole, torch.frombuffer(seen, dtype=torch.uint8).view(-1, DIGEST_BYTES)):
             world.exchange_(shared)
+        self._seen = fingerprint.together([seen[: num * DIGEST_BYTES]])
         images, self._kept, labels = images[:num], whole[:num].bool(), self._labels
         if not self._kept.all():
             example = world.first_of(self._left_out.example())
@@ -218,11 +222,17 @@ class ImageFolder(Dataset):
             if self._remarks.setdefault(remark, name) == name:
                 say(f"note: {name!r} is read, but {remark!r}, says Pillow; of others like it no more is said")
 
-    def _decode(self, i: int) -> Tensor | None:
-        """Image i, uint8 [C, S, S]; None where it is broken and may be skipped."""
+    def _decode(self, i: int, seen: bytearray | None = None) -> Tensor | None:
+        """Image i, uint8 [C, S, S]; None where it is broken and may be skipped.
+
+        Args:
+            seen: takes, at `_row(i)`, the digest of what its file begins and ends with, once that is read.
+        """
         name, c = self._names[i], self.config
         try:
             data = patiently(lambda: self._files.read(name))
+            if seen is not None:
+                seen[_row(i)] = fingerprint.of_content(data)
             with remarks() as found:
                 image = decode(data, c.image_size, c.channels, c.background, c.max_megapixels)
             self._pass_on(name, found)
@@ -240,3 +250,8 @@ class ImageFolder(Dataset):
             if self._left_out.add(name, why) and self.lazy:
                 self._left_out.say(name)
             return None
+
+
+def _row(i: int) -> slice:
+    """Where the digest of file i is among those of all."""
+    return slice(i * DIGEST_BYTES, (i + 1) * DIGEST_BYTES)

@@ -22,7 +22,7 @@ class PublishedConfig(DatasetConfig):
     """The `dataset` group for a set that can be downloaded."""
 
     root: Annotated[str, MAY_CHANGE, NOT_IDENTITY] = "data"
-    download: Annotated[bool, NOT_IDENTITY] = True
+    download: Annotated[bool, MAY_CHANGE, NOT_IDENTITY] = True
     split: Literal["train", "test"] = "train"
 
 
