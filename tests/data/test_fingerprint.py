@@ -42,7 +42,7 @@ def photos(tmp_path):
 
 
 def build(root, **values):
-    dataset = registry.build("dataset", {"name": "image_folder", "root": str(root), "image_size": 8, **values})
+    dataset = registry.make("dataset", {"name": "image_folder", "root": str(root), "image_size": 8, **values})
     dataset.load()
     return dataset
 

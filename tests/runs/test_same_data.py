@@ -91,7 +91,7 @@ def test_a_teacher_is_known_by_its_pictures_and_not_by_where_they_lie(command, t
 def test_what_an_earlier_version_recorded_of_a_teacher_is_understood(tmp_path, monkeypatch, capsys, memory_gb):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     values = {"name": "image_folder", "root": str(pictures(tmp_path / "photos")), "image_size": 8, "conditional": True}
-    dataset = registry.build("dataset", {**values, "memory_gb": memory_gb})
+    dataset = registry.make("dataset", {**values, "memory_gb": memory_gb})
     dataset.load()
     images, labels = dataset.gather(torch.arange(12))
     of_pixels = InMemory(images, labels, dataset.class_names).fingerprint()
@@ -117,7 +117,7 @@ def test_an_earlier_fingerprint_becomes_the_present_one(command, tmp_path, memor
     shutil.make_archive(str(tmp_path / "photos"), "zip", tmp_path, "photos")
     options = ["mode=ict", *OPTIONS, "keep=1", "name=x"]
     assert command("train", *options, "dataset.root=photos", "steps=2").returncode == 0
-    dataset = registry.build("dataset", {"name": "image_folder", "root": str(tmp_path / "photos"), "image_size": 8})
+    dataset = registry.make("dataset", {"name": "image_folder", "root": str(tmp_path / "photos"), "image_size": 8})
     dataset.load()
     manifest = tmp_path / "runs" / "x" / "checkpoints" / "step_00000002" / "manifest.json"
     said = json.loads(manifest.read_text())

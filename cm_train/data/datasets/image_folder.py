@@ -28,8 +28,7 @@ from ..open_files import open_files
 from .base import Dataset, DatasetConfig, InMemory
 
 _MAX_BAD_IN_A_ROW = 100
-_CHUNK = 32  # images a thread decodes in one go
-_COMPARED = 256  # images that are compared in one go
+_CHUNK, _COMPARED = 32, 256  # images that a thread decodes, and that are compared, in one go
 
 
 @register
@@ -46,19 +45,14 @@ class ImageFolder(Dataset):
         image_size: Annotated[int, Field(ge=1, le=4096)] = 64
         channels: Literal[1, 3] = 3
         conditional: bool = False  # labels, of dataset.json where there is one, else of folders
-        class_level: Annotated[Count | None, MAY_CHANGE] = (
-            None  # which folder of a path is its class; None: the first that divides the images
-        )
+        # Which folder of a path is its class; None: the first that divides the images
+        class_level: Annotated[Count | None, MAY_CHANGE] = None
         hflip: Annotated[bool, NOT_IDENTITY] = True
         background: Annotated[int, Field(ge=0, le=255)] = 255  # grey level behind transparency; white, as on a page
-        skip_broken: Annotated[bool, MAY_CHANGE, NOT_IDENTITY] = (
-            False  # leave out what can't be decoded, with a warning
-        )
-        # larger images count as broken
+        skip_broken: Annotated[bool, MAY_CHANGE, NOT_IDENTITY] = False  # what can't be decoded is left out
         max_megapixels: Annotated[float, Field(gt=0, le=100_000), MAY_CHANGE, NOT_IDENTITY] = MAX_MEGAPIXELS
-        memory_gb: Annotated[float, Field(ge=0), MAY_CHANGE, NOT_IDENTITY] = (
-            4.0  # larger sets (decoded, in 1e9 bytes) are decoded on the fly
-        )
+        # Sets that are larger than this, decoded, in 1e9 bytes, are decoded on the fly.
+        memory_gb: Annotated[float, Field(ge=0), MAY_CHANGE, NOT_IDENTITY] = 4.0
 
     def __init__(self, config: Config, world: World = ALONE):
         prepare()
@@ -68,7 +62,7 @@ class ImageFolder(Dataset):
         self._names = sorted(self._files.sizes)
         if not self._names:
             unread = image_notes.unread(self._files)
-            got = f"{config.root}, which has {unread}" if unread else config.root
+            got = config.root + (f", which has {unread}" if unread else "")
             raise InputError("no images found", got, f"files that end in {' '.join(SUFFIXES)}")
         self.class_names: list[str] = []
         self._labels: Tensor | None = None
@@ -76,7 +70,7 @@ class ImageFolder(Dataset):
             found = image_labels.label(self._files, self._names, config.root, config.class_level)
             self.class_names, self._labels = found
         notes = image_notes.notes(self._files, self._names, config.root, self.class_names, self._labels)
-        self.notes: list[str] = list(notes)
+        self.notes = list(notes)
         self._left_out = LeftOut()
         self._remarks: dict[str, str] = {}  # of Pillow's, and the first file of each
         self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
