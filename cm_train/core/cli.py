@@ -48,6 +48,17 @@ def _decay_of_half_life(images: float, *, _root_: DictConfig) -> float:
 OmegaConf.register_new_resolver("half_life", _decay_of_half_life)
 
 
+def _recipe_of(choice: str | None, pair: str) -> str:
+    """${recipe_of:${recipe},${dataset}-${mode}}: that pair's, which may be missing, unless somebody names another.
+
+    What is named is an entry of its own in the defaults list, which is not optional, so that Hydra refuses a slip.
+    """
+    return pair if choice == "auto" else "null"
+
+
+OmegaConf.register_new_resolver("recipe_of", _recipe_of)
+
+
 def version(package: str) -> str:
     """Of an installed package, or what to say where it is not."""
     try:

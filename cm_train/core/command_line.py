@@ -20,7 +20,7 @@ TEXT = frozenset(
     ["name", "run_dir", "teacher", "init", "dataset.root", "ckpt", "out", "weights"]
     + [f"tracking.{key}" for key in ("project", "entity", "group")]
 )
-OPTIONAL_GROUPS = frozenset(["experiment"])  # null is one of their options
+OPTIONAL_GROUPS = frozenset(["experiment"])  # null stands for none of their options
 # What of Hydra's own settings means something here, and what to write in place of others.
 _HYDRA = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.searchpath", "hydra.sweep.dir")
 _INSTEAD = {
@@ -99,7 +99,9 @@ def _as_meant(text: str, groups: frozenset[str], is_sweep: bool) -> str:
     name = key.lstrip("+~").split("@")[0]
     if not name:
         raise InputError("this is no setting", text, "key=value")
-    if key.startswith("~") and name in groups:
+    if text in {f"{group}=null" for group in OPTIONAL_GROUPS & groups}:
+        return f"~{name}"  # Hydra takes null in YAML alone
+    if key.startswith("~") and name in groups - OPTIONAL_GROUPS:
         raise InputError(f"{text}: a run can't be without its {name}", fix=f"{name}=..., see --help")
     if name.startswith("hydra"):
         _check_hydra(name)
@@ -125,9 +127,9 @@ def _as_meant(text: str, groups: frozenset[str], is_sweep: bool) -> str:
         return _as_meant(f"{key}={value.strip()}", groups, is_sweep)
     candidates = [quoted(value)]
     if is_sweep:
-        candidates.insert(0, _parts(value, key))
+        candidates.insert(0, _parts(value, name in TEXT | groups))
     if re.fullmatch(r"\[.*\]", value, re.DOTALL) and not {name} & (TEXT | groups):
-        candidates.insert(0, f"[{_parts(value[1:-1], key)}]")
+        candidates.insert(0, f"[{_parts(value[1:-1])}]")
     for meant in candidates:
         if _parsed(f"{key}={meant}") is not None:
             return f"{key}={meant}"
@@ -147,12 +149,12 @@ def _is_text(override: Override, name: str, is_sweep: bool) -> bool:
     return isinstance(value, QuotedString) or value == typed  # blanks, and backslashes, are what they are
 
 
-def _parts(text: str, key: str) -> str:
-    """Several values with commas between them, each quoted where that has to be: as text where its key is for text."""
+def _parts(text: str, are_text: bool = False) -> str:
+    """Several values with commas between them, each quoted where that has to be."""
     parts = []
     for part in text.split(","):
-        override = _parsed(f"{key}={part}")
-        is_read = override is not None and (key not in TEXT or isinstance(override._value, str | QuotedString))
+        override = _parsed(f"key={part}")
+        is_read = override is not None and (not are_text or isinstance(override._value, str | QuotedString))
         parts.append(part if is_read else quoted(part))
     return ",".join(parts)
 

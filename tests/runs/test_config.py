@@ -2,6 +2,7 @@ import itertools
 
 import pytest
 import torch
+from hydra.errors import MissingConfigException
 
 from cm_train.core import cli, registry
 from cm_train.core.errors import InputError
@@ -38,7 +39,7 @@ def test_config_composes_for_every_option_of_a_group(group, composed):
 
 
 def test_recipe_names_are_pairs_that_exist():
-    for recipe in options("recipe"):
+    for recipe in set(options("recipe")) - {"auto", "null"}:
         dataset, mode = recipe.rsplit("-", 1)
         assert dataset in options("dataset")
         assert mode in options("mode")
@@ -48,6 +49,38 @@ def test_recipe_wins_over_mode_and_command_line_over_both(composed):
     assert composed("mode=ict").batch_size == 128
     assert composed("mode=ict", "dataset=cifar10").batch_size == 1024
     assert composed("mode=ict", "batch_size=7").batch_size == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [
+        (["recipe=auto"], 1200),
+        (["recipe=auto", "dataset=cifar10"], 800_000),  # which has none
+        (["recipe='null'"], 800_000),
+        (["recipe=mnist-ict"], 12_000),
+        (["recipe=fashion_mnist-ict", "mode=ct"], 12_000),
+    ],
+)
+def test_recipe_is_the_one_that_is_named_or_that_of_data_set_and_mode(arguments, steps, composed):
+    assert composed(*arguments).steps == steps
+
+
+def test_recipe_may_be_named_by_an_experiment_and_lie_in_a_folder_of_the_users(tmp_path, composed):
+    for name, text in {
+        "experiment/typo": "defaults: [override /recipe: digits-dc]",
+        "experiment/none": "defaults: [override /recipe: null]",
+        "experiment/mine": "defaults: [override /recipe: mine]",
+        "recipe/mine": "steps: 7",
+        "recipe/cifar10-ct": "steps: 8",
+    }.items():
+        path = tmp_path / f"{name}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"# @package _global_\n{text}\n")
+    place = f"hydra.searchpath=[file://{tmp_path}]"
+    for words, steps in {"experiment=none": 800_000, "experiment=mine": 7, "dataset=cifar10 mode=ct": 8}.items():
+        assert composed(place, *words.split()).steps == steps
+    with pytest.raises(MissingConfigException, match="recipe/digits-dc"):
+        composed(place, "experiment=typo")
 
 
 def test_published_modes_without_a_recipe(composed):
