@@ -35,19 +35,6 @@ def conf_dir() -> Path:
     return packed if packed.is_dir() else package.parent / "conf"
 
 
-def _decay_of_half_life(images: float, *, _root_: DictConfig) -> float:
-    """${half_life:500000}: the decay at which the past loses half its weight in so many images.
-
-    To three digits of what it lacks to 1, since averages carry their decay in their names.
-    """
-    if images <= 0:
-        raise InputError("a half-life is a number of images", images, "above 0")
-    return 1 - float(f"{1 - 0.5 ** (_root_.batch_size / images):.3g}")
-
-
-OmegaConf.register_new_resolver("half_life", _decay_of_half_life)
-
-
 def _recipe_of(choice: str | None, pair: str) -> str:
     """${recipe_of:${recipe},${dataset}-${mode}}: that pair's, which may be missing, unless somebody names another.
 

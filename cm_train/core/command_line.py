@@ -21,6 +21,9 @@ TEXT = frozenset(
     + [f"tracking.{key}" for key in ("project", "entity", "group")]
 )
 OPTIONAL_GROUPS = frozenset(["experiment"])  # null stands for none of their options
+# Two ways to say one thing: the one that is typed overrules the other, whatever file that is from.
+_OTHER = {"ema.decay": "ema.half_life_images", "ema.half_life_images": "ema.decay"}
+IMPLIED = frozenset(f"++{key}=null" for key in _OTHER)
 # What of Hydra's own settings means something here, and what to write in place of others.
 _HYDRA = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.searchpath", "hydra.sweep.dir")
 _INSTEAD = {
@@ -62,7 +65,14 @@ def tidy(arguments: Sequence[str], groups: Iterable[str], plain: str | None = No
             flags.append(action.option_strings[0] if value is True else f"{action.option_strings[0]}={value}")
     known, is_sweep = frozenset(groups), bool(options.multirun)
     settings = _with_keys(options.overrides, plain) if plain else options.overrides
-    return [*flags, *(_as_meant(text, known, is_sweep) for text in settings)]
+    return [*flags, *(_as_meant(text, known, is_sweep) for text in settings), *_overruled(settings)]
+
+
+def _overruled(settings: Iterable[str]) -> list[str]:
+    """What `settings` set to null without saying so."""
+    values = {key.lstrip("+"): value for key, _, value in (text.partition("=") for text in settings)}
+    given = {key for key, value in values.items() if value.strip() != "null"}
+    return [f"++{other}=null" for key, other in _OTHER.items() if key in given and other not in values]
 
 
 def quoted(text: str) -> str:

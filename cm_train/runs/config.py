@@ -41,8 +41,15 @@ def parse(cfg: DictConfig) -> RunConfig:
     config = registry.typed(RunConfig, values)
     for group, kind in _GROUPS.items():
         registry.settings(kind, getattr(config, group), group)
+    config = _with_decay(config)
     _check_together(config)
     return config
+
+
+def _with_decay(config: RunConfig) -> RunConfig:
+    """`config` with its half-life as the decay that it is; older runs have only that, and a resume compares it."""
+    decay = registry.settings("decay", config.ema).final_decay(config.batch_size)
+    return config.model_copy(update={"ema": config.ema | {"decay": decay, "half_life_images": None}})
 
 
 def _check_together(config: RunConfig) -> None:
