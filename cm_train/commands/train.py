@@ -18,6 +18,7 @@ def _main(stop: StopFlag) -> None:
     from ..runs.lifecycle import train
     from ..sweeps import leader as sweeps
     from ..sweeps.launchers import register as plugins
+    from . import why
 
     cli.begin("train")
     if "--info=all" in sys.argv:
@@ -25,6 +26,8 @@ def _main(stop: StopFlag) -> None:
 
         cli.tell("\n".join([*lines(), ""]))
     plugins.register()
+    if keys := why.take_keys():
+        cli.run("train", lambda cfg: why.explain(cfg, keys))
     if sweeps.asked_for(sys.argv):
         sweeps.lead(stop)
     cli.run("train", lambda cfg: train(cfg, stop))

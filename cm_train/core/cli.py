@@ -214,19 +214,17 @@ def _one_line(error: BaseException, config_name: str) -> str:
     return text
 
 
+def all_keys(values: object, prefix: str = "") -> list[str]:
+    """The dotted keys of nested mappings, each mapping's own before those in it."""
+    keys: list[str] = []
+    for k, v in values.items() if isinstance(values, dict) else ():
+        keys += [f"{prefix}{k}", *all_keys(v, f"{prefix}{k}.")]
+    return keys
+
+
 def _known_keys(config_name: str) -> list[str]:
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(conf_dir()), version_base=None):
-        cfg = hydra.compose(config_name)
-    keys: list[str] = []
-
-    def walk(node: object, prefix: str) -> None:
-        if isinstance(node, dict):
-            for k, v in node.items():
-                keys.append(f"{prefix}{k}")
-                walk(v, f"{prefix}{k}.")
-
-    walk(OmegaConf.to_container(cfg), "")
-    return keys
+        return all_keys(OmegaConf.to_container(hydra.compose(config_name)))

@@ -22,8 +22,8 @@ TEXT = frozenset(
 )
 OPTIONAL_GROUPS = frozenset(["experiment"])  # null stands for none of their options
 # Two ways to say one thing: the one that is typed overrules the other, whatever file that is from.
-_OTHER = {"ema.decay": "ema.half_life_images", "ema.half_life_images": "ema.decay"}
-IMPLIED = frozenset(f"++{key}=null" for key in _OTHER)
+OTHER = {"ema.decay": "ema.half_life_images", "ema.half_life_images": "ema.decay"}
+IMPLIED = frozenset(f"++{key}=null" for key in OTHER)
 # What of Hydra's own settings means something here, and what to write in place of others.
 _HYDRA = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.searchpath", "hydra.sweep.dir")
 _INSTEAD = {
@@ -53,10 +53,13 @@ def tidy(arguments: Sequence[str], groups: Iterable[str], plain: str | None = No
     """
     parser = get_args_parser()
     parser.error = _fail  # type: ignore[method-assign]
+    if plain is None:
+        parser.add_argument("--why", nargs="*", action="extend")
     options = parser.parse_intermixed_args(_with_what_to_show(parser, arguments))
     for name, instead in _NO_FLAGS.items():
         if getattr(options, name) is not None:
             raise InputError(f"--{name.replace('_', '-')} does not work with this command", fix=instead)
+    asked = _take_why(options) if plain is None else []
     options.run = False  # which is what happens anyway
     flags: list[str] = []
     for action in parser._actions:
@@ -65,14 +68,31 @@ def tidy(arguments: Sequence[str], groups: Iterable[str], plain: str | None = No
             flags.append(action.option_strings[0] if value is True else f"{action.option_strings[0]}={value}")
     known, is_sweep = frozenset(groups), bool(options.multirun)
     settings = _with_keys(options.overrides, plain) if plain else options.overrides
-    return [*flags, *(_as_meant(text, known, is_sweep) for text in settings), *_overruled(settings)]
+    return [*asked, *flags, *(_as_meant(text, known, is_sweep) for text in settings), *_overruled(settings)]
+
+
+def _take_why(options: argparse.Namespace) -> list[str]:
+    """The keys that --why asks about, each as a flag of its own; of its words those that are settings go to these."""
+    if options.why is None:
+        return []
+    words, options.why = [*options.overrides, *options.why], None
+    keys = [word for word in words if "=" not in word and not word.startswith("~")]
+    options.overrides = [word for word in words if word not in keys]
+    if options.help:
+        return []
+    if not keys or "" in keys:
+        raise InputError("--why needs a key", fix="--why steps")
+    for name in ("multirun", "cfg", "info", "shell_completion"):
+        if getattr(options, name):
+            raise InputError(f"--why and --{name.replace('_', '-')} are two commands", fix="one of them")
+    return [f"--why={key}" for key in keys]
 
 
 def _overruled(settings: Iterable[str]) -> list[str]:
     """What `settings` set to null without saying so."""
     values = {key.lstrip("+"): value for key, _, value in (text.partition("=") for text in settings)}
     given = {key for key, value in values.items() if value.strip() != "null"}
-    return [f"++{other}=null" for key, other in _OTHER.items() if key in given and other not in values]
+    return [f"++{other}=null" for key, other in OTHER.items() if key in given and other not in values]
 
 
 def quoted(text: str) -> str:
