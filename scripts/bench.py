@@ -119,6 +119,7 @@ def make_trainer(size: dict, home: Path, precision: str, mode: str = "cd", compi
                 f"precision={precision}",
                 f"compile={compiled}",
                 "ema.decay=0.999",
+                "ema.half_life_images=null",
                 "ema.extra=[0.9999,0.99995]",
                 "log_every=10",
                 "tracking=none",

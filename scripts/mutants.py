@@ -217,6 +217,8 @@ MUTANTS = [Mutant(*row) for row in (
      "averages move on a skipped step"),
     ("ema-half-life", EMA_CODE, "min(decay, 0.5 **", "max(decay, 0.5 **", EMA,
      "the longer of two half-lives"),
+    ("ema-half-life-images", EMA_CODE, "batch_size / self.half_life_images", "1 / self.half_life_images", EMA,
+     "a half-life in steps"),
     # -------------------------------------------------------------------------------------------- optimizer, schedules
     ("adam-mean", OPTIMIZERS_CODE, "out=self.gradient), (1 / (1 - beta1**t)).float()",
      "out=self.gradient), torch.ones_like(t).float()", OPTIMIZERS, "no bias correction of Adam's mean"),

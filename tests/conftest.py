@@ -18,6 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from cm_train.core import cli
+from cm_train.core.command_line import tidy
 
 # Fixtures that start whole processes: seconds a test, where the others take a fraction of one.
 STARTERS = {"command", "start", "sweep", "train", "environment"}
@@ -53,7 +54,7 @@ def composed():
     def compose(*overrides: str) -> DictConfig:
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(cli.conf_dir()), version_base=None):
-            return hydra.compose("train", overrides=list(overrides))
+            return hydra.compose("train", overrides=tidy(overrides, cli._groups("train")))
 
     return compose
 

@@ -22,6 +22,7 @@ def _main(stop: StopFlag) -> None:
     from ..core import cli
     from ..sweeps import leader as sweeps
     from ..sweeps.launchers import register as plugins
+    from . import why
 
     cli.begin("train")
     if "--info=all" in sys.argv:
@@ -29,6 +30,8 @@ def _main(stop: StopFlag) -> None:
 
         cli.tell("\n".join([*lines(), ""]))
     plugins.register()
+    if keys := why.take_keys():
+        cli.run("train", lambda cfg: why.explain(cfg, keys))
     if sweeps.asked_for(sys.argv):
         sweeps.lead(stop)
     cli.run("train", lambda cfg: _train(cfg, stop))

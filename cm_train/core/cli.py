@@ -33,17 +33,15 @@ def conf_dir() -> Path:
     return packed if packed.is_dir() else package.parent / "conf"
 
 
-def _decay_of_half_life(images: float, *, _root_: DictConfig) -> float:
-    """${half_life:500000}: the decay at which the past loses half its weight in so many images.
+def _recipe_of(choice: str | None, pair: str) -> str:
+    """${recipe_of:${recipe},${dataset}-${mode}}: that pair's, which may be missing, unless somebody names another.
 
-    To three digits of what it lacks to 1, since averages carry their decay in their names.
+    What is named is an entry of its own in the defaults list, which is not optional, so that Hydra refuses a slip.
     """
-    if images <= 0:
-        raise InputError("a half-life is a number of images", images, "above 0")
-    return 1 - float(f"{1 - 0.5 ** (_root_.batch_size / images):.3g}")
+    return pair if choice == "auto" else "null"
 
 
-OmegaConf.register_new_resolver("half_life", _decay_of_half_life)
+OmegaConf.register_new_resolver("recipe_of", _recipe_of)
 
 
 def version(package: str) -> str:
@@ -215,19 +213,17 @@ def _one_line(error: BaseException, config_name: str) -> str:
     return text
 
 
+def all_keys(values: object, prefix: str = "") -> list[str]:
+    """The dotted keys of nested mappings, each mapping's own before those in it."""
+    keys: list[str] = []
+    for k, v in values.items() if isinstance(values, dict) else ():
+        keys += [f"{prefix}{k}", *all_keys(v, f"{prefix}{k}.")]
+    return keys
+
+
 def _known_keys(config_name: str) -> list[str]:
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(conf_dir()), version_base=None):
-        cfg = hydra.compose(config_name)
-    keys: list[str] = []
-
-    def walk(node: object, prefix: str) -> None:
-        if isinstance(node, dict):
-            for k, v in node.items():
-                keys.append(f"{prefix}{k}")
-                walk(v, f"{prefix}{k}.")
-
-    walk(OmegaConf.to_container(cfg), "")
-    return keys
+        return all_keys(OmegaConf.to_container(hydra.compose(config_name)))

@@ -20,7 +20,10 @@ TEXT = frozenset(
     ["name", "run_dir", "teacher", "init", "dataset.root", "ckpt", "out", "weights"]
     + [f"tracking.{key}" for key in ("project", "entity", "group")]
 )
-OPTIONAL_GROUPS = frozenset(["experiment"])  # null is one of their options
+OPTIONAL_GROUPS = frozenset(["experiment"])  # null stands for none of their options
+# Two ways to say one thing: the one that is typed overrules the other, whatever file that is from.
+OTHER = {"ema.decay": "ema.half_life_images", "ema.half_life_images": "ema.decay"}
+IMPLIED = frozenset(f"++{key}=null" for key in OTHER)
 # What of Hydra's own settings means something here, and what to write in place of others.
 _HYDRA = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.searchpath", "hydra.sweep.dir")
 _INSTEAD = {
@@ -50,10 +53,13 @@ def tidy(arguments: Sequence[str], groups: Iterable[str], plain: str | None = No
     """
     parser = get_args_parser()
     parser.error = _fail  # type: ignore[method-assign]
+    if plain is None:
+        parser.add_argument("--why", nargs="*", action="extend")
     options = parser.parse_intermixed_args(_with_what_to_show(parser, arguments))
     for name, instead in _NO_FLAGS.items():
         if getattr(options, name) is not None:
             raise InputError(f"--{name.replace('_', '-')} does not work with this command", fix=instead)
+    asked = _take_why(options) if plain is None else []
     options.run = False  # which is what happens anyway
     flags: list[str] = []
     for action in parser._actions:
@@ -62,7 +68,31 @@ def tidy(arguments: Sequence[str], groups: Iterable[str], plain: str | None = No
             flags.append(action.option_strings[0] if value is True else f"{action.option_strings[0]}={value}")
     known, is_sweep = frozenset(groups), bool(options.multirun)
     settings = _with_keys(options.overrides, plain) if plain else options.overrides
-    return [*flags, *(_as_meant(text, known, is_sweep) for text in settings)]
+    return [*asked, *flags, *(_as_meant(text, known, is_sweep) for text in settings), *_overruled(settings)]
+
+
+def _take_why(options: argparse.Namespace) -> list[str]:
+    """The keys that --why asks about, each as a flag of its own; of its words those that are settings go to these."""
+    if options.why is None:
+        return []
+    words, options.why = [*options.overrides, *options.why], None
+    keys = [word for word in words if "=" not in word and not word.startswith("~")]
+    options.overrides = [word for word in words if word not in keys]
+    if options.help:
+        return []
+    if not keys or "" in keys:
+        raise InputError("--why needs a key", fix="--why steps")
+    for name in ("multirun", "cfg", "info", "shell_completion"):
+        if getattr(options, name):
+            raise InputError(f"--why and --{name.replace('_', '-')} are two commands", fix="one of them")
+    return [f"--why={key}" for key in keys]
+
+
+def _overruled(settings: Iterable[str]) -> list[str]:
+    """What `settings` set to null without saying so."""
+    values = {key.lstrip("+"): value for key, _, value in (text.partition("=") for text in settings)}
+    given = {key for key, value in values.items() if value.strip() != "null"}
+    return [f"++{other}=null" for key, other in OTHER.items() if key in given and other not in values]
 
 
 def with_configs_of_plugins(arguments: Sequence[str]) -> list[str]:
@@ -124,7 +154,9 @@ def _as_meant(text: str, groups: frozenset[str], is_sweep: bool) -> str:
     name = key.lstrip("+~").split("@")[0]
     if not name:
         raise InputError("this is no setting", text, "key=value")
-    if key.startswith("~") and name in groups:
+    if text in {f"{group}=null" for group in OPTIONAL_GROUPS & groups}:
+        return f"~{name}"  # Hydra takes null in YAML alone
+    if key.startswith("~") and name in groups - OPTIONAL_GROUPS:
         raise InputError(f"{text}: a run can't be without its {name}", fix=f"{name}=..., see --help")
     if name.startswith("hydra"):
         _check_hydra(name)
@@ -150,9 +182,9 @@ def _as_meant(text: str, groups: frozenset[str], is_sweep: bool) -> str:
         return _as_meant(f"{key}={value.strip()}", groups, is_sweep)
     candidates = [quoted(value)]
     if is_sweep:
-        candidates.insert(0, _parts(value, key))
+        candidates.insert(0, _parts(value, name in TEXT | groups))
     if re.fullmatch(r"\[.*\]", value, re.DOTALL) and not {name} & (TEXT | groups):
-        candidates.insert(0, f"[{_parts(value[1:-1], key)}]")
+        candidates.insert(0, f"[{_parts(value[1:-1])}]")
     for meant in candidates:
         if _parsed(f"{key}={meant}") is not None:
             return f"{key}={meant}"
@@ -172,12 +204,12 @@ def _is_text(override: Override, name: str, is_sweep: bool) -> bool:
     return isinstance(value, QuotedString) or value == typed  # blanks, and backslashes, are what they are
 
 
-def _parts(text: str, key: str) -> str:
-    """Several values with commas between them, each quoted where that has to be: as text where its key is for text."""
+def _parts(text: str, are_text: bool = False) -> str:
+    """Several values with commas between them, each quoted where that has to be."""
     parts = []
     for part in text.split(","):
-        override = _parsed(f"{key}={part}")
-        is_read = override is not None and (key not in TEXT or isinstance(override._value, str | QuotedString))
+        override = _parsed(f"key={part}")
+        is_read = override is not None and (not are_text or isinstance(override._value, str | QuotedString))
         parts.append(part if is_read else quoted(part))
     return ",".join(parts)
 

@@ -6,19 +6,21 @@ that samples.
 
 import copy
 from collections.abc import Iterable
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from ..core.errors import InputError
 from ..core.registry import ComponentConfig, register
 
 M = TypeVar("M", bound=nn.Module)
 MAX_WIDTH = 0.28  # of a power-function average relative to the run: a flat one has 1 / sqrt(12)
 Width = Annotated[float, Field(gt=0.001, lt=MAX_WIDTH)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+HalfLife = Annotated[float, Field(gt=0, le=1e12)]  # in images; beyond, rounding would make a decay 1
 
 
 def flatten_parameters(parameters: Iterable[nn.Parameter]) -> Tensor:
@@ -94,10 +96,33 @@ class EMAConfig(ComponentConfig):
 
     kind: ClassVar = "decay"
 
-    decay: Decay = 0.9999
+    decay: Decay | None = 0.9999  # None: by the half-life, until the batch size is known
+    half_life_images: HalfLife | None = None  # the past weighs half after as many
     extra: list[Decay] = []
     power: list[Width] = []  # relative widths of power-function averages kept beside (EDM2)
     num_snapshots: Annotated[int, Field(ge=1, le=10_000)] = 40  # of these, over the schedule
+
+    def model_post_init(self, _: Any) -> None:
+        if (self.decay is None) == (self.half_life_images is None):
+            what, got = "ema.decay and ema.half_life_images say one thing", f"{self.decay}, {self.half_life_images}"
+            fix = "set one of them" if self.decay is None else "leave one out, or set it to null"
+            raise InputError(what, got, "a number for one, null for the other", fix)
+
+    def with_decay(self, batch_size: int) -> Self:
+        """The same with its half-life as the decay that it is for so many images a step.
+
+        To three digits of what that lacks to 1, since averages carry their decay in their names.
+        """
+        if self.half_life_images is None:
+            return self
+        decay = 1 - float(f"{1 - 0.5 ** (batch_size / self.half_life_images):.3g}")
+        return self.model_copy(update={"decay": decay, "half_life_images": None})
+
+    @property
+    def decays(self) -> list[float]:
+        """The decays of the averages, after any warm-up; the one that `weights=ema` means comes first."""
+        assert self.decay is not None, "`with_decay` has been called"
+        return list(dict.fromkeys([self.decay, *self.extra]))
 
 
 @register

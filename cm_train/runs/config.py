@@ -90,6 +90,7 @@ def parse(cfg: DictConfig) -> RunConfig:
         values["compile"] = str(values["compile"]).lower()
     plugins.load(_texts(values.get("plugins")))
     config = typed(RunConfig, values)
+    config = config.model_copy(update={"ema": config.ema.with_decay(config.batch_size)})
     _check_together(config)
     return config
 

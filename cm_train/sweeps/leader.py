@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 
 from ..core import cli, launched
 from ..core.child_python import import_paths
-from ..core.command_line import quoted
+from ..core.command_line import IMPLIED, quoted
 from ..core.errors import ExitCode, InputError
 from ..core.run_layout import LOCK
 from ..core.signals import StopFlag
@@ -131,7 +131,8 @@ def _folder(overrides: list[Override]) -> Path:
                 raise InputError("hydra.sweep.dir must be a plain path", given)
             return Path(given)
     name = "-".join(sorted(o.key_or_group for o in overrides if o.is_sweep_override())) or "sweep"
-    own = sorted(o.input_line or "" for o in overrides if not _is_no_matter(o.key_or_group))
+    lines = [o.input_line or "" for o in overrides if not _is_no_matter(o.key_or_group)]
+    own = sorted(line for line in lines if line not in IMPLIED)
     digest = hashlib.sha256(" ".join(own).encode()).hexdigest()[:6]
     return _HOME / f"{sweep_job.clean(name)[:_LONGEST_FOLDER]}-{digest}"
 

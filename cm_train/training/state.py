@@ -125,9 +125,7 @@ class TrainState:
 def _decays(ema: EMAConfig) -> dict[str, Callable[[int], float]]:
     """The decay at each step of every average of the `ema` group, by name; the one that `weights=ema` means first."""
     schedule = registry.build(ema)
-    decays: dict[str, Callable[[int], float]] = {
-        f"ema_{d}": partial(schedule.at, d) for d in dict.fromkeys([ema.decay, *ema.extra])
-    }
+    decays: dict[str, Callable[[int], float]] = {f"ema_{d}": partial(schedule.at, d) for d in ema.decays}
     return decays | {f"power_{width}": partial(power_decay, width) for width in ema.power}
 
 

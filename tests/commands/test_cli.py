@@ -103,14 +103,19 @@ def test_teacher_whose_steps_were_lowered_to_what_it_had_is_finished(command, tm
 
 
 def test_run_of_a_version_that_knew_fewer_keys_goes_on(command, tmp_path):
-    assert command("train", "mode=edm", *TINY, "steps=3", "schedule_steps=6").returncode == 0
+    edm = ["mode=edm", "recipe=null", *TINY]  # with the mode's half-life, which is stored as the decay that it was then
+    assert command("train", *edm, "steps=3", "schedule_steps=6").returncode == 0
     stored = tmp_path / "runs" / "digits-edm" / "config.yaml"
-    for key in ("  embedding_norm: false\n", "  dropout_max_size: null\n", "  clip_norm: null\n", "  power: []\n"):
-        assert key in stored.read_text()
-        stored.write_text(stored.read_text().replace(key, ""))
-    done = command("train", "mode=edm", *TINY, "backbone.embedding_norm=true", "backbone.scale_shift=true")
+    assert "  decay: 0.9999778\n" in stored.read_text()
+    for key in ("embedding_norm: false", "dropout_max_size: null", "clip_norm: null", "power: []"):
+        assert f"  {key}\n" in stored.read_text()
+        stored.write_text(stored.read_text().replace(f"  {key}\n", ""))
+    stored.write_text(stored.read_text().replace("  half_life_images: null\n", ""))
+    done = command("train", *edm, "backbone.embedding_norm=true", "backbone.scale_shift=true")
     assert done.returncode == 2 and "backbone.embedding_norm (False -> True)" in done.stderr
-    done = command("train", "mode=edm", *TINY)
+    done = command("train", *edm, "ema.half_life_images=1e6")
+    assert done.returncode == 2 and "ema.decay (0.9999778 -> 0.9999889)" in done.stderr
+    done = command("train", *edm)
     assert done.returncode == 0 and "resuming at step 3" in done.stderr, done.stderr
 
 

@@ -189,6 +189,16 @@ def test_decay_refuses_values_outside_the_unit_interval(values):
         registry.settings("decay", {"name": "warmup", **values})
 
 
+def test_decay_or_half_life_is_set_and_never_both():
+    for values in ({"decay": None}, {"half_life_images": 100}):
+        with pytest.raises(ValueError, match="say one thing"):
+            registry.settings("decay", {"name": "warmup", **values})
+    assert registry.settings("decay", {"name": "warmup", "decay": 0.9}).with_decay(batch_size=512).decay == 0.9
+    of_half_life = registry.settings("decay", {"name": "warmup", "decay": None, "half_life_images": 100})
+    assert of_half_life.with_decay(batch_size=100).decay == 0.5
+    assert of_half_life.with_decay(batch_size=1).decay == 1 - 0.00691, "three digits, since files are named after it"
+
+
 def test_half_life_decay_is_edms():
     """0.5^(512 / min(500000, 0.05 * images seen)), as Karras et al. write it; 0.999290 in the end."""
     final = 0.5 ** (512 / 500_000)

@@ -2,6 +2,8 @@ import itertools
 
 import pytest
 import torch
+from hydra.errors import MissingConfigException
+from omegaconf import OmegaConf
 
 from cm_train.core import cli, registry
 from cm_train.core.errors import InputError
@@ -39,7 +41,7 @@ def test_config_composes_for_every_option_of_a_group(group, composed):
 
 
 def test_recipe_names_are_pairs_that_exist():
-    for recipe in options("recipe"):
+    for recipe in set(options("recipe")) - {"auto", "null"}:
         dataset, mode = recipe.rsplit("-", 1)
         assert dataset in options("dataset")
         assert mode in options("mode")
@@ -49,6 +51,38 @@ def test_recipe_wins_over_mode_and_command_line_over_both(composed):
     assert composed("mode=ict").batch_size == 128
     assert composed("mode=ict", "dataset=cifar10").batch_size == 1024
     assert composed("mode=ict", "batch_size=7").batch_size == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [
+        (["recipe=auto"], 1200),
+        (["recipe=auto", "dataset=cifar10"], 800_000),  # which has none
+        (["recipe='null'"], 800_000),
+        (["recipe=mnist-ict"], 12_000),
+        (["recipe=fashion_mnist-ict", "mode=ct"], 12_000),
+    ],
+)
+def test_recipe_is_the_one_that_is_named_or_that_of_data_set_and_mode(arguments, steps, composed):
+    assert composed(*arguments).steps == steps
+
+
+def test_recipe_may_be_named_by_an_experiment_and_lie_in_a_folder_of_the_users(tmp_path, composed):
+    for name, text in {
+        "experiment/typo": "defaults: [override /recipe: digits-dc]",
+        "experiment/none": "defaults: [override /recipe: null]",
+        "experiment/mine": "defaults: [override /recipe: mine]",
+        "recipe/mine": "steps: 7",
+        "recipe/cifar10-ct": "steps: 8",
+    }.items():
+        path = tmp_path / f"{name}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"# @package _global_\n{text}\n")
+    place = f"hydra.searchpath=[file://{tmp_path}]"
+    for words, steps in {"experiment=none": 800_000, "experiment=mine": 7, "dataset=cifar10 mode=ct": 8}.items():
+        assert composed(place, *words.split()).steps == steps
+    with pytest.raises(MissingConfigException, match="recipe/digits-dc"):
+        composed(place, "experiment=typo")
 
 
 def test_published_modes_without_a_recipe(composed):
@@ -108,11 +142,53 @@ def test_save_interval_reads_steps_and_minutes():
 
 
 @pytest.mark.parametrize(
-    ("images", "batch", "decay"), [("500000", 512, 0.99929), ("50e6", 4096, 0.9999432), ("3.55e6", 512, 0.9999)]
+    ("images", "batch", "decay"), [(500000, 512, 0.99929), (50e6, 4096, 0.9999432), (3.55e6, 512, 0.9999)]
 )
 def test_decay_can_be_a_half_life_in_images(images, batch, decay, composed):
     """Karras et al. 2022's and Song et al. 2023's values; the batch size is the run's own."""
-    config = parse(composed("mode=ct", "ema=half_life", f"batch_size={batch}", f"ema.decay=${{half_life:{images}}}"))
+    config = parse(composed("mode=ct", "ema=half_life", f"batch_size={batch}", f"ema.half_life_images={images}"))
     assert config.ema.decay == decay
-    with pytest.raises(InputError, match="half-life"):
-        parse(composed("mode=ct", "ema.decay=${half_life:0}"))
+    assert config.ema.half_life_images is None, "a run of a version that knew only decays must be the same run"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "decay"),
+    [
+        (["dataset=cifar10"], 0.99929),  # the mode's half-life
+        (["dataset=cifar10", "batch_size=1024"], 0.99858),
+        ([], 0.998),  # the recipe's decay, which comes later
+        (["ema.half_life_images=1e5"], 0.999113),
+        (["dataset=cifar10", "ema.half_life_images=null", "ema.decay=0.5"], 0.5),
+        (["dataset=cifar10", "+ema.decay=0.5"], 0.5),
+        (["ema.half_life_images=1e-3"], 0.0),
+        (["ema.half_life_images=1e12", "batch_size=1"], 1 - 6.93e-13),
+    ],
+)
+def test_decay_is_the_last_of_decay_and_half_life_to_be_set(arguments, decay, composed):
+    config = parse(composed("mode=edm", *arguments))
+    assert (config.ema.decay, config.ema.half_life_images) == (decay, None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["ema.decay=0.9", "ema.half_life_images=5e5"], "say one thing; got '0.9, 500000.0'"),
+        (["ema.decay=null"], "say one thing; got 'None, None'.*set one of them"),
+        (["ema.half_life_images=0"], "ema.half_life_images: input should be greater than 0"),
+        (["ema.half_life_images=many"], "ema.half_life_images: input should be a valid number"),
+        (["ema.half_life_images=1e13"], "ema.half_life_images: input should be less than"),
+        (["ema.decay=${half_life:500000}"], "half_life; fix: set ema.decay="),  # as it was written once
+    ],
+)
+def test_decay_and_half_life_are_one_setting(overrides, message, composed):
+    with pytest.raises(InputError, match=message):
+        parse(composed(*overrides))
+
+
+def test_config_that_sets_decay_or_half_life_sets_the_other_to_null():
+    """Or what comes later in the defaults list would not overrule what came before."""
+    for path in CONF.rglob("*.yaml"):
+        values = OmegaConf.load(path)
+        ema = values if path.parent.name == "ema" else values.get("ema") or {}
+        given = [ema[key] for key in ("decay", "half_life_images") if key in ema]
+        assert not given or sorted(value is None for value in given) == [False, True], path

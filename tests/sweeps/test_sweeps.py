@@ -243,6 +243,8 @@ def test_sweep_has_one_folder_whatever_does_not_matter():
     assert same == folder_of("mode=ct", "seed=0,1", "fail_fast=true", "tracking=none", "tracking.tags=[a]")
     assert same != folder_of("seed=0,1,2", "mode=ct")
     assert same != folder_of("seed=0,1", "mode=ct", "steps=10"), "a search would compare what can't be compared"
+    known = folder_of("ema.decay=choice(0.9,0.99)", "hydra/sweeper=optuna")
+    assert known == folder_of("ema.decay=choice(0.9,0.99)", "hydra/sweeper=optuna", "++ema.half_life_images=null")
     assert same.name.startswith("seed-") and "=" not in str(same)
     assert folder_of("hydra.sweep.dir='a b'", "seed=0,1") == Path("a b")
     many = folder_of(*(f"objective.key_{i}=1,2" for i in range(40)))

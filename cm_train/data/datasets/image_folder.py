@@ -70,7 +70,7 @@ class ImageFolder(Dataset):
             found = image_labels.label(self._files, self._names, config.root, config.class_level)
             self.class_names, self._labels = found
         notes = image_notes.notes(self._files, self._names, config.root, self.class_names, self._labels)
-        self.notes = list(notes)
+        self.notes: list[str] = list(notes)
         self._left_out = LeftOut()
         self._remarks: dict[str, str] = {}  # of Pillow's, and the first file of each
         self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
