@@ -7,7 +7,8 @@ from cm_train.core.rng import PerImageNoise
 from cm_train.data.pixels import to_uint8
 from cm_train.models.backbones.unet import UNetConfig
 from cm_train.models.denoiser import DenoiserConfig, build_denoiser
-from cm_train.sampling.generate import generate
+from cm_train.sampling.choosing import find_sampler
+from cm_train.sampling.generate import generate, generate_batches
 
 
 class Recorder(nn.Module):
@@ -49,6 +50,21 @@ def test_images_do_not_depend_on_the_batch_size(sampler, steps, batch_size):
     whole = generate(Recorder(num_classes=10), range(20), sampler=sampler, steps=steps)
     parts = generate(Recorder(num_classes=10), range(20), sampler=sampler, steps=steps, batch_size=batch_size)
     assert torch.equal(whole, parts)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_batches_come_one_by_one_and_are_drawn_when_asked_for(whole):
+    denoiser = Recorder(num_classes=10)
+    _, sampler = find_sampler("auto", "consistency")
+    sizes = {"batch_size": 4, "precision": "fp32", "whole_batches": whole}
+    batches = generate_batches(denoiser, sampler, [80.0, 1.0], range(10), None, **sizes)
+    first = next(batches)
+    assert len(denoiser.calls) == 2, "the first one's, and no more"
+    rest = list(batches)
+    assert [len(images) for images in (first, *rest)] == [4, 4, 2]
+    assert [len(x) for x, _, _ in denoiser.calls] == [4, 4, 4, 4, *([4, 4] if whole else [2, 2])]
+    expected = generate(Recorder(num_classes=10), range(10), sigmas=[80.0, 1.0])
+    assert torch.equal(torch.cat([first, *rest]), expected)
 
 
 def test_a_real_network_moves_no_pixel_by_more_than_one_level_between_batch_sizes():
