@@ -69,6 +69,7 @@ class SampleConfig(Settings):
 
 
 def sample(cfg: DictConfig) -> ExitCode:
+    """The command on its composed config; its exit code."""
     try:
         values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue:

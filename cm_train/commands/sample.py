@@ -7,6 +7,7 @@ from ..core.signals import StopFlag
 
 
 def main() -> None:
+    """The command; ends the process with its exit code."""
     with StopFlag():  # before all other imports: a signal is heeded from the first moment
         try:
             from ..core import cli

@@ -44,7 +44,7 @@ def open_files(format: str, home: Path, shape: Shape, seed: int) -> ImageFiles:
     return Pngs(home, shape, seed) if format == "png" else Packed(home, shape)
 
 
-class Pngs:
+class Pngs(ImageFiles):
     """images/00000000.png, ...: a file an image, with its seed for a name."""
 
     def __init__(self, home: Path, shape: Shape, seed: int):
@@ -83,7 +83,7 @@ class Pngs:
         return self._folder / f"{self._seed + place:08d}.png"
 
 
-class Packed:
+class Packed(ImageFiles):
     """samples.npz, one array uint8 [N, H, W, C]; until all are there their pixels lie in a hidden file, in order."""
 
     def __init__(self, home: Path, shape: Shape):

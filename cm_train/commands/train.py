@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
+    """The command; ends the process with its exit code."""
     with StopFlag() as stop:  # before all other imports: a signal is heeded from the first moment
         try:
             _main(stop)

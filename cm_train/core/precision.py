@@ -109,6 +109,7 @@ class LossScale:
         self.clean_steps.mul_(~grow)
 
     def state(self) -> dict[str, Tensor]:
+        """What `load` goes on from; nothing where the factor is always 1."""
         return {"factor": self.factor, "clean_steps": self.clean_steps} if self.active else {}
 
     def load(self, state: dict[str, Tensor]) -> None:

@@ -46,6 +46,7 @@ class World:
 
     @property
     def device(self) -> torch.device:
+        """This rank's GPU, or the CPU where there is none."""
         return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
     def share(self, batch_size: int) -> range:

@@ -5,6 +5,7 @@ that samples.
 """
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
@@ -125,37 +126,45 @@ class EMAConfig(ComponentConfig):
         return list(dict.fromkeys([self.decay, *self.extra]))
 
 
+class DecaySchedule(ABC):
+    """How the decay of an average comes to be what its config says."""
+
+    def __init__(self, config: Any):
+        self.config = config
+
+    @abstractmethod
+    def at(self, decay: float, step: int) -> float:
+        """The decay to use in `step` (counted from 0) for an average whose final decay is `decay`."""
+
+
 @register
-class ConstantDecay:
+class ConstantDecay(DecaySchedule):
     """The same decay at every step."""
 
     class Config(EMAConfig):
         name: Literal["constant"] = "constant"
 
-    def __init__(self, config: Config):
-        self.config = config
+    config: Config
 
     def at(self, decay: float, step: int) -> float:
-        """The decay to use in `step` (counted from 0) for an average whose final decay is `decay`."""
         return decay
 
 
 @register
-class WarmupDecay:
+class WarmupDecay(DecaySchedule):
     """min(decay, (1 + step) / (10 + step)): short runs forget their random start."""
 
     class Config(EMAConfig):
         name: Literal["warmup"] = "warmup"
 
-    def __init__(self, config: Config):
-        self.config = config
+    config: Config
 
     def at(self, decay: float, step: int) -> float:
         return min(decay, (1 + step) / (10 + step))
 
 
 @register
-class HalfLifeDecay:
+class HalfLifeDecay(DecaySchedule):
     """0.5^(1 / H) with H = min(the half-life of decay, rampup * step) steps: Karras et al. 2022 (EDM), appendix F.
 
     A half-life of h images at batch size B is decay = 0.5^(B / h): EDM's 500,000 at 512 are 0.99929.
@@ -165,8 +174,7 @@ class HalfLifeDecay:
         name: Literal["half_life"] = "half_life"
         rampup: Annotated[float, Field(gt=0)] = 0.05  # of the steps so far that the half-life may span
 
-    def __init__(self, config: Config):
-        self.config = config
+    config: Config
 
     def at(self, decay: float, step: int) -> float:
         # 0.5^(1 / H) grows with H, so the shorter half-life is the smaller decay.

@@ -1,6 +1,7 @@
 """Which noise levels are trained on: the proposals that draw them and the curricula that size their grid."""
 
 import math
+from abc import ABC, abstractmethod
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -27,8 +28,45 @@ class CurriculumConfig(ComponentConfig):
     kind: ClassVar = "curriculum"
 
 
+class Proposal(ABC):
+    """Which noise levels are drawn how often.
+
+    Attributes:
+        continuous: whether it has levels of its own, beside those of a grid.
+    """
+
+    continuous: ClassVar[bool]
+
+    def __init__(self, config: Any):
+        self.config = config
+
+    @abstractmethod
+    def interval_weights(self, sigmas: Tensor) -> Tensor:
+        """Unnormalised probability of each interval of a descending grid [N]; [N - 1]."""
+
+    def sigma(self, u: Tensor) -> Tensor:
+        """Levels for uniforms u [B] in [0, 1), of no grid; [B]."""
+        raise NotImplementedError
+
+
+class Curriculum(ABC):
+    """How fine the grid of noise levels is as training goes on."""
+
+    def __init__(self, config: Any):
+        self.config = config
+
+    @abstractmethod
+    def num_scales(self, step: int, schedule_steps: int) -> int:
+        """The number of grid points, at least 2, of `step` in 0, 1, ... of so many that the schedule counts to."""
+
+    @property
+    @abstractmethod
+    def first_num_intervals(self) -> int:
+        """The number of intervals that it begins with, the anchor of the target decay mu(k)."""
+
+
 @register
-class LogNormal:
+class LogNormal(Proposal):
     """ln(sigma) ~ N(mean, std^2): Karras et al. 2022, table 1; on a grid, Song & Dhariwal 2023 (iCT), eq. 10."""
 
     continuous = True
@@ -38,22 +76,20 @@ class LogNormal:
         mean: float = -1.2
         std: Positive = 1.2
 
-    def __init__(self, config: Config):
-        self.config = config
+    config: Config
 
     def sigma(self, u: Tensor) -> Tensor:
-        """Continuous levels from uniforms u in [0, 1), by the inverse distribution function."""
+        """See `Proposal`; by the inverse distribution function."""
         u = u.clamp(1e-15, 1 - 1e-15)
         return torch.exp(self.config.mean + self.config.std * math.sqrt(2) * torch.erfinv(2 * u - 1))
 
     def interval_weights(self, sigmas: Tensor) -> Tensor:
-        """Unnormalised probability of each interval of a descending grid [N]; [N - 1]."""
         cdf = torch.erf((sigmas.log() - self.config.mean) / (math.sqrt(2) * self.config.std))
         return cdf[:-1] - cdf[1:]
 
 
 @register
-class UniformIndex:
+class UniformIndex(Proposal):
     """Every interval of the grid alike: Song et al. 2023, algorithms 2 and 3."""
 
     continuous = False
@@ -61,29 +97,27 @@ class UniformIndex:
     class Config(ProposalConfig):
         name: Literal["uniform"] = "uniform"
 
-    def __init__(self, config: Config):
-        self.config = config
+    config: Config
 
     def interval_weights(self, sigmas: Tensor) -> Tensor:
         return torch.ones_like(sigmas[1:])
 
 
 @register
-class Constant:
+class Constant(Curriculum):
     """The same grid throughout."""
 
     class Config(CurriculumConfig):
         name: Literal["constant"] = "constant"
         num_scales: Annotated[int, Field(ge=2, le=1_000_000)] = 18
 
-    def __init__(self, config: Config):
-        self.config = config
+    config: Config
 
     def num_scales(self, step: int, schedule_steps: int) -> int:
         return self.config.num_scales
 
     @property
-    def first(self) -> int:
+    def first_num_intervals(self) -> int:
         return self.config.num_scales - 1
 
 
@@ -97,7 +131,7 @@ class _Growing(CurriculumConfig):
 
 
 @register
-class SquareRoot:
+class SquareRoot(Curriculum):
     """N(k) = ceil(sqrt(k/K ((s1+1)^2 - s0^2) + s0^2) - 1) + 1: Song et al. 2023, appendix C."""
 
     class Config(_Growing):
@@ -105,8 +139,7 @@ class SquareRoot:
         s0: Annotated[int, Field(ge=2)] = 2
         s1: Annotated[int, Field(ge=2, le=1_000_000)] = 150
 
-    def __init__(self, config: Config):
-        self.config = config
+    config: Config
 
     def num_scales(self, step: int, schedule_steps: int) -> int:
         s0, s1 = self.config.s0, self.config.s1
@@ -115,12 +148,12 @@ class SquareRoot:
         return min(math.ceil(math.sqrt(done * ((s1 + 1) ** 2 - s0**2) + s0**2) - 1), s1) + 1
 
     @property
-    def first(self) -> int:
+    def first_num_intervals(self) -> int:
         return self.config.s0
 
 
 @register
-class Doubling:
+class Doubling(Curriculum):
     """N(k) = min(s0 2^floor(k/K'), s1) + 1, K' = floor(K / (log2 floor(s1/s0) + 1)): iCT, section 3.4."""
 
     class Config(_Growing):
@@ -128,8 +161,7 @@ class Doubling:
         s0: Annotated[int, Field(ge=1)] = 10
         s1: Annotated[int, Field(ge=1, le=1_000_000)] = 1280
 
-    def __init__(self, config: Config):
-        self.config = config
+    config: Config
 
     def num_scales(self, step: int, schedule_steps: int) -> int:
         s0, s1 = self.config.s0, self.config.s1
@@ -138,7 +170,7 @@ class Doubling:
         return min(s0 * 2 ** min(step // stage_steps, 64), s1) + 1
 
     @property
-    def first(self) -> int:
+    def first_num_intervals(self) -> int:
         return self.config.s0
 
 
@@ -179,12 +211,13 @@ class NoiseSchedule:
 
     def __init__(self, config: NoiseConfig, schedule_steps: int):
         self.config, self.schedule_steps = config, schedule_steps
-        self.proposal = registry.build(config.proposal)
-        self.curriculum: Any = None if config.curriculum is None else registry.build(config.curriculum)
+        self.proposal: Proposal = registry.build(config.proposal)
+        self.curriculum: Curriculum | None = None if config.curriculum is None else registry.build(config.curriculum)
         self._table = lru_cache(maxsize=4)(self._make_table)
 
     def num_scales(self, step: int) -> int:
         """N(step), the number of grid points."""
+        assert self.curriculum is not None, "its levels are continuous"
         return self.curriculum.num_scales(step, self.schedule_steps)
 
     def grid(self, num_scales: int) -> Tensor:
@@ -195,7 +228,8 @@ class NoiseSchedule:
     @property
     def first_num_intervals(self) -> int:
         """s0 of the curriculum (the N - 1 of a constant one), the anchor of the target decay mu(k)."""
-        return self.curriculum.first
+        assert self.curriculum is not None, "its levels are continuous"
+        return self.curriculum.first_num_intervals
 
     def sigma(self, u: Tensor) -> Tensor:
         """Continuous levels for uniforms u [B]; float32 [B], kept within [sigma_min, sigma_max]."""

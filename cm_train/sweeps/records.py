@@ -59,10 +59,12 @@ class SweepRecord:
     clock: float
 
     def write(self, folder: Path) -> None:
+        """Write it into the sweep's folder. Raises OSError."""
         write_whole(folder / _SWEEP, json.dumps(asdict(self), indent=1).encode())
 
     @classmethod
     def read(cls, folder: Path) -> "SweepRecord":
+        """What `write` has written."""
         return cls(**json.loads((folder / _SWEEP).read_text()))
 
 
@@ -121,6 +123,7 @@ class Job:
         return name, value
 
     def write(self, folder: Path) -> None:
+        """Write it into the sweep's folder; not where the disk is full."""
         with suppress(OSError):  # a full disk
             write_whole(jobs_folder(folder) / f"{self.number:05d}.json", json.dumps(asdict(self), indent=1).encode())
 

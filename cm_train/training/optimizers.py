@@ -95,9 +95,11 @@ class Adam:
         return torch.div(self.mean, denominator, out=self.gradient), (1 / (1 - beta1**t)).float()
 
     def state_dict(self) -> dict[str, Tensor]:
+        """Both moments, float32 [P] each, and the number of applied steps; not copied."""
         return {"mean": self.mean, "square": self.square, "count": self.count}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state_dict` gave, in place."""
         for name, value in self.state_dict().items():
             value.copy_(state[name])
 

@@ -52,6 +52,7 @@ class MetricsFile:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Write what is left, and let go of the file."""
         self._file.close()
 
 

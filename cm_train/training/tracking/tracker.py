@@ -16,16 +16,16 @@ class SilentTracker:
     """What ranks other than 0 have in a Tracker's place."""
 
     def step(self, step: int) -> None:
-        pass
+        """A step is done."""
 
     def log(self, values: Mapping[str, float | None], picture: Path | None = None) -> None:
-        pass
+        """Metrics by name, None for what was not finite, `step` among them; and a preview where there is one."""
 
     def sync(self) -> None:
-        pass
+        """What was logged is to be on the disk."""
 
     def model(self, files: Mapping[str, Path | str]) -> None:
-        pass
+        """A finished run's averaged weights, by the names that their files have: paths, or a file's text."""
 
     def __enter__(self) -> "SilentTracker":
         return self
