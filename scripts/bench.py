@@ -198,7 +198,7 @@ def train(size_name: str, blocks: int, precision: str) -> None:
             def step() -> None:
                 trainer.train_step(trainer.fetch())
                 if trainer.step % trainer.config.log_every == 0:
-                    trainer._log(tracker, 0.0, 0, previews=False)
+                    trainer._log(tracker, draws=False)
 
             def floor() -> None:
                 for parameter in trainer.objective.denoiser.parameters():
@@ -232,7 +232,7 @@ def save(size_name: str, rounds: int, precision: str) -> None:
         saver = RunSaver(trainer.config, trainer.state, {}, trainer.versions, trainer.world)
         trainer.train_step(trainer.fetch())
         networks = trainer.state.networks()
-        tree = {"weights": networks, "state": trainer.state.rest()}
+        tree = {"weights": networks, "state": trainer.state.other_tensors()}
         memory = HostMemory()
         stalls, copies, writes = [], [], []
         for _ in range(rounds + 1):

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..core.errors import InputError
 from ..core.files import may_pass, not_through_a_link, unreadable
 from ..core.progress import progress
-from ..core.settings import shown
+from ..core.settings import excerpt
 from ..core.signals import heed
 from ..data.pixels import read_png, save_png
 from .sample_folder import IMAGES, PACKED, UNPACKED
@@ -157,7 +157,7 @@ class Packed(ImageFiles):
             if may_pass(error):
                 raise unreadable(self._packed, error) from None
             fix = "move it away, or set out=..."
-            raise InputError(f"{self._packed} is not what cm-sample wrote: {shown(error)}", fix=fix) from None
+            raise InputError(f"{self._packed} is not what cm-sample wrote: {excerpt(error)}", fix=fix) from None
 
     def _unpack(self) -> None:
         """More images are wanted than were packed."""

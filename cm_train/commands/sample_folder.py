@@ -14,7 +14,7 @@ from pydantic import Field
 from ..core.errors import InputError
 from ..core.files import may_pass, patiently, read_small, unreadable, write_whole
 from ..core.run_layout import run_of
-from ..core.settings import Settings, shown, typed
+from ..core.settings import Settings, excerpt, typed
 from ..runs.lock import FolderInUse, refuse_links
 
 REQUEST, IMAGES, PACKED, UNPACKED = "request.json", "images", "samples.npz", ".samples.writing"
@@ -59,7 +59,7 @@ class Request(Settings):
 
 
 def _brief(value: object) -> str:
-    text = shown(value)
+    text = excerpt(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
@@ -155,7 +155,7 @@ def _check_ours(home: Path) -> Request | None:
         raise unreadable(home, error) from None
     others = sorted(names - _NOTHING)
     if others and REQUEST not in names:
-        found = ", ".join(shown(name) for name in others[:3]) + (", ..." if len(others) > 3 else "")
+        found = ", ".join(excerpt(name) for name in others[:3]) + (", ..." if len(others) > 3 else "")
         raise InputError(f"{home} holds other files and no {REQUEST}", found, _OTHERS, "set out=...")
     refuse_links(home, (IMAGES,), "out")
     return _stored(home / REQUEST) if others else None

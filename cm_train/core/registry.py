@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self, TypeVar
 from pydantic import ModelWrapValidatorHandler, model_validator
 
 from .errors import InputError
-from .settings import Mark, Settings, shown, typed
+from .settings import Mark, Settings, excerpt, typed
 
 # Of each kind of component: the key of a run's config that names one, and where the classes live. A folder is searched
 # file by file, so a new component is one new file.
@@ -105,10 +105,10 @@ def _group(kind: str) -> str:
 def find(kind: str, name: object) -> Any:
     """The class that is registered as `name`. Raises UnknownComponent for a name that nobody registered."""
     if not isinstance(name, str) or name not in names(kind):
-        close = difflib.get_close_matches(shown(name), names(kind), 1)
+        close = difflib.get_close_matches(excerpt(name), names(kind), 1)
         raise UnknownComponent(
             f"unknown {kind}",
-            shown(name),
+            excerpt(name),
             ", ".join(names(kind)),
             f"write {_KINDS[kind][0]}={close[0]}" if close else None,
         )
@@ -122,7 +122,7 @@ def settings(kind: str, values: Mapping[str, Any]) -> Any:
         InputError: there is no such component, or a key of it is wrong.
     """
     if not isinstance(values, Mapping):
-        raise InputError(f"{kind} must be a group of keys with a name", shown(values), ", ".join(names(kind)))
+        raise InputError(f"{kind} must be a group of keys with a name", excerpt(values), ", ".join(names(kind)))
     config: type[ComponentConfig] = find(kind, values.get("name")).Config
     return typed(config, values, _group(kind))
 

@@ -13,8 +13,8 @@ from .errors import InputError
 S = TypeVar("S", bound="Settings")
 
 Positive = Annotated[float, Field(gt=0)]
-MOST = 2**53  # floats, which schedules compute in, skip integers beyond it
-Count = Annotated[int, Field(ge=1, le=MOST)]
+MAX_EXACT = 2**53  # floats, which schedules compute in, skip integers beyond it
+Count = Annotated[int, Field(ge=1, le=MAX_EXACT)]
 
 
 def _check_given(text: str) -> str:
@@ -38,7 +38,7 @@ OF_RECIPE = Mark("how a network is trained, not what it is: a student has its ow
 NOT_IDENTITY = Mark("how a data set is found and used, not which images and labels it has")
 
 
-def shown(value: object) -> str:
+def excerpt(value: object) -> str:
     """A value that a stranger chose, in at most 200 characters."""
     try:
         text = str(value)
@@ -65,7 +65,7 @@ def typed(cls: type[S], values: Mapping[str, Any], where: str = "") -> S:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = [part for part in first["loc"] if not re.search(r"[-\[(]", str(part))]  # not which type of several
-        key = ".".join(shown(part) for part in (where, *place) if part != "")
+        key = ".".join(excerpt(part) for part in (where, *place) if part != "")
         cause = first.get("ctx", {}).get("error")
         if isinstance(cause, InputError):  # from a component's settings inside: it names its own key
             raise cause from None
@@ -73,14 +73,14 @@ def typed(cls: type[S], values: Mapping[str, Any], where: str = "") -> S:
             raise InputError(f"{key}: {cause}" if key else str(cause)) from None
         if first["type"] == "extra_forbidden":
             known = list(_innermost(cls, first["loc"]).model_fields)
-            close = difflib.get_close_matches(shown(first["loc"][-1]), known, 1)
+            close = difflib.get_close_matches(excerpt(first["loc"][-1]), known, 1)
             raise InputError(
                 f"unknown key {key}", allowed=", ".join(known), fix=f"did you mean {close[0]}?" if close else None
             ) from None
         if first["type"] == "missing":
             raise InputError(f"{key} is missing", fix=f"set {key}=...") from None
         reason = first["msg"]
-        raise InputError(f"{key}: {reason[0].lower()}{reason[1:]}", got=shown(first["input"])) from None
+        raise InputError(f"{key}: {reason[0].lower()}{reason[1:]}", got=excerpt(first["input"])) from None
 
 
 def _innermost(cls: type[Settings], path: tuple[int | str, ...]) -> type[Settings]:

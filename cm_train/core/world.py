@@ -61,7 +61,7 @@ class World:
                 dist.all_reduce(values)
         return values
 
-    def any(self, *flags: bool) -> list[bool]:
+    def any_rank(self, *flags: bool) -> list[bool]:
         """For each flag whether any rank says yes; the same answer on every rank."""
         if self.size == 1:
             return list(flags)
@@ -70,7 +70,7 @@ class World:
             dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.host_group)
         return votes.bool().tolist()
 
-    def decide(self, choose: Callable[[], Any]) -> Any:
+    def run_on_main(self, choose: Callable[[], Any]) -> Any:
         """What rank 0 chooses, on every rank. Raises its InputError or Stopped on every rank too."""
         if self.size == 1:
             return choose()
@@ -82,14 +82,14 @@ class World:
                 answer = str(error), None, False
             except Stopped:
                 answer = "", None, True
-        message, value, stopped = self.from_main(answer)
+        message, value, stopped = self.broadcast(answer)
         if message:
             raise InputError(message)
         if stopped:
             raise Stopped
         return value
 
-    def agree(self, work: Callable[[], T]) -> T:
+    def run_on_all(self, work: Callable[[], T]) -> T:
         """What `work` returns here. Raises the first rank's InputError on every rank where any rank meets one.
 
         So it does with Stopped, where no rank has worse to say.
@@ -104,14 +104,14 @@ class World:
             trouble = str(error) or "wrong input"
         except Stopped:
             stopped = True
-        has_trouble, has_stopped = self.any(bool(trouble), stopped)
+        has_trouble, has_stopped = self.any_rank(bool(trouble), stopped)
         if has_trouble:
-            raise InputError(self.first_of(trouble))
+            raise InputError(self.first_message(trouble))
         if has_stopped:
             raise Stopped
         return cast(T, result)
 
-    def first_of(self, message: str) -> str:
+    def first_message(self, message: str) -> str:
         """The message of the lowest rank that has one."""
         if self.size == 1:
             return message
@@ -140,7 +140,7 @@ class World:
             with self.waiting():
                 dist.all_gather(some, some[self.rank].clone(), group=self.host_group)
 
-    def from_main(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """What rank 0 holds, on every rank."""
         if self.size == 1:
             return value

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.files import read_small, regular
-from ..core.settings import shown
+from ..core.settings import excerpt
 from ..core.signals import heed
 from . import cifar_pickles
 
@@ -53,7 +53,7 @@ def _in_archive(path: Path, names: Sequence[str], most: int) -> Iterator[tuple[s
         with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|") as archive:
             for count, member in enumerate(archive):
                 if count >= _MOST_MEMBERS or member.size > most:
-                    raise ValueError(f"holds {shown(member.name)}, more than such an archive has")
+                    raise ValueError(f"holds {excerpt(member.name)}, more than such an archive has")
                 name = PurePosixPath(member.name).name
                 if name in names and member.isreg() and (content := archive.extractfile(member)) is not None:
                     yield name, content.read()

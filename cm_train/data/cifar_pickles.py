@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.settings import shown
+from ..core.settings import excerpt
 
 _ENCODE = "_codecs encode"  # how Python 3 writes bytes for Python 2
 _FUNCTIONS = (
@@ -139,7 +139,7 @@ def _follow(content: bytes, most: int) -> Any:
 
 def _allowed(function: str) -> _Function:
     if function not in _FUNCTIONS:
-        raise ValueError(f"asks for {shown(function.replace(' ', '.'))}, which it doesn't need")
+        raise ValueError(f"asks for {excerpt(function.replace(' ', '.'))}, which it doesn't need")
     return _Function(function)
 
 

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from ..core.precision import autocast_type, drowns_in_bf16
+from ..core.precision import autocast_type, too_close_for_bf16
 from ..core.run_layout import METRICS, SAMPLES, TENSORBOARD, step_folder
 from ..core.terminal import duration, say
 from ..core.world import World
@@ -21,7 +21,7 @@ def header(config: RunConfig) -> float:
     work = f"{config.steps} steps of {config.batch_size} images"
     limit = "" if config.max_hours is None else f", for {config.max_hours:g} hours at most"
     say(f"{config.mode} on {config.dataset.name}{source}: {work}{limit}")
-    if config.precision == "bf16" and drowns_in_bf16(config.relative_gap):
+    if config.precision == "bf16" and too_close_for_bf16(config.relative_gap):
         say("note: this loss comes to compare what bf16 can't tell apart; precision=fp16 or auto can")
     say(f"run folder {config.folder}; tracking: {_tracking(config)}")
     return time.monotonic()

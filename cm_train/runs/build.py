@@ -38,18 +38,18 @@ def build_trainer(
     """Data, networks, objective and trainer of a run, resumed where the folder holds a checkpoint."""
     check_divides(config, world.size)
     dataset = _load_dataset(config, world)
-    data = world.decide(dataset.fingerprint)
+    data = world.run_on_main(dataset.fingerprint)
 
     # Rank 0 looks, since what is damaged is renamed on the way.
-    found = world.decide(lambda: checkpoint.latest(config.folder, set_aside=True))
+    found = world.run_on_main(lambda: checkpoint.latest(config.folder, set_aside=True))
     known, versions = None, rng.NEWEST
     if found is not None:
         stored = found[1].versions
-        versions = world.agree(lambda: rng.kept_versions(stored))
+        versions = world.run_on_all(lambda: rng.kept_versions(stored))
         recorded = found[1].provenance.get("dataset", "")
         if recorded != data:
-            world.agree(lambda: _check_data(config.folder, dataset, recorded))
-            data = world.decide(dataset.fingerprint)  # of the set as the run has learnt it
+            world.run_on_all(lambda: _check_data(config.folder, dataset, recorded))
+            data = world.run_on_main(dataset.fingerprint)  # of the set as the run has learnt it
         known = found[1].provenance.get("teacher")
     provenance = {"dataset": data}
     if known is not None:
@@ -60,11 +60,11 @@ def build_trainer(
         provenance["teacher"] = checkpoint.averaged_sha256(manifest)
         _check_teacher(teacher, config.teacher, dataset)
         its_data = manifest.provenance.get("dataset")
-        world.decide(lambda: _check_data_of_teacher(config, its_data, dataset))
+        world.run_on_main(lambda: _check_data_of_teacher(config, its_data, dataset))
 
     denoiser = _build_student(config, dataset, teacher, None if found is None else found[1].denoiser, world)
-    guide = None if teacher is None else world.agree(lambda: guided(teacher, config.guidance))
-    objective = world.agree(lambda: _build_objective(config, dataset, denoiser, guide, versions))
+    guide = None if teacher is None else world.run_on_all(lambda: guided(teacher, config.guidance))
+    objective = world.run_on_all(lambda: _build_objective(config, dataset, denoiser, guide, versions))
     images = config.num_schedule_steps * config.batch_size
     compiled, why = compiles(config.compile, world.device, denoiser, config.backbone, images)
     if world.is_main:
@@ -83,7 +83,7 @@ def build_trainer(
         teacher=guide,
     )
     if found is not None:
-        world.agree(lambda: trainer.resume(*found))
+        world.run_on_all(lambda: trainer.resume(*found))
         if world.is_main:
             say(f"resuming at step {trainer.step}")
     return trainer
@@ -91,9 +91,9 @@ def build_trainer(
 
 def _load_dataset(config: RunConfig, world: World) -> Dataset:
     """The data set on this rank's device; rank 0 says what it is."""
-    dataset: Dataset = world.agree(lambda: registry.build(config.dataset, world))
+    dataset: Dataset = world.run_on_all(lambda: registry.build(config.dataset, world))
     left_out = config.folder / LEFT_OUT
-    world.decide(lambda: _forget(left_out, config.folder))
+    world.run_on_main(lambda: _forget(left_out, config.folder))
     dataset.load(left_out)
     dataset.to(world.device)
     if world.is_main:
@@ -117,10 +117,10 @@ def _build_student(
             lambda: checkpoint.resolve(source), lambda folder, manifest: open_weights(folder, manifest, "ema"), world
         )
         start = manifest.denoiser
-    settings = world.agree(lambda: student_config(config, dataset, teacher, start))
+    settings = world.run_on_all(lambda: student_config(config, dataset, teacher, start))
     denoiser = random_student(config, settings, world.device)
     if weights is not None:
-        world.agree(lambda: weights.load_into(denoiser))
+        world.run_on_all(lambda: weights.load_into(denoiser))
     elif resumed is None and config.init == "teacher" and teacher is not None:
         denoiser.load_state_dict(teacher.state_dict())
     return denoiser
@@ -163,15 +163,15 @@ def _find_and_open(
     find: Callable[[], tuple[Path, Manifest]], load: Callable[[Path, Manifest], T], world: World
 ) -> tuple[T, Manifest]:
     """What `load` makes, on every rank, of the checkpoint that rank 0 finds and verifies; again where it vanishes."""
-    folder, manifest = world.decide(find)
+    folder, manifest = world.run_on_main(find)
 
     def load_here() -> T | None:
         with suppress(Vanished):
             return load(folder, manifest)
         return None
 
-    loaded = world.agree(load_here)
-    if any(world.any(loaded is None)) or loaded is None:
+    loaded = world.run_on_all(load_here)
+    if any(world.any_rank(loaded is None)) or loaded is None:
         raise Vanished(folder)
     return loaded, manifest
 

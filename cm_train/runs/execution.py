@@ -59,7 +59,7 @@ def execute_under_torchrun(plan: Callable[[Execute], object], stop: StopFlag) ->
 
     def lead(world: World) -> int:
         def send_and_run(run: RunConfig) -> bool:
-            world.from_main(("run", dump(run)))
+            world.broadcast(("run", dump(run)))
             return worker.run(run, stop, world)
 
         code = ExitCode.DONE
@@ -68,13 +68,13 @@ def execute_under_torchrun(plan: Callable[[Execute], object], stop: StopFlag) ->
         except InputError as error:
             tell(str(error), says_all=True)
             code = ExitCode.WRONG_INPUT
-        world.from_main(("end", code))
+        world.broadcast(("end", code))
         # Stopped is done here: torchrun may start a job again that failed, and this one was asked to stop.
         return code
 
     def follow(world: World) -> int:
         order: tuple[str, Any]
-        while (order := world.from_main(None))[0] == "run":
+        while (order := world.broadcast(None))[0] == "run":
             with contextlib.suppress(InputError):  # rank 0 meets the same one, and says it
                 worker.run(typed(RunConfig, order[1]), stop, world)
         return int(order[1])

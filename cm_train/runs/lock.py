@@ -10,7 +10,7 @@ from pathlib import Path
 from ..core.errors import InputError
 from ..core.files import not_through_a_link, patiently, unreadable
 from ..core.run_layout import CONFIG, FOLDERS, LOCK
-from ..core.settings import shown
+from ..core.settings import excerpt
 from ..core.terminal import complain
 from .stored import stored_config
 
@@ -94,7 +94,7 @@ def check_ours(folder: Path) -> None:
     others = sorted(name for name in names - _NOTHING if not name.startswith(".nfs") and not name.endswith(_LOGS))
     stored = stored_config(folder) if others else None
     if others and (stored is None or not set(stored) >= _KEYS):
-        found = ", ".join(shown(name) for name in others[:3]) + (", ..." if len(others) > 3 else "")
+        found = ", ".join(excerpt(name) for name in others[:3]) + (", ..." if len(others) > 3 else "")
         raise InputError(
             f"{folder} holds other files and no run", found, "an empty folder or a run's", "set name=... or run_dir=..."
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import InputError
-from ..core.settings import shown
+from ..core.settings import excerpt
 from ..training.config import RunConfig, dump, may_change
 
 
@@ -22,7 +22,7 @@ def check_same_run(folder: Path, stored: RunConfig, wanted: RunConfig) -> None:
         if not {key, key.split(".")[0]} & free and old.get(key) != new.get(key)
     ]
     if differing:
-        changes = ", ".join(f"{shown(k)} ({shown(old.get(k))} -> {shown(new.get(k))})" for k in differing[:6])
+        changes = ", ".join(f"{excerpt(k)} ({excerpt(old.get(k))} -> {excerpt(new.get(k))})" for k in differing[:6])
         more = f" and {len(differing) - 6} more" if len(differing) > 6 else ""
         raise InputError(
             f"{folder} holds a run with another config: {changes}{more}",

@@ -48,7 +48,7 @@ def _run(config: RunConfig, should_stop: Callable[[float], bool], world: World) 
         trainer = build_trainer(config, should_stop, world)
     if not trainer.prepare(lambda: should_stop(0.0)):  # before the clocks of progress and rate begin to count
         return False
-    with world.agree(lambda: _tracker(trainer, world, should_stop)) as tracker:
+    with world.run_on_all(lambda: _tracker(trainer, world, should_stop)) as tracker:
         finished = trainer.run(tracker)
         if finished and world.is_main and config.tracking.artifact:
             tracker.model(checkpoint.averaged_only(step_folder(config.folder, trainer.step)))
@@ -74,7 +74,7 @@ def main() -> None:
     """A rank that the command launched: the run's folder is its one argument."""
 
     def body(world: World) -> int:
-        if not any(world.any(stop())):
+        if not any(world.any_rank(stop())):
             plugins.load_in_rank()
             config = typed(RunConfig, stored_config(Path(sys.argv[1])) or {})
             run(config, stop, world)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from ..core import registry
 from ..core.errors import InputError
-from ..core.settings import shown
+from ..core.settings import excerpt
 from ..models.denoiser import DenoiserConfig, Kind
 from .samplers.base import Sampler
 
@@ -14,7 +14,7 @@ def check_sampler(asked: str) -> None:
     """Raise InputError where no sampler is called so, and "auto" is not meant either."""
     known = ["auto", *registry.names("sampler")]
     if asked not in known:
-        raise InputError("unknown sampler", shown(asked), ", ".join(known))
+        raise InputError("unknown sampler", excerpt(asked), ", ".join(known))
 
 
 def find_sampler(asked: str, kind: Kind) -> tuple[str, Sampler]:

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from ..core.errors import InputError
-from ..core.settings import shown
+from ..core.settings import excerpt
 from ..models.denoiser import DenoiserConfig
 
 _SHOWN = 5  # classes, in words
@@ -34,24 +34,24 @@ def _class_number(label: int | str, known: Mapping[str, int], num_classes: int) 
     if isinstance(label, int):
         return label
     if not num_classes:
-        raise InputError("this checkpoint has no classes", f"labels={shown(label)}", fix="drop labels=")
+        raise InputError("this checkpoint has no classes", f"labels={excerpt(label)}", fix="drop labels=")
     if not known:
-        raise InputError("this checkpoint knows its classes by number alone", shown(label), f"0 to {num_classes - 1}")
-    names = shown(", ".join(itertools.islice(known, 100)))
+        raise InputError("this checkpoint knows its classes by number alone", excerpt(label), f"0 to {num_classes - 1}")
+    names = excerpt(", ".join(itertools.islice(known, 100)))
     near = difflib.get_close_matches(label, known, 1, cutoff=0.5)
     fix = f"labels={near[0]}" if near else None
-    raise InputError("no such class", shown(label), f"{names}, or 0 to {num_classes - 1}", fix)
+    raise InputError("no such class", excerpt(label), f"{names}, or 0 to {num_classes - 1}", fix)
 
 
 def one_an_image(labels: Sequence[int] | int, count: int, num_classes: int) -> list[int]:
     """A label for each of `count` images, where one for all may be given. Raises InputError as `class_numbers` does."""
     classes = [labels] * count if isinstance(labels, int) else list(labels)
     if not num_classes:
-        raise InputError("this checkpoint has no classes", f"labels={shown(labels)}", fix="drop labels=")
+        raise InputError("this checkpoint has no classes", f"labels={excerpt(labels)}", fix="drop labels=")
     if len(classes) != count:
         raise InputError("one label an image is needed", f"{len(classes)} labels for {count} images")
     if not all(0 <= c < num_classes for c in classes):
-        raise InputError("no such class", shown(labels), f"0 to {num_classes - 1}")
+        raise InputError("no such class", excerpt(labels), f"0 to {num_classes - 1}")
     return classes
 
 

@@ -72,9 +72,9 @@ def compile_alike(
         done = blocks.compile(should_stop)
     except CompileError as error:
         trouble = str(error)
-    stopped, failed = world.any(not done and not trouble, bool(trouble))
+    stopped, failed = world.any_rank(not done and not trouble, bool(trouble))
     if failed:  # none does it then: ranks would round differently
-        reason = world.first_of(trouble)
+        reason = world.first_message(trouble)
         if setting == "true":
             fix = "install gcc and Python's headers (build-essential, python3-dev), or set compile=false"
             raise InputError(f"compile=true, and this machine can't compile: {reason}", fix=fix)

@@ -10,7 +10,7 @@ from pydantic import Field, SerializeAsAny
 from ..core import registry
 from ..core.errors import InputError
 from ..core.precision import Precision
-from ..core.settings import MAY_CHANGE, MOST, Count, Positive, Settings, Text, shown
+from ..core.settings import MAX_EXACT, MAY_CHANGE, Count, Positive, Settings, Text, excerpt
 from ..data.datasets.base import DatasetConfig
 from ..models.averages import EMAConfig
 from ..models.backbones.base import BackboneConfig
@@ -43,7 +43,7 @@ class RunConfig(Settings):
     guidance: Annotated[float, Field(ge=0, le=1000)] = 1.0  # of the teacher; 1: none
     label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # how often training hides the class
     save_every: Annotated[int | str, MAY_CHANGE]
-    preview_every: Annotated[int, Field(ge=0, le=MOST), MAY_CHANGE]
+    preview_every: Annotated[int, Field(ge=0, le=MAX_EXACT), MAY_CHANGE]
     log_every: Annotated[Count, MAY_CHANGE]
     keep: Annotated[Count, MAY_CHANGE]
     plugins: Annotated[list[Text], MAY_CHANGE] = []  # packages whose components may be used; see `core.plugins`
@@ -69,6 +69,7 @@ class RunConfig(Settings):
 
     @property
     def folder(self) -> Path:
+        """The run folder."""
         return Path(os.path.expanduser(self.run_dir))
 
     @property
@@ -110,9 +111,9 @@ def save_interval(save_every: int | str) -> tuple[int | None, float | None]:
     Raises:
         ValueError: neither.
     """
-    text = shown(save_every).strip()
+    text = excerpt(save_every).strip()
     number = text.removesuffix("m")
-    if number.isdecimal() and 0 < int(number) <= MOST:
+    if number.isdecimal() and 0 < int(number) <= MAX_EXACT:
         return (None, int(number) * 60.0) if text.endswith("m") else (int(number), None)
     raise ValueError(f"save_every={text!r} is neither steps (1000) nor minutes ('15m')")
 

@@ -67,8 +67,8 @@ class Previews:
             if needed is None:
                 raise
             shortage = needed
-        if any(self.world.any(bool(shortage))):
-            shortage = self.world.first_of(shortage)
+        if any(self.world.any_rank(bool(shortage))):
+            shortage = self.world.first_message(shortage)
             if self.world.is_main:
                 complain(f"no preview, for want of memory: {shortage}; fix: micro_batch=..., or preview_every=0")
             return None

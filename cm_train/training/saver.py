@@ -50,7 +50,7 @@ class RunSaver:
             known = [step for step in posthoc.snapshots(config.folder) if step <= state.step]
         self._sync, self._taken = before, known
         if world.is_main:
-            self._checkpoints.prepare(state.networks(), state.rest())
+            self._checkpoints.prepare(state.networks(), state.other_tensors())
             self._snapshots.prepare(self._powers(), None)
         ema = config.ema
         self._snapshot_every = max(1, config.num_schedule_steps // ema.num_snapshots) if ema.power else None
@@ -76,11 +76,13 @@ class RunSaver:
             write = self._checkpoints.now if must else self._checkpoints.start
             folder = step_folder(self._config.folder, self._state.step)
             try:
-                write(folder, self._state.networks(), self._state.rest() | {"window": window}, **self._manifest())
+                write(
+                    folder, self._state.networks(), self._state.other_tensors() | {"window": window}, **self._manifest()
+                )
             except OSError as error:
                 fix = "run_dir=... elsewhere" if isinstance(error, CantAppear) else "make room"
                 trouble = f"{error.strerror or error}; fix: {fix}, and the same command goes on from the one before"
-        if must and (trouble := self._world.from_main(trouble)):
+        if must and (trouble := self._world.broadcast(trouble)):
             raise TrainingFailed(f"the checkpoint of step {self._state.step} could not be written: {trouble}")
 
     def snapshot(self) -> None:

@@ -82,7 +82,7 @@ class TrainState:
         networks = {"denoiser": self.objective.denoiser} | {a.name: a.denoiser for a in self.averages}
         return {stem: network.state_dict() for stem, network in networks.items()}
 
-    def rest(self) -> dict[str, Any]:
+    def other_tensors(self) -> dict[str, Any]:
         """Whatever else resuming needs, but for the window, which is summed over the ranks."""
         return {
             "optimizer": self.optimizer.state_dict(),
@@ -103,7 +103,7 @@ class TrainState:
             open_weights(folder, manifest, average.name).load_into(average.denoiser)
         stored = checkpoint.read_state(folder)
         try:
-            self._load_rest(stored, world)
+            self._load_other(stored, world)
         except (KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise InputError(f"{folder}/state.pt does not fit this run: {error}") from None
         self.step, self.snapshots = manifest.step, manifest.snapshots
@@ -111,8 +111,8 @@ class TrainState:
             now = torch.get_num_threads()
             say(f"note: saved with {manifest.threads} threads a process, and now there are {now}: rounding differs")
 
-    def _load_rest(self, stored: dict[str, Any], world: World) -> None:
-        own = self.rest()
+    def _load_other(self, stored: dict[str, Any], world: World) -> None:
+        own = self.other_tensors()
         for group in ("optimizer", "objective"):
             for name, tensor in own[group].items():
                 _fill(tensor, stored[group][name], f"{group} {name}")

@@ -55,6 +55,9 @@ class Trainer(Steps):
     ):
         super().__init__(config, objective, loader, device, autocast, compiled, world)
         self.provenance, self.versions, self.should_stop = provenance or {}, versions, should_stop
+        self._steps_between, self._seconds_between = save_interval(config.save_every)
+        self._saved_at = self._logged_at = time.monotonic()
+        self._logged_step = self.step
         self.previews = Previews(config.folder / SAMPLES, self.micro_batch, world, teacher)
 
     # ------------------------------------------------------------------------------------------------------ the loop
@@ -76,44 +79,62 @@ class Trainer(Steps):
         return finished
 
     def _run(self, tracker: SilentTracker) -> bool:
-        config, clock = self.config, time.monotonic
         if not self.prepare(lambda: self.should_stop(0.0)):
             return False
-        steps_between, seconds_between = save_interval(config.save_every)
-        saved_at, logged_at = clock(), (clock(), self.step)
-        longest, first = 0.0, self.step  # seconds from one vote to the next
-        while self.step < config.steps:
-            began = clock()
+        first_step, longest_s = self.step, 0.0  # from one vote to the next
+        self._saved_at = self._logged_at = time.monotonic()
+        self._logged_step = self.step
+        while self.step < self.config.steps:
+            began = time.monotonic()
             data, trouble = self._try_fetch()
-            timed = seconds_between is not None and clock() - saved_at >= seconds_between
-            reserve = longest + 2 * self.saver.longest_s
-            votes = self.should_stop(reserve), timed, bool(trouble), self.saver.is_stuck
-            stop, timed, failed, stuck = self.world.any(*votes)
-            if stuck:
-                raise TrainingFailed(f"nothing can be saved in {config.folder}: {_NO_RENAMING}")
-            reason = self.world.first_of(trouble) if failed else ""
-            if stop or timed or failed:
-                self.saver.save(must=stop or failed)
-                saved_at = clock()
-            if failed:
-                raise InputError(reason)
-            if stop:
+            if not self._goes_on(trouble, reserve_s=longest_s + 2 * self.saver.longest_s):
                 return False
             if shortage := self._try_step(data):
                 self._give_up(shortage)
-            tracker.step(self.step)
-            last = self.step == config.steps
-            previews = config.preview_every > 0 and (self.step % config.preview_every == 0 or last)
-            if self.step % config.log_every == 0 or previews or last:
-                logged_at = self._log(tracker, *logged_at, previews)
-                self._check_finite()
-            self.saver.snapshot()
-            if last or (steps_between is not None and self.step % steps_between == 0):
-                self.saver.save(must=last)
-                saved_at = clock()
-            if self.step > first + 1:  # the first one may compile
-                longest = max(longest, clock() - began)
+            self._after_step(tracker)
+            if self.step > first_step + 1:  # the first one may compile
+                longest_s = max(longest_s, time.monotonic() - began)
         return True
+
+    def _goes_on(self, trouble: str, reserve_s: float) -> bool:
+        """Whether the coming step is made, which all ranks decide together; else everything is saved.
+
+        Args:
+            trouble: why this rank has no data.
+            reserve_s: what one more step and a save may take.
+
+        Raises:
+            InputError: some rank has no data.
+            TrainingFailed: nothing can be saved.
+        """
+        is_due = self._seconds_between is not None and time.monotonic() - self._saved_at >= self._seconds_between
+        votes = self.should_stop(reserve_s), is_due, bool(trouble), self.saver.is_stuck
+        stop, is_due, failed, stuck = self.world.any_rank(*votes)
+        if stuck:
+            raise TrainingFailed(f"nothing can be saved in {self.config.folder}: {_NO_RENAMING}")
+        reason = self.world.first_message(trouble) if failed else ""
+        if stop or is_due or failed:
+            self._save(must=stop or failed)
+        if failed:
+            raise InputError(reason)
+        return not stop
+
+    def _after_step(self, tracker: SilentTracker) -> None:
+        """Log, draw and save what is due after the step that was just made."""
+        config, step = self.config, self.step
+        tracker.step(step)
+        is_last = step == config.steps
+        draws = config.preview_every > 0 and (step % config.preview_every == 0 or is_last)
+        if step % config.log_every == 0 or draws or is_last:
+            self._log(tracker, draws)
+            self._check_finite()
+        self.saver.snapshot()
+        if is_last or (self._steps_between is not None and step % self._steps_between == 0):
+            self._save(must=is_last)
+
+    def _save(self, must: bool) -> None:
+        self.saver.save(must=must)
+        self._saved_at = time.monotonic()
 
     def _try_fetch(self) -> tuple[Any, str]:
         """The coming step's data, and what was wrong where there is none."""
@@ -130,21 +151,21 @@ class Trainer(Steps):
             self.saver.save(must=True)
         raise self._out_of_memory(needed)
 
-    def _log(self, tracker: SilentTracker, then: float, then_step: int, previews: bool) -> tuple[float, int]:
-        """One line of metrics, with a preview's measures where one is due; returns the time and step of its end."""
+    def _log(self, tracker: SilentTracker, draws: bool) -> None:
+        """One line of metrics, with a preview's measures where one is drawn."""
         step = self.step
         means = self.state.window.close(self.world)  # the one place that waits for the device
-        rate = (step - then_step) / max(time.monotonic() - then, 1e-9)
+        rate = (step - self._logged_step) / max(time.monotonic() - self._logged_at, 1e-9)
         values: dict[str, float | None] = {"step": step, "images": step * self.config.batch_size, **means}
         values |= {"lr": self.state.optimizer.lr(step - 1), "skipped": int(self.state.skipped)}
         values |= self.objective.schedule(step - 1)
         values |= {"images_per_s": round(rate * self.config.batch_size, 1), "steps_per_s": round(rate, 3)}
         picture = None
-        if previews:
+        if draws:
             picture, measured = self.previews.make(self.state.averages[0].denoiser, step)
             values |= measured
         tracker.log({k: v if v is None or math.isfinite(v) else None for k, v in values.items()}, picture)
-        return time.monotonic(), step
+        self._logged_at, self._logged_step = time.monotonic(), step
 
     def _check_finite(self) -> None:
         """Give up where nothing has been learnt for long; every rank finds the same. Raises TrainingFailed."""
@@ -152,7 +173,7 @@ class Trainer(Steps):
         if bad >= self.config.max_skipped:
             self.saver.wait()
             # Skipped steps moved no weight, so the newest is as good as any.
-            good = self.world.decide(lambda: [str(folder) for folder in checkpoint.folders(self.config.folder)[:1]])
+            good = self.world.run_on_main(lambda: [str(f) for f in checkpoint.folders(self.config.folder)[:1]])
             kept = f"last good checkpoint: {good[0]}" if good else "nothing was saved before"
             raise TrainingFailed(
                 f"the last {bad} steps, to step {self.step}, had a loss or gradient that is not finite; {kept}; "

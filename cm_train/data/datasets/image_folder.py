@@ -115,7 +115,7 @@ class ImageFolder(Dataset):
     def was_known_as(self, recorded: str) -> bool:
         """See `Dataset`; a run that has learnt other labels of the same images keeps them."""
         for class_names, labels in filter(None, [(self.class_names, self._labels), self._first_labels()]):
-            if self._world.decide(lambda: self._is_name(recorded, class_names, labels)):  # noqa: B023 - called at once
+            if self._world.run_on_main(lambda: self._is_name(recorded, class_names, labels)):  # noqa: B023 - called at once
                 self.class_names, self._labels = class_names, labels
                 if self._held is not None and labels is not None:
                     self._held = self._held.relabelled(class_names, labels[self._kept])
@@ -184,14 +184,14 @@ class ImageFolder(Dataset):
                 for chunk, _ in zip(chunks, self._pool.map(fill, chunks), strict=True):
                     bar.advance(len(chunk))
 
-        world.agree(decode_mine)
+        world.run_on_all(decode_mine)
         self._files.close()
         for shared in (images, whole, torch.frombuffer(seen, dtype=torch.uint8).view(-1, DIGEST_BYTES)):
             world.exchange_(shared)
         self._seen = fingerprint.together([seen[: num * DIGEST_BYTES]])
         images, self._kept, labels = images[:num], whole[:num].bool(), self._labels
         if not self._kept.all():
-            example = world.first_of(self._left_out.example())
+            example = world.first_message(self._left_out.example())
             if not self._kept.any():
                 raise InputError("none of the images can be decoded", example, fix="look at dataset.root")
             count = num - int(self._kept.sum())

@@ -13,7 +13,7 @@ from ...core.errors import InputError
 from ...core.files import may_pass, read_small, unreadable
 from ...core.registry import UnknownComponent
 from ...core.run_layout import MANIFEST
-from ...core.settings import MOST, Settings, shown, typed
+from ...core.settings import MAX_EXACT, Settings, excerpt, typed
 from ..backbones.base import BackboneConfig
 from ..denoiser import DenoiserConfig
 
@@ -39,7 +39,7 @@ class Manifest(Settings):
     """What `manifest.json` holds."""
 
     format: int
-    step: Annotated[int, Field(ge=0, le=MOST)]
+    step: Annotated[int, Field(ge=0, le=MAX_EXACT)]
     finished: bool  # whether this was the run's last step
     ema: str  # the weights that `weights=ema` means, "ema_<decay>"
     denoiser: DenoiserConfig
@@ -87,13 +87,13 @@ def read_manifest(folder: Path) -> Manifest:
     except (OSError, ValueError, RecursionError) as error:
         if may_pass(error):
             raise unreadable(path, error) from None
-        raise damaged(folder, f"{MANIFEST} can't be read: {shown(error)}") from None
+        raise damaged(folder, f"{MANIFEST} can't be read: {excerpt(error)}") from None
     if not isinstance(values, dict):
         raise damaged(folder, f"{MANIFEST} is not an object")
     if not whole:
         raise damaged(folder, f"{MANIFEST} does not match its own sha256")
     if values.get("format") not in (1, FORMAT):
-        raise InputError(f"checkpoint {folder} has another format", shown(values.get("format")), f"1 to {FORMAT}")
+        raise InputError(f"checkpoint {folder} has another format", excerpt(values.get("format")), f"1 to {FORMAT}")
     if values["format"] == 1:
         values = _from_format_1(values)
     try:

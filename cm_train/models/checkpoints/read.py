@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from ...core.errors import InputError
 from ...core.files import is_there, may_pass, patiently, unreadable, write_whole
 from ...core.run_layout import CHECKPOINTS, SAVED, STATE, run_of, step_folder, step_of
-from ...core.settings import shown
+from ...core.settings import excerpt
 from ...core.terminal import complain
 from . import state_file
 from .manifest import MANIFEST, DamagedCheckpoint, Manifest, damaged, read_manifest, signed
@@ -223,4 +223,4 @@ def read_state(folder: Path) -> dict[str, Any]:
         if may_pass(error):
             raise unreadable(file, error) from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DamagedCheckpoint(f"{file} can't be read: {shown(reason)}") from None
+        raise DamagedCheckpoint(f"{file} can't be read: {excerpt(reason)}") from None

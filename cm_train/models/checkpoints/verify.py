@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from ...core.files import may_pass, not_through_a_link, patiently, unreadable
-from ...core.settings import shown
+from ...core.settings import excerpt
 from .manifest import MANIFEST, DamagedCheckpoint, Manifest, damaged, read_manifest
 from .vanishing import present
 
@@ -38,17 +38,17 @@ def _verify(folder: Path) -> Manifest:
     for name, entry in manifest.files.items():
         file = folder / name
         if Path(name).name != name or name in ("", ".", ".."):
-            raise bad(f"{MANIFEST} names a file outside the folder: {shown(name)!r}")
+            raise bad(f"{MANIFEST} names a file outside the folder: {excerpt(name)!r}")
         try:
             size, digest = patiently(lambda: _size_and_sha256(file, entry.size))  # noqa: B023 - called at once
         except FileNotFoundError:
-            raise bad(f"{shown(name)} is missing") from None
+            raise bad(f"{excerpt(name)} is missing") from None
         except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
             if may_pass(error):
                 raise unreadable(file, error) from None
-            raise bad(f"{shown(name)} is not a file") from None
+            raise bad(f"{excerpt(name)} is not a file") from None
         if size != entry.size:
-            raise bad(f"{name} has {size} bytes instead of {shown(entry.size)}")
+            raise bad(f"{name} has {size} bytes instead of {excerpt(entry.size)}")
         if digest != entry.sha256:
             raise bad(f"{name} does not match its sha256")
     for file in sorted(folder.glob("*.safetensors")):

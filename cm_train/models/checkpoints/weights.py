@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ...core.errors import InputError
 from ...core.files import may_pass, unreadable
-from ...core.settings import shown
+from ...core.settings import excerpt
 from ..averages import MAX_WIDTH
 from .manifest import DamagedCheckpoint, Manifest
 
@@ -24,7 +24,7 @@ def stem_of(folder: Path, manifest: Manifest, weights: str) -> str:
         # None: of a run that takes none, and has no such average either, or of before a checkpoint listed them.
         if manifest.snapshots != [] and any(name.startswith(POWER) for name in known):
             known.append(f"{POWER}<width> of any width up to {MAX_WIDTH}, made of snapshots")
-        raise InputError(f"checkpoint {folder} has no such weights", shown(weights), ", ".join(known))
+        raise InputError(f"checkpoint {folder} has no such weights", excerpt(weights), ", ".join(known))
     return stem
 
 
@@ -75,7 +75,7 @@ class WeightsFile:
         for name in [*own, *sorted(names)]:
             if name not in names or name not in own:
                 where = "network" if name in own else "checkpoint"
-                raise InputError(f"{self.file} does not fit the network: only the {where} has {shown(name)}")
+                raise InputError(f"{self.file} does not fit the network: only the {where} has {excerpt(name)}")
             (dtype, shape), wanted = types[name], list(own[name].shape)
             if shape != wanted or dtype != _DTYPES.get(own[name].dtype):
                 raise InputError(
