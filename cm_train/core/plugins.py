@@ -55,7 +55,8 @@ def needed_for(what: str, stored: Mapping[str, object], error: registry.UnknownC
     """
     named = stored.get("plugins")
     names = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
-    fix = f"plugins=[{','.join(names)}], once you trust {'it' if len(names) == 1 else 'them'}" if names else None
+    whom = "it" if len(names) == 1 else "them"
+    fix = f"plugins=[{','.join(names)}], once you trust {whom}" if names else None
     return InputError(f"{what} has a part that is not known here: {error}", fix=fix)
 
 

@@ -26,7 +26,9 @@ def autocast_type(precision: str, device: torch.device, relative_gap: float = ma
     """
     if precision == "auto":
         has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "fp32" if not has_bf16 else "fp16" if too_close_for_bf16(relative_gap) else "bf16"
+        precision = "fp32"
+        if has_bf16:
+            precision = "fp16" if too_close_for_bf16(relative_gap) else "bf16"
     return {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 

@@ -63,7 +63,9 @@ def student_config(
         InputError: they contradict that network's, or ask for a class that a data set or teacher doesn't have.
     """
     noise = config.noise
-    model = start if start is not None else None if teacher is None else teacher.config
+    model = start
+    if start is None and teacher is not None:
+        model = teacher.config
     if start is not None:
         _check_told(config, start)
     sigma_data, c_noise = noise.sigma_data, noise.c_noise

@@ -1,6 +1,5 @@
 """One job of a sweep, in whatever process Hydra's launcher runs it: its run, and the record of what became of it."""
 
-import hashlib
 import os
 import sys
 import time
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from ..core import cli
@@ -23,15 +21,12 @@ from ..core.terminal import labelled, say
 from ..runs.lock import FolderInUse
 from ..runs.surroundings import Surroundings
 from ..runs.train import SWEPT, train
-from ..training.tracking import OF_ONE_RUN, environment
 from .launchers.register import works_side_by_side
+from .naming import name_run, own_settings
 from .records import Job, JobState, SweepRecord, ask_to_stop, read_jobs, stop_file
 
 if TYPE_CHECKING:
     from ..runs.launch import Nodes
-
-_LONGEST_TAG = 64  # wandb's limit
-_LONGEST_RUN = 120  # of a run; what is longer is cut and told apart by a hash
 
 
 def run(cfg: DictConfig) -> float | None:
@@ -75,7 +70,7 @@ class _Job:
             if self._is_child:
                 rank.die_with_parent()
         self.is_beside_others = works_side_by_side(hydra.launcher["_target_"])
-        self.record = Job(int(hydra.job.num), " ".join(_own(self.sweep)), sweep=self.sweep.started)
+        self.record = Job(int(hydra.job.num), " ".join(own_settings(self.sweep)), sweep=self.sweep.started)
         self.nodes = slurm.nodes()
         self.home = self.folder if self.nodes is None or self.nodes.index == 0 else None
         self._lacks_metric = False
@@ -113,7 +108,7 @@ class _Job:
 
     def _attempt(self, stop: StopFlag, began: float) -> cli.Outcome:
         def body() -> ExitCode:
-            _name_run(self.cfg, self.sweep)
+            name_run(self.cfg, self.sweep)
             self.record.folder = str(self.cfg.run_dir)
             if self.home is not None:
                 self.record.write(self.home)
@@ -177,32 +172,6 @@ def _when_free(work: Callable[[], ExitCode], stop: StopFlag) -> ExitCode:
     return ExitCode.STOPPED
 
 
-def _name_run(cfg: DictConfig, sweep: SweepRecord) -> None:
-    """Name the job's run after what it sets, tag its curves with that, and group them by the sweep."""
-    own = _own(sweep)
-    named = {"dataset", "mode"} if str(cfg.name) == f"{cfg.dataset.name}-{cfg.mode}" else set()
-    # In one order, whatever the command line's.
-    parts = sorted(p for p in own if p.split("=")[0] not in named and p != f"experiment={cfg.name}")
-    if parts and not {"name", "run_dir"} & set(sweep.keys):
-        cfg.name = _shortened("-".join([str(cfg.name), *(clean(part) for part in parts)]))
-    cfg.tracking.tags = [*(cfg.tracking.tags or environment("tags") or []), *(part[:_LONGEST_TAG] for part in own)]
-    if cfg.tracking.group is None:
-        cfg.tracking.group = environment("group") or Path(HydraConfig.get().sweep.dir).name
-    for variable in OF_ONE_RUN:
-        os.environ.pop(variable, None)
-
-
-def clean(text: str) -> str:
-    """`text` as part of a folder's name, which must not hold an = since ckpt=... could not be parsed."""
-    return "".join(c if c.isalnum() or c in "-._" else "-" for c in text)
-
-
-def _shortened(name: str) -> str:
-    if len(name) <= _LONGEST_RUN:
-        return name
-    return f"{name[: _LONGEST_RUN - 7]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
-
-
 def _check_folder(record: Job, home: Path) -> None:
     """Refuse to share a run folder with an earlier job of this sweep. Raises InputError."""
     for other in read_jobs(home, record.sweep):
@@ -238,14 +207,6 @@ def _as_arguments(cfg: DictConfig) -> list[str]:
     tags = ",".join(map(quoted, cfg.tracking.tags))
     settled = [f"name={quoted(cfg.name)}", f"tracking.group={quoted(cfg.tracking.group)}", f"tracking.tags=[{tags}]"]
     return [*folders, *places, *config.overrides.task, *settled]
-
-
-def _own(sweep: SweepRecord) -> list[str]:
-    """What this job sets of what is swept, as "seed=0"."""
-    hydra = HydraConfig.get()
-    swept = set(sweep.keys) | set(dict(hydra.sweeper.get("params") or {}))
-    overrides = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
-    return [f"{o.key_or_group}={o.get_value_string()}" for o in overrides if o.key_or_group in swept]
 
 
 def _is_search() -> bool:

@@ -32,6 +32,7 @@ from ..runs.lock import check_words, lock, refuse_links
 from . import job as sweep_job
 from . import table as sweep_table
 from .launchers import register as plugins
+from .naming import clean
 from .records import Job, JobState, SweepRecord, ask_to_stop, is_sweeps, jobs_folder, read_jobs, stop_file
 
 # Keys that tell one sweep from another, although a resume may change them.
@@ -134,7 +135,7 @@ def _folder(overrides: list[Override]) -> Path:
     lines = [o.input_line or "" for o in overrides if not _is_no_matter(o.key_or_group)]
     own = sorted(line for line in lines if line not in IMPLIED)
     digest = hashlib.sha256(" ".join(own).encode()).hexdigest()[:6]
-    return _HOME / f"{sweep_job.clean(name)[:_LONGEST_FOLDER]}-{digest}"
+    return _HOME / f"{clean(name)[:_LONGEST_FOLDER]}-{digest}"
 
 
 def _set_folder(folder: Path) -> None:

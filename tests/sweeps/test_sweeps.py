@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
@@ -20,7 +21,7 @@ from cm_train.core.errors import ExitCode, InputError
 from cm_train.runs import teachers
 from cm_train.runs.config import parse
 from cm_train.runs.lock import lock
-from cm_train.sweeps import gpus
+from cm_train.sweeps import gpus, naming
 from cm_train.sweeps import job as sweep_job
 from cm_train.sweeps import leader as sweeps
 from cm_train.sweeps.records import Job, SweepRecord, final_metric, read_jobs
@@ -297,8 +298,8 @@ def test_name_that_was_set_is_told_apart_by_mode(composed, monkeypatch):
         hydra = OmegaConf.create(
             {"sweeper": {}, "overrides": {"task": list(overrides)}, "sweep": {"dir": "runs/sweeps/x"}}
         )
-        monkeypatch.setattr(sweep_job.HydraConfig, "get", lambda: hydra)
-        sweep_job._name_run(cfg, sweep_of("mode", "seed"))
+        monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
+        naming.name_run(cfg, sweep_of("mode", "seed"))
         assert cfg.tracking.group == "x" and "seed=" in cfg.tracking.tags[-1]
         return cfg.name
 
@@ -315,8 +316,8 @@ def test_job_on_several_nodes_is_composed_again_as_it_was_settled(composed, monk
     runtime = {"config_sources": [{"provider": "command-line", "path": "my/conf"}, {"provider": "main", "path": "x"}]}
     overrides = {"task": task, "hydra": ["hydra.searchpath=[file://y]", "hydra.verbose=true"]}
     hydra = {"sweeper": {}, "overrides": overrides, "sweep": {"dir": "runs/sweeps/it's"}, "runtime": runtime}
-    monkeypatch.setattr(sweep_job.HydraConfig, "get", lambda: OmegaConf.create(hydra))
-    sweep_job._name_run(cfg, sweep_of("mode", "seed", "noise.curriculum"))
+    monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create(hydra))
+    naming.name_run(cfg, sweep_of("mode", "seed", "noise.curriculum"))
     folder, place, *arguments = sweep_job._as_arguments(cfg)
     assert (folder, place) == ("--config-dir=my/conf", "hydra.searchpath=[file://y]")
     again = composed(*arguments)

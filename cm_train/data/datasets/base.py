@@ -175,8 +175,10 @@ class InMemory(Dataset):
         at_home = self.images.device.type == "cpu"
         if not at_home:
             index = self._host(index).to(self.images.device, non_blocking=True)
-        batch = (self.images[index], None if self.labels is None else self.labels[index])
-        return (self._host(batch[0]), None if batch[1] is None else self._host(batch[1])) if at_home else batch
+        images, labels = self.images[index], None if self.labels is None else self.labels[index]
+        if not at_home:
+            return images, labels
+        return self._host(images), None if labels is None else self._host(labels)
 
     def to(self, device: torch.device | str) -> "InMemory":
         """Move to `device`, unless the images would take more than a third of its free memory."""

@@ -21,7 +21,6 @@ from ...core.terminal import say
 from ...core.world import ALONE, World
 from .. import fingerprint, former, image_labels, image_notes
 from ..decoding import MAX_MEGAPIXELS, decode, prepare, reason, remarks
-from ..fingerprint import DIGEST_BYTES
 from ..image_files import SUFFIXES
 from ..left_out import LeftOut
 from ..open_files import open_files
@@ -167,7 +166,9 @@ class ImageFolder(Dataset):
         mine = range(min(num, world.rank * share), min(num, (world.rank + 1) * share))
         images = torch.empty(share * world.size, self.channels, self.image_size, self.image_size, dtype=torch.uint8)
         whole = torch.zeros(share * world.size, dtype=torch.uint8)
-        seen = bytearray(share * world.size * DIGEST_BYTES)  # of the ends of each file, which is read here anyway
+        seen = bytearray(
+            share * world.size * fingerprint.DIGEST_BYTES
+        )  # of the ends of each file, which is read here anyway
 
         def fill(chunk: range) -> None:
             for i in chunk:
@@ -186,9 +187,9 @@ class ImageFolder(Dataset):
 
         world.run_on_all(decode_mine)
         self._files.close()
-        for shared in (images, whole, torch.frombuffer(seen, dtype=torch.uint8).view(-1, DIGEST_BYTES)):
+        for shared in (images, whole, torch.frombuffer(seen, dtype=torch.uint8).view(-1, fingerprint.DIGEST_BYTES)):
             world.exchange_(shared)
-        self._seen = fingerprint.together([seen[: num * DIGEST_BYTES]])
+        self._seen = fingerprint.together([seen[: num * fingerprint.DIGEST_BYTES]])
         images, self._kept, labels = images[:num], whole[:num].bool(), self._labels
         if not self._kept.all():
             example = world.first_message(self._left_out.example())
@@ -248,4 +249,4 @@ class ImageFolder(Dataset):
 
 def _row(i: int) -> slice:
     """Where the digest of file i is among those of all."""
-    return slice(i * DIGEST_BYTES, (i + 1) * DIGEST_BYTES)
+    return slice(i * fingerprint.DIGEST_BYTES, (i + 1) * fingerprint.DIGEST_BYTES)

@@ -1,0 +1,49 @@
+"""What a sweep calls its jobs' runs, and what it tags their curves with."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
+
+from ..training.tracking import OF_ONE_RUN, environment
+from .records import SweepRecord
+
+_LONGEST_TAG = 64  # wandb's limit
+_LONGEST_RUN = 120  # of a run; what is longer is cut and told apart by a hash
+
+
+def name_run(cfg: DictConfig, sweep: SweepRecord) -> None:
+    """Name the job's run after what it sets, tag its curves with that, and group them by the sweep."""
+    own = own_settings(sweep)
+    named = {"dataset", "mode"} if str(cfg.name) == f"{cfg.dataset.name}-{cfg.mode}" else set()
+    # In one order, whatever the command line's.
+    parts = sorted(p for p in own if p.split("=")[0] not in named and p != f"experiment={cfg.name}")
+    if parts and not {"name", "run_dir"} & set(sweep.keys):
+        cfg.name = _shortened("-".join([str(cfg.name), *(clean(part) for part in parts)]))
+    cfg.tracking.tags = [*(cfg.tracking.tags or environment("tags") or []), *(part[:_LONGEST_TAG] for part in own)]
+    if cfg.tracking.group is None:
+        cfg.tracking.group = environment("group") or Path(HydraConfig.get().sweep.dir).name
+    for variable in OF_ONE_RUN:
+        os.environ.pop(variable, None)
+
+
+def clean(text: str) -> str:
+    """`text` as part of a folder's name, which must not hold an = since ckpt=... could not be parsed."""
+    return "".join(c if c.isalnum() or c in "-._" else "-" for c in text)
+
+
+def _shortened(name: str) -> str:
+    if len(name) <= _LONGEST_RUN:
+        return name
+    return f"{name[: _LONGEST_RUN - 7]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+def own_settings(sweep: SweepRecord) -> list[str]:
+    """What this job sets of what is swept, as "seed=0"."""
+    hydra = HydraConfig.get()
+    swept = set(sweep.keys) | set(dict(hydra.sweeper.get("params") or {}))
+    overrides = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
+    return [f"{o.key_or_group}={o.get_value_string()}" for o in overrides if o.key_or_group in swept]
