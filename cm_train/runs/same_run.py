@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ..core.errors import InputError
 from ..core.settings import excerpt
@@ -31,16 +30,16 @@ def check_same_run(folder: Path, stored: RunConfig, wanted: RunConfig) -> None:
         )
 
 
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+def _flat(values: object, prefix: str = "") -> dict[str, object]:
     if not isinstance(values, Mapping) or not values:
         return {prefix: _plain(values)}
-    out: dict[str, Any] = {}
+    out: dict[str, object] = {}
     for key, value in values.items():
         out |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
     return out
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """`value` as YAML would give it back."""
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}

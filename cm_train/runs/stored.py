@@ -34,8 +34,8 @@ class _PlainLoader(yaml.SafeLoader):
         self._depth -= 1
         return node
 
-    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
-        text = super().construct_scalar(node)
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> str:
+        text: str = super().construct_scalar(node)
         if len(text) > _MAX_NUMBER_LENGTH and not node.tag.endswith(":str"):
             raise yaml.YAMLError("a number is too long")
         return text
@@ -44,7 +44,7 @@ class _PlainLoader(yaml.SafeLoader):
 class _PlainDumper(yaml.SafeDumper):
     """Writes a list that is used twice out twice: the loader refuses aliases."""
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: object) -> bool:
         return True
 
 

@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from ..training.tracking import OF_ONE_RUN, environment
+from ..training.tracking import OF_ONE_RUN, group_of_environment, tags_of_environment
 from .records import SweepRecord
 
 _LONGEST_TAG = 64  # wandb's limit
@@ -23,9 +23,9 @@ def name_run(cfg: DictConfig, sweep: SweepRecord) -> None:
     parts = sorted(p for p in own if p.split("=")[0] not in named and p != f"experiment={cfg.name}")
     if parts and not {"name", "run_dir"} & set(sweep.keys):
         cfg.name = _shortened("-".join([str(cfg.name), *(clean(part) for part in parts)]))
-    cfg.tracking.tags = [*(cfg.tracking.tags or environment("tags") or []), *(part[:_LONGEST_TAG] for part in own)]
+    cfg.tracking.tags = [*(cfg.tracking.tags or tags_of_environment()), *(part[:_LONGEST_TAG] for part in own)]
     if cfg.tracking.group is None:
-        cfg.tracking.group = environment("group") or Path(HydraConfig.get().sweep.dir).name
+        cfg.tracking.group = group_of_environment() or Path(HydraConfig.get().sweep.dir).name
     for variable in OF_ONE_RUN:
         os.environ.pop(variable, None)
 

@@ -62,7 +62,7 @@ class RunConfig(Settings):
     sampling: SamplingConfig
     tracking: Annotated[TrackingConfig, MAY_CHANGE]
 
-    def model_post_init(self, _: Any) -> None:
+    def model_post_init(self, _: object) -> None:
         if self.micro_batch is not None and self.batch_size % self.micro_batch:
             raise ValueError(f"batch_size {self.batch_size} must divide by micro_batch {self.micro_batch}")
         save_interval(self.save_every)

@@ -129,7 +129,7 @@ def _decays(ema: EMAConfig) -> dict[str, Callable[[int], float]]:
     return decays | {f"power_{width}": partial(power_decay, width) for width in ema.power}
 
 
-def _fill(tensor: Tensor, stored: Any, name: str) -> None:
+def _fill(tensor: Tensor, stored: object, name: str) -> None:
     """Copy without broadcasting, which would hide a foreign state. Raises TypeError or RuntimeError."""
     if not isinstance(stored, Tensor) or stored.shape != tensor.shape or stored.dtype != tensor.dtype:
         got = f"{stored.dtype} {list(stored.shape)}" if isinstance(stored, Tensor) else type(stored).__name__

@@ -237,11 +237,8 @@ class ImageFolder(Dataset):
                 raise unreadable(f"image {name!r} in {c.root}", error) from None
             why = reason(error)
             if not c.skip_broken:
-                raise InputError(
-                    f"image {name!r} in {c.root} can't be decoded",
-                    why,
-                    fix="repair or remove it, or leave out all such files with dataset.skip_broken=true",
-                ) from error
+                fix = "repair or remove it, or leave out all such files with dataset.skip_broken=true"
+                raise InputError(f"image {name!r} in {c.root} can't be decoded", why, fix=fix) from error
             if self._left_out.add(name, why) and self.lazy:
                 self._left_out.say(name)
             return None

@@ -20,6 +20,7 @@ class JoblibLauncher(Plugin):
         # job's StopFlag lets them in.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, CAUGHT)
         try:
-            return super().launch(job_overrides, initial_job_idx)
+            returns: Sequence[JobReturn] = super().launch(job_overrides, initial_job_idx)
+            return returns
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -168,7 +168,7 @@ class SlurmLauncher(_SubmititLauncher):
     def _preview(self, executor: Any, num: int) -> str:
         if num > 1:
             executor.parameters["map_count"] = num
-        return executor._make_submission_file_text(executor._submitit_command_str, "")
+        return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
 
     def _submit_some(self, executor: Any, left: list[_Submitted]) -> None:
         from submitit.core.utils import FailedJobError

@@ -5,7 +5,7 @@ Importing this takes neither torch nor any of the trackers: each of them is impo
 
 from ...core.progress import progress
 from ...core.terminal import complain, say
-from .config import OF_ONE_RUN, TrackingConfig, environment
+from .config import OF_ONE_RUN, TrackingConfig, group_of_environment, tags_of_environment
 from .metrics_file import last_values
 from .tracker import SilentTracker, Tracker
 
@@ -15,8 +15,9 @@ __all__ = [
     "Tracker",
     "TrackingConfig",
     "complain",
-    "environment",
+    "group_of_environment",
     "last_values",
     "progress",
     "say",
+    "tags_of_environment",
 ]

@@ -3,7 +3,7 @@
 import importlib.util
 import os
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import model_validator
 
@@ -11,17 +11,20 @@ from ...core.errors import InputError
 from ...core.settings import Settings
 
 # wandb's own names for what the command line may leave open.
-_VARIABLES = {"project": "WANDB_PROJECT", "entity": "WANDB_ENTITY", "group": "WANDB_RUN_GROUP", "tags": "WANDB_TAGS"}
+_VARIABLES = {"project": "WANDB_PROJECT", "entity": "WANDB_ENTITY", "group": "WANDB_RUN_GROUP"}
+_TAGS = "WANDB_TAGS"
 # Those that mean one run. Where a command trains several, its teacher and its sweep's jobs must not share them.
 OF_ONE_RUN = ("WANDB_NAME", "WANDB_RUN_ID", "WANDB_SWEEP_ID")
 
 
-def environment(key: str) -> Any:
-    """What wandb's variable for a key of `tracking` says; None where it is not set, or empty."""
-    given = os.environ.get(_VARIABLES[key], "").strip()
-    if key == "tags":
-        return [tag for part in given.split(",") if (tag := part.strip())] or None
-    return given or None
+def group_of_environment() -> str | None:
+    """The group that wandb's variable names; None where it is not set, or empty."""
+    return os.environ.get(_VARIABLES["group"], "").strip() or None
+
+
+def tags_of_environment() -> list[str]:
+    """The tags that wandb's variable lists."""
+    return [tag for part in os.environ.get(_TAGS, "").split(",") if (tag := part.strip())]
 
 
 class TrackingConfig(Settings):
@@ -39,12 +42,13 @@ class TrackingConfig(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _filled(cls, values: Any) -> Any:
+    def _filled(cls, values: object) -> object:
         if not isinstance(values, Mapping):
             return values
-        left_open = {key for key in _VARIABLES if values.get(key) in (None, [])}
-        said = {key: value for key in left_open if (value := environment(key)) is not None}
-        return {key: value for key, value in values.items() if key not in left_open} | said
+        given = {key: value for key, value in values.items() if value not in (None, [])}
+        said: dict[str, object] = {key: os.environ.get(name, "").strip() for key, name in _VARIABLES.items()}
+        said["tags"] = tags_of_environment()
+        return {key: value for key, value in said.items() if value} | given
 
     def check_machine(self) -> None:
         """Whether the tracker is installed here. Raises InputError."""
