@@ -31,7 +31,7 @@ class ConsistencyConfig(ObjectiveConfig):
     weighting: Literal["uniform", "inverse_gap"] = "uniform"  # 1, or 1 / (sigma - sigma_next)
     # mu of the target's average. "constant": target_decay at every step. "paper": exp(s0 ln(target_decay) / N(k)).
     # "openai": the same with N - 1, as OpenAI's code and the JAX code compute it. 0 makes the target the student.
-    target_decay: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    target_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_schedule: Literal["constant", "paper", "openai"] = "constant"
 
     def model_post_init(self, _: Any) -> None:

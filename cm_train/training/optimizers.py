@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..core.registry import ComponentConfig, register
+from ..core.settings import Positive
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -21,7 +22,7 @@ class OptimizerConfig(ComponentConfig):
 
     kind: ClassVar = "optimizer"
 
-    lr: Annotated[float, Field(gt=0)] = 1e-4
+    lr: Positive
     betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = [0.9, 0.999]
     eps: Annotated[float, Field(gt=0)] = 1e-8
     warmup_steps: Annotated[int, Field(ge=0)] = 0
@@ -40,6 +41,7 @@ class Adam:
 
     class Config(OptimizerConfig):
         name: Literal["adam"] = "adam"
+        lr: Positive = 1e-3
 
     def __init__(self, config: OptimizerConfig, weights: Tensor, gradient: Tensor, schedule_steps: int):
         self.config, self.weights, self.gradient = config, weights, gradient
@@ -110,6 +112,7 @@ class RAdam(Adam):
 
     class Config(OptimizerConfig):
         name: Literal["radam"] = "radam"
+        lr: Positive = 4e-4
 
     def _update(self, t: Tensor, beta1: float, beta2: float) -> tuple[Tensor, Tensor]:
         rho_inf = 2 / (1 - beta2) - 1

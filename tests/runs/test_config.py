@@ -8,8 +8,11 @@ from omegaconf import OmegaConf
 from cm_train.core import cli, registry
 from cm_train.core.errors import InputError
 from cm_train.core.settings import typed
+from cm_train.models.denoiser import SamplingConfig
+from cm_train.objectives.noise import NoiseConfig
 from cm_train.runs.config import parse
 from cm_train.training.config import RunConfig, dump, save_interval
+from cm_train.training.tracking import TrackingConfig
 
 CONF = cli.conf_dir()
 
@@ -192,3 +195,40 @@ def test_config_that_sets_decay_or_half_life_sets_the_other_to_null():
         ema = values if path.parent.name == "ema" else values.get("ema") or {}
         given = [ema[key] for key in ("decay", "half_life_images") if key in ema]
         assert not given or sorted(value is None for value in given) == [False, True], path
+
+
+def stated(path):
+    """The plain values in a file of conf/, without its list of defaults."""
+    values = OmegaConf.to_container(OmegaConf.load(CONF / path))
+    return {key: value for key, value in values.items() if key not in ("defaults", "hydra")}
+
+
+@pytest.mark.parametrize(
+    ("path", "group", "kind"),
+    [
+        *((f"optimizer/{name}.yaml", None, "optimizer") for name in ("adam", "radam")),
+        *((f"ema/{name}.yaml", None, "decay") for name in ("constant", "warmup")),
+        *((f"mode/{mode}.yaml", "objective", "objective") for mode in ("cd", "ect", "sct")),
+        *((f"noise/{name}.yaml", "proposal", "proposal") for name in ("lognormal", "uniform")),
+        *((f"noise/{name}.yaml", "curriculum", "curriculum") for name in ("uniform", "ct", "ict")),
+    ],
+)
+def test_what_yaml_shows_is_what_a_component_does_unasked(path, group, kind):
+    """A value stands in YAML, for a user to see, and in the class, for Python and for stored runs that lack the key."""
+    values = stated(path) if group is None else stated(path)[group]
+    assert registry.settings(kind, values) == registry.settings(kind, {"name": values["name"]})
+    assert values.keys() == registry.find(kind, values["name"]).Config.model_fields.keys(), "all of it is shown"
+
+
+def test_what_yaml_shows_is_what_a_run_does_unasked():
+    shown = stated("train.yaml")
+    for key, field in RunConfig.model_fields.items():
+        if not field.is_required():
+            assert shown[key] == field.default, key
+    assert typed(SamplingConfig, shown["sampling"]) == SamplingConfig()
+    for path in (CONF / "noise").iterdir():
+        for key, value in stated(f"noise/{path.name}").items():
+            if key not in ("proposal", "curriculum"):
+                assert value == NoiseConfig.model_fields[key].default, (path, key)
+    for path in (CONF / "tracking").iterdir():
+        assert typed(TrackingConfig, stated(f"tracking/{path.name}")) == TrackingConfig(backend=path.stem)
