@@ -12,9 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 from pydantic import Field, field_validator
 
-from ..core import cli, registry
+from ..core import cli
 from ..core.errors import ExitCode, InputError
-from ..core.settings import Settings, Text
+from ..core.settings import Settings, Text, typed
 from ..core.signals import Stopped, heed
 from .sample_folder import Request, claimed, default_name, writing
 
@@ -75,7 +75,7 @@ def sample(cfg: DictConfig) -> ExitCode:
     except MissingMandatoryValue:
         raise InputError("no checkpoint given", fix="cm-sample runs/<name>") from None
     assert isinstance(values, dict)
-    config = registry.typed(SampleConfig, {str(k): v for k, v in values.items()})
+    config = typed(SampleConfig, {str(k): v for k, v in values.items()})
     try:
         _sample(config)
     except Stopped as stopped:

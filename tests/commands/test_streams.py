@@ -96,7 +96,7 @@ def test_words_that_are_no_letters_are_refused_before_anything_is_made(environme
 def test_a_rank_tells_of_a_file_whose_name_is_no_text(monkeypatch):
     heard, spoken = os.pipe()
     monkeypatch.setenv(rank.WORDS, str(spoken))
-    rank.tell(f"no such file: {os.fsdecode(b'Jos' + bytes([0xE9]))}")
-    assert os.read(heard, 100) == b"no such file: Jos\\udce9\0"
+    rank.tell(f"no such file: {os.fsdecode(b'Jos' + bytes([0xE9]))}", says_all=True)
+    assert os.read(heard, 100) == b"1no such file: Jos\\udce9\0"
     os.close(heard)
     os.close(spoken)

@@ -183,7 +183,7 @@ def test_ranks_share_the_decoding_of_a_set_that_memory_holds(command, tmp_path):
     stored.write_text(stored.read_text().replace("steps: 1\n", "steps: 6\n", 1))
     (tmp_path / "counting.py").write_text(COUNTING)
     code = "from cm_train.runs import launch as launching; from cm_train.core import signals; import sys; "
-    code += "sys.exit(launching.launch(2, 'counting', 'runs/two', signals.StopFlag())[0])"
+    code += "sys.exit(launching.launch(2, 'counting', 'runs/two', signals.StopFlag()).code)"
     env = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr  # a resume: it is the same data set as one process has decoded
@@ -400,7 +400,7 @@ def test_a_rank_that_fails_shows_its_traceback_once(tmp_path, command):
     stored = tmp_path / "runs" / "digits-ict" / "config.yaml"
     stored.write_text(stored.read_text().replace("steps: 1\n", "steps: 6\n", 1))
     code = "from cm_train.runs import launch as launching; from cm_train.core import signals; import sys; "
-    code += "sys.exit(launching.launch(2, 'failing', 'runs/digits-ict', signals.StopFlag())[0])"
+    code += "sys.exit(launching.launch(2, 'failing', 'runs/digits-ict', signals.StopFlag()).code)"
     env = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 1
@@ -448,7 +448,7 @@ def test_learned_weights_and_buffers_of_an_objective_train_and_resume_on_ranks(t
         config = yaml.safe_load((folder / "config.yaml").read_text()) | {"steps": steps}
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         code = "from cm_train.runs import launch as launching; from cm_train.core import signals; import sys; "
-        code += f"sys.exit(launching.launch({ranks}, 'learned', 'runs/{name}', signals.StopFlag())[0])"
+        code += f"sys.exit(launching.launch({ranks}, 'learned', 'runs/{name}', signals.StopFlag()).code)"
         env = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
         done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

@@ -499,4 +499,4 @@ def test_documented_wandb_sweep_starts_a_run(composed, monkeypatch):
     monkeypatch.setenv("WANDB_RUN_ID", "abc123")
     config = parse(composed(*words[1:]))
     assert config.folder.name == "digits-cd-abc123"
-    assert (config.optimizer["lr"], config.ema["decay"]) == (3e-4, 0.99)
+    assert (config.optimizer.lr, config.ema.decay) == (3e-4, 0.99)
