@@ -75,6 +75,9 @@ def sample(cfg: DictConfig) -> ExitCode:
     except MissingMandatoryValue:
         raise InputError("no checkpoint given", fix="cm-sample runs/<name>") from None
     assert isinstance(values, dict)
+    from ..core import plugins
+
+    plugins.load(plugins.names_in(values))  # before the config is typed, which may name a sampler of theirs
     config = typed(SampleConfig, {str(k): v for k, v in values.items()})
     try:
         _sample(config)
@@ -127,7 +130,6 @@ def _sample(config: SampleConfig) -> None:
 
 def _prepare(config: SampleConfig) -> _Job:
     """Load the checkpoint, and find out what is wanted of it; nothing is written yet. Raises InputError."""
-    from ..core import plugins
     from ..core.memory import shortage_explained
     from ..models.checkpoints.load import load_checkpoint
     from ..models.checkpoints.weights import sha256_of_weights
@@ -135,7 +137,6 @@ def _prepare(config: SampleConfig) -> _Job:
     from ..sampling.guidance import guided
     from ..sampling.labels import class_numbers
 
-    plugins.load(config.plugins)
     device = _device(config.device)
     with shortage_explained("while the checkpoint was being loaded", "device=cpu, or less beside it on this machine"):
         folder, manifest, denoiser = load_checkpoint(config.ckpt, config.weights, device)

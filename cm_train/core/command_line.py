@@ -91,7 +91,7 @@ def _take_why(options: argparse.Namespace) -> list[str]:
 def _overruled(settings: Iterable[str]) -> list[str]:
     """What `settings` set to null without saying so."""
     values = {key.lstrip("+"): value for key, _, value in (text.partition("=") for text in settings)}
-    given = {key for key, value in values.items() if value.strip() != "null"}
+    given = {key for key, value in values.items() if value.strip().lower() not in ("null", "~")}
     return [f"++{other}=null" for key, other in OTHER.items() if key in given and other not in values]
 
 
@@ -99,7 +99,7 @@ def with_configs_of_plugins(arguments: Sequence[str]) -> list[str]:
     """Tidy arguments with the folders of configs that the plugins bring which plugins=[...] allows.
 
     Raises:
-        InputError: no such plugin is installed.
+        InputError: no such plugin is installed, or it is no list.
     """
     names: list[str] = []
     places: list[str] = []
@@ -107,11 +107,17 @@ def with_configs_of_plugins(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         override = None if argument.startswith("-") else _parsed(argument)
         key = "" if override is None else override.key_or_group
-        value = None if override is None or key not in ("plugins", "hydra.searchpath") else override.value()
-        if isinstance(value, list):
-            (names if key == "plugins" else places).extend(map(str, value))
-        if key != "hydra.searchpath":
-            others.append(argument)
+        value = override.value() if override is not None and key in ("plugins", "hydra.searchpath") else None
+        if key == "hydra.searchpath" and isinstance(value, list):
+            places += map(str, value)
+            continue
+        others.append(argument)
+        if key == "plugins":
+            if not isinstance(value, list):
+                given = argument.partition("=")[2]
+                what = "plugins is a list, one for all jobs of a sweep"
+                raise InputError(what, given, "[name,...]", f"plugins=[{given}]")
+            names += map(str, value)
     if not names:
         return list(arguments)
     from .plugins import conf_folders

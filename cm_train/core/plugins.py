@@ -6,14 +6,17 @@ folder `conf` of its own. Nothing of a package is imported because a config or c
 
 import importlib.util
 import os
+import re
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from . import registry
 from .errors import InputError
 
 _ENTRY_POINTS = "cm_train.components"
+_NAME = re.compile(r"[\w.-]{1,100}")
 _ALLOWED = "CM_TRAIN_PLUGINS"  # how a command's ranks hear of those that its user has allowed
 
 
@@ -34,30 +37,34 @@ def load(names: Iterable[str]) -> None:
         try:
             with registry.registering_for(name):
                 point.load()
-        except Exception as error:  # somebody else's code
+        except (Exception, SystemExit) as error:  # somebody else's code
             what = f"plugin {name} can't be imported"
             raise InputError(what, f"{type(error).__name__}: {error}", fix="repair it, or drop plugins=") from error
-    if names:
-        os.environ[_ALLOWED] = " ".join(names)
+    os.environ[_ALLOWED] = ",".join(names)
+
+
+def names_in(values: Mapping[Any, Any]) -> list[str]:
+    """The names under `plugins` in a config that nobody has typed yet; what else is there is refused once it is."""
+    given = values.get("plugins")
+    return [name for name in given if isinstance(name, str)] if isinstance(given, list) else []
 
 
 def load_in_rank() -> None:
     """Import what the user of the command has allowed that started this rank."""
-    load(os.environ.get(_ALLOWED, "").split())
+    load(filter(None, os.environ.get(_ALLOWED, "").split(",")))
 
 
-def needed_for(what: str, stored: Mapping[str, object], error: registry.UnknownComponent) -> InputError:
+def needed_for(what: str, stored: Mapping[str, Any], error: registry.UnknownComponent) -> InputError:
     """What to say of a stored config or manifest that names a component which is not known here.
 
     Args:
         what: the run or checkpoint.
         stored: its values, `plugins` among them where it needs any.
     """
-    named = stored.get("plugins")
-    names = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+    names = [name for name in names_in(stored) if _NAME.fullmatch(name)]  # a stranger wrote them
     whom = "it" if len(names) == 1 else "them"
     fix = f"plugins=[{','.join(names)}], once you trust {whom}" if names else None
-    return InputError(f"{what} has a part that is not known here: {error}", fix=fix)
+    return InputError(f"{what} has a part that is not known here: {error.what}", fix=fix)
 
 
 def conf_folders(names: Iterable[str]) -> list[Path]:

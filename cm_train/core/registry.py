@@ -38,7 +38,13 @@ C = TypeVar("C", bound=type)
 
 
 class UnknownComponent(InputError):
-    """A config names what nobody has registered."""
+    """A config names what nobody has registered: `what`, as in "backbone 'resnet'"."""
+
+    def __init__(self, kind: str, name: object):
+        close = difflib.get_close_matches(excerpt(name), names(kind), 1)
+        fix = f"write {_KINDS[kind][0]}={close[0]}" if close else None
+        super().__init__(f"unknown {kind}", excerpt(name), ", ".join(names(kind)), fix)
+        self.what = f"{kind} {excerpt(name)!r}"
 
 
 class ComponentConfig(Settings):
@@ -58,10 +64,22 @@ class ComponentConfig(Settings):
 
 
 def register(cls: C) -> C:
-    """Class decorator: makes a class reachable by the name that its `Config` has, among the components of its kind."""
+    """Class decorator: makes a class reachable by the name that its `Config` has, among the components of its kind.
+
+    Raises:
+        ValueError: the `Config` has no name of its own, is of no kind, or another class has that name.
+    """
     config: type[ComponentConfig] = cls.Config  # type: ignore[attr-defined]
-    key = config.kind, config.model_fields["name"].default
-    assert config.kind in _KINDS and key not in _classes, f"{key} is registered twice"
+    kind, name = config.kind, config.model_fields["name"].default
+    if kind not in _KINDS:
+        raise ValueError(f"{cls.__name__} is a component of no kind: {kind!r}; allowed: {', '.join(_KINDS)}")
+    if not isinstance(name, str):
+        raise ValueError(f"{cls.__name__}.Config has no name of its own, as in name: Literal['x'] = 'x'")
+    if not cls.__module__.startswith("cm_train."):
+        _import_home(kind)  # so that nobody takes the name of one of ours
+    key = kind, name
+    if key in _classes:
+        raise ValueError(f"{kind} {name!r} is registered twice")
     _classes[key] = cls
     if _registering:
         _plugins[key] = _registering[-1]
@@ -105,13 +123,7 @@ def _group(kind: str) -> str:
 def find(kind: str, name: object) -> Any:
     """The class that is registered as `name`. Raises UnknownComponent for a name that nobody registered."""
     if not isinstance(name, str) or name not in names(kind):
-        close = difflib.get_close_matches(excerpt(name), names(kind), 1)
-        raise UnknownComponent(
-            f"unknown {kind}",
-            excerpt(name),
-            ", ".join(names(kind)),
-            f"write {_KINDS[kind][0]}={close[0]}" if close else None,
-        )
+        raise UnknownComponent(kind, name)
     return _classes[kind, name]
 
 

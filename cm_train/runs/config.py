@@ -42,7 +42,9 @@ class Composed:
     def of(cls, cfg: DictConfig) -> "Composed":
         """Raises InputError, see `parse`."""
         hydra = HydraConfig.get()
-        asked = frozenset(override.lstrip("+").split("=")[0] for override in hydra.overrides.task)
+        # ${...} in a word is not for the list of words to resolve.
+        words: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+        asked = frozenset(str(word).lstrip("+").split("=")[0] for word in words)
         return cls(parse(cfg), asked, hydra.mode == RunMode.MULTIRUN, cfg)
 
     def teacher(self, folder: Path, swept: Set[str]) -> RunConfig:
@@ -53,7 +55,9 @@ class Composed:
             swept: keys in which the jobs of a sweep differ: whichever came first would have a say.
         """
         config = self.config
-        cfg = compose("train", overrides=["mode=edm", f"dataset={HydraConfig.get().runtime.choices['dataset']}"])
+        hydra = HydraConfig.get()
+        places = [word for word in hydra.overrides.hydra if word.startswith("hydra.searchpath")]
+        cfg = compose("train", overrides=[*places, "mode=edm", f"dataset={hydra.runtime.choices['dataset']}"])
         with open_dict(cfg):
             cfg.dataset = self._cfg.dataset
         teacher = parse(cfg)
@@ -73,6 +77,14 @@ class Composed:
         )
 
 
+def _refuse_half_life(images: float) -> None:
+    """${half_life:500000} was how 0.1.0 wrote one."""
+    raise InputError("${half_life:...} is a key now", fix=f"ema.half_life_images={images} in the place of ema.decay")
+
+
+OmegaConf.register_new_resolver("half_life", _refuse_half_life)
+
+
 def parse(cfg: DictConfig) -> RunConfig:
     """The typed config of a composed one.
 
@@ -88,16 +100,11 @@ def parse(cfg: DictConfig) -> RunConfig:
     assert isinstance(values, dict)
     if isinstance(values.get("compile"), bool):  # YAML reads true as a boolean, beside "auto"
         values["compile"] = str(values["compile"]).lower()
-    plugins.load(_texts(values.get("plugins")))
+    plugins.load(plugins.names_in(values))
     config = typed(RunConfig, values)
     config = config.model_copy(update={"ema": config.ema.with_decay(config.batch_size)})
     _check_together(config)
     return config
-
-
-def _texts(value: object) -> list[str]:
-    """The texts in a list; what else there may be is refused once it is typed."""
-    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
 
 
 def _check_together(config: RunConfig) -> None:

@@ -55,6 +55,7 @@ class Claim:
 
     def __init__(self, folder: Path, newest: Manifest | None, stored: RunConfig | None):
         self.folder, self.newest, self.stored = folder, newest, stored
+        self._is_verified = False  # whether `newest` is a checkpoint whose files were all read
 
     def resumed(self, config: RunConfig) -> RunConfig:
         """`config` as the run goes on with it. Raises InputError where it means another run than the stored one."""
@@ -68,7 +69,8 @@ class Claim:
 
     def is_finished(self, config: RunConfig) -> bool:
         """Whether a good checkpoint of the last step is there; a damaged one is set aside, and trained again."""
-        if self.newest is not None and self.newest.step >= config.steps:
+        if self.newest is not None and self.newest.step >= config.steps and not self._is_verified:
+            self._is_verified = True
             found = checkpoint.latest(self.folder, set_aside=True)
             self.newest = None if found is None else found[1]
         return self.newest is not None and self.newest.step >= config.steps

@@ -48,6 +48,7 @@ def train(
 
 def _train(composed: "Composed", execute: "Execute", stop: StopFlag, swept: frozenset[str]) -> bool:
     """The run, and before it the teacher that it needs and that isn't there; False where either was stopped early."""
+    from ..models.checkpoints import read as checkpoint
     from .inheritance import begun_backbone, inherit_backbone
     from .lifecycle import claimed
     from .teachers import find_again, ready_teacher
@@ -55,9 +56,11 @@ def _train(composed: "Composed", execute: "Execute", stop: StopFlag, swept: froz
     config = composed.config
     with claimed(config.folder) as claim:
         if claim.stored is None:
-            config.check_machine()  # now rather than after a teacher has trained, as whether there is an init=
             config = inherit_backbone(config, config.start, composed.asked)
             if config.needs_teacher() and config.teacher is None:
+                config.check_machine()  # now rather than after a teacher has trained
+                if config.start is not None:
+                    checkpoint.resolve(config.start)  # likewise
                 teacher = ready_teacher(composed, execute, stop, swept)
                 if teacher is None:
                     return False

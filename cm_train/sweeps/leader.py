@@ -94,7 +94,9 @@ def _sweep(folder: Path) -> ExitCode:
     try:
         return cli.under_hydra("train", sweep_job.run)
     except SystemExit as end:  # of a job that was stopped, or a launcher that has nothing to run
-        return ExitCode(int(end.code or 0))
+        if end.code is None:
+            return ExitCode.DONE
+        return next((code for code in ExitCode if code == end.code), ExitCode.FAILED)
     except InputError:
         raise
     except Exception as error:  # of the launcher or sweeper itself, as when a worker of joblib's is killed

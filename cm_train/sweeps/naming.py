@@ -3,10 +3,11 @@
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ..training.tracking import OF_ONE_RUN, group_of_environment, tags_of_environment
 from .records import SweepRecord
@@ -45,5 +46,6 @@ def own_settings(sweep: SweepRecord) -> list[str]:
     """What this job sets of what is swept, as "seed=0"."""
     hydra = HydraConfig.get()
     swept = set(sweep.keys) | set(dict(hydra.sweeper.get("params") or {}))
-    overrides = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
+    words: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    overrides = OverridesParser.create().parse_overrides(words)
     return [f"{o.key_or_group}={o.get_value_string()}" for o in overrides if o.key_or_group in swept]

@@ -101,12 +101,80 @@ def test_a_checkpoint_imports_nothing_and_says_what_it_needs(network, tmp_path):
     for words in (["sample", "runs/digits-edm", "num=2"], ["train", "mode=ect", "teacher=runs/digits-edm", *TINY]):
         done = run(tmp_path, *words, path=network)
         assert done.returncode == 2 and "imported" not in done.stdout
-        assert "unknown backbone; got 'plain'" in done.stderr
+        assert "has a part that is not known here: backbone 'plain'" in done.stderr
         assert "fix: plugins=[cm_plain], once you trust it" in done.stderr
     again = run(tmp_path, "train", "mode=edm", *TINY, path=network)
     assert again.returncode == 2 and "fix: plugins=[cm_plain]" in again.stderr
     done = run(tmp_path, "sample", "runs/digits-edm", "num=2", "steps=2", "plugins=[cm_plain]", path=network)
     assert done.returncode == 0 and "imported" in done.stdout, done.stderr
+
+
+PARTS = """
+from typing import Literal
+from cm_train.core.registry import register
+from cm_train.data.datasets.base import DatasetConfig
+from cm_train.data.datasets.digits import Digits
+from cm_train.sampling.samplers.base import SamplerConfig
+from cm_train.sampling.samplers.heun import Heun
+
+@register
+class Mine(Digits):
+    class Config(DatasetConfig):
+        name: Literal["mine"] = "mine"
+        split: Literal["all"] = "all"
+
+@register
+class Mysamp(Heun):
+    class Config(SamplerConfig):
+        name: Literal["mysamp"] = "mysamp"
+    usual_for = None
+"""
+
+
+def test_data_of_a_plugin_reach_the_teacher_and_its_sampler_the_sample_command(network, tmp_path):
+    (network / "cm_plain" / "__init__.py").write_text(PARTS)
+    (network / "cm_plain" / "conf" / "dataset").mkdir()
+    (network / "cm_plain" / "conf" / "dataset" / "mine.yaml").write_text(
+        "name: mine\nsplit: all\nconditional: false\nhflip: false\n"
+    )
+    command = ["plugins=[cm_plain]", "dataset=mine", *TINY]
+    assert (
+        run(tmp_path, "train", *command, "mode=edm", "run_dir=runs/mine-edm", "steps=3", path=network).returncode == 0
+    )
+    done = run(tmp_path, "train", *command, "mode=ict", "steps=3", path=network)
+    assert done.returncode == 0, done.stderr
+    # A teacher that is trained first is composed anew, and knows the plugin's files too.
+    done = run(tmp_path, "train", *command, "mode=ect", "run_dir=other/s", "max_hours=0.003", path=network)
+    assert done.returncode == 3 and "edm on mine" in done.stderr, done.stderr  # the teacher's steps are many
+    done = run(
+        tmp_path, "sample", "runs/mine-edm", "num=2", "steps=2", "sampler=mysamp", "plugins=[cm_plain]", path=network
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("class A:\n    class Config(EMAConfig):\n        x: int = 1\n", "Config has no name of its own"),
+        ("class A:\n    class Config(EMAConfig):\n        name: Literal['warmup'] = 'warmup'\n", "registered twice"),
+        ("import sys; sys.exit(7)\n", "SystemExit: 7"),
+    ],
+)
+def test_a_plugin_that_is_wrong_is_named(code, words, network, tmp_path):
+    head = "from typing import Literal\nfrom cm_train.core.registry import register\n"
+    head += "from cm_train.models.averages import EMAConfig\n"
+    body = code if code.startswith("import") else f"@register\n{code}"
+    (network / "cm_plain" / "__init__.py").write_text(head + body)
+    done = run(tmp_path, "train", "plugins=[cm_plain]", "mode=edm", *TINY, path=network)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "plugin cm_plain can't be imported" in done.stderr and words in done.stderr
+
+
+def test_plugins_without_brackets_and_a_search_path_that_is_none_are_said(network, tmp_path):
+    done = run(tmp_path, "train", "plugins=cm_plain", "mode=edm", *TINY, path=network)
+    assert done.returncode == 2 and "plugins is a list" in done.stderr and "fix: plugins=[cm_plain]" in done.stderr
+    done = run(tmp_path, "train", "plugins=[cm_plain]", "hydra.searchpath=pkg://nope", "mode=edm", *TINY, path=network)
+    assert done.returncode == 2
 
 
 def test_a_plugin_that_breaks_is_one_line(network, tmp_path):

@@ -180,7 +180,10 @@ def test_decay_is_the_last_of_decay_and_half_life_to_be_set(arguments, decay, co
         (["ema.half_life_images=0"], "ema.half_life_images: input should be greater than 0"),
         (["ema.half_life_images=many"], "ema.half_life_images: input should be a valid number"),
         (["ema.half_life_images=1e13"], "ema.half_life_images: input should be less than"),
-        (["ema.decay=${half_life:500000}"], "half_life; fix: set ema.decay="),  # as it was written once
+        (
+            ["ema.decay=${half_life:500000}"],
+            "half_life.* is a key now; fix: ema.half_life_images=500000",
+        ),  # as it was written once
     ],
 )
 def test_decay_and_half_life_are_one_setting(overrides, message, composed):

@@ -42,3 +42,16 @@ def test_another_network_than_that_of_the_first_weights_is_refused_before_anythi
     assert done.returncode == 0, done.stderr  # is how it is trained, not what it is
     manifest = json.loads((tmp_path / "runs/digits-ict/checkpoints/step_00000006/manifest.json").read_text())
     assert manifest["backbone"]["dropout"] == 0.1
+
+
+def test_first_weights_that_are_damaged_are_found_before_a_teacher_trains(command, tmp_path):
+    assert command("train", "mode=edm", *TINY, "run_dir=runs/start").returncode == 0
+    for file in (tmp_path / "runs" / "start" / "checkpoints").glob("*/*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1] + b"!")
+    done = command("train", "mode=cd", *TINY, "init=runs/start", "run_dir=new/s")
+    assert done.returncode == 2 and "is damaged" in done.stderr
+    assert not (tmp_path / "new" / "digits-edm").exists()
+
+
+def test_a_word_that_names_another_key_of_its_group_is_resolved_where_it_belongs(command):
+    assert command("train", "mode=edm", *TINY, "noise.sigma_data=${.sigma_min}").returncode == 0
