@@ -17,7 +17,7 @@ from ..models.checkpoints import load as loading
 from ..models.checkpoints import read as checkpoint
 from ..models.checkpoints.manifest import Manifest
 from ..models.checkpoints.needed import mark_needed
-from ..models.checkpoints.vanishing import Vanished, again
+from ..models.checkpoints.vanishing import Vanished, again, present
 from ..models.checkpoints.weights import open_weights
 from ..models.denoiser import Denoiser, DenoiserConfig
 from ..objectives.base import Objective
@@ -166,7 +166,7 @@ def _find_and_open(
     folder, manifest = world.run_on_main(find)
 
     def load_here() -> T | None:
-        with suppress(Vanished):
+        with suppress(Vanished), present(folder):
             return load(folder, manifest)
         return None
 

@@ -105,7 +105,7 @@ def test_find_keeps_kinds_apart():
 
 
 def test_register_refuses_a_second_class_of_the_same_name():
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match="optimizer 'adam' is registered twice"):
         registry.register(type("Other", (), {"Config": registry.find("optimizer", "adam").Config}))
     assert registry.find("optimizer", "adam").__name__ == "Adam"
 

@@ -222,7 +222,7 @@ def test_class_names_come_back_and_a_manifest_without_them_is_read(tmp_path):
 def test_manifest_chooses_components_only(tmp_path):
     folder = write(tmp_path, 1)
     edited(folder, lambda m: m["backbone"].update({"name": "os.system"}))
-    with pytest.raises(InputError, match="unknown backbone"):
+    with pytest.raises(InputError, match="a part that is not known here: backbone 'os.system'"):
         loading.load_denoiser(folder)
 
 
