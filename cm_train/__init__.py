@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 # when torch is first imported, so it is set here.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
+__version__ = "0.2.0.dev0"
+
 if TYPE_CHECKING:
     from .models.checkpoints.load import load_denoiser
     from .sampling.generate import generate
 
-__all__ = ["generate", "load_denoiser"]
+__all__ = ["__version__", "generate", "load_denoiser"]
 
 
 def __getattr__(name: str) -> Any:
@@ -31,3 +33,7 @@ def __getattr__(name: str) -> Any:
 
         return generate
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]  # what is not imported yet too

@@ -19,9 +19,10 @@ from omegaconf import DictConfig
 
 from cm_train.core import cli
 from cm_train.core.command_line import tidy
+from warm import Warm
 
 # Fixtures that start whole processes: seconds a test, where the others take a fraction of one.
-STARTERS = {"command", "start", "sweep", "train", "environment"}
+STARTERS = {"command", "start", "start_cold", "warm", "sweep", "train", "environment"}
 
 
 def pytest_configure(config):
@@ -59,34 +60,44 @@ def composed():
     return compose
 
 
+@pytest.fixture(scope="session")
+def warm():
+    """A Python with its libraries imported, to fork commands from: `warm.run(["-m", ...])` and `warm.popen`."""
+    server = Warm(ENVIRONMENT)
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def command(tmp_path):
+def command(warm, tmp_path):
     """command("train", "mode=edm", ...) -> the finished process of `cm-train mode=edm ...` in an empty folder."""
 
-    def run(name: str, *arguments: str, cwd: Path = tmp_path, **kwargs) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, "-m", f"cm_train.commands.{name}", *arguments],
-            cwd=cwd,
-            env=ENVIRONMENT,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            **kwargs,
-        )
+    def run(name: str, *arguments: str, cwd: Path = tmp_path, **environment: str) -> subprocess.CompletedProcess:
+        return warm.run(["-m", f"cm_train.commands.{name}", *arguments], cwd=cwd, env={**ENVIRONMENT, **environment})
 
     return run
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(warm, tmp_path):
     """start("train", ...) -> the running process of the command; killed at the end of the test."""
+    yield from _starting(warm.popen, tmp_path)
+
+
+@pytest.fixture
+def start_cold(tmp_path):
+    """As `start`, for what only a cold start has: its first seconds, and an environment that others see."""
+    yield from _starting(lambda argv, **kwargs: subprocess.Popen([sys.executable, *argv], **kwargs), tmp_path)
+
+
+def _starting(popen, folder):
     started = []
 
     def run(name: str, *arguments: str, **environment: str) -> subprocess.Popen:
-        argv, env = [sys.executable, "-m", f"cm_train.commands.{name}", *arguments], {**ENVIRONMENT, **environment}
+        argv, env = ["-m", f"cm_train.commands.{name}", *arguments], {**ENVIRONMENT, **environment}
         # A session of its own, as in a terminal: a test can signal all of it at once.
-        kwargs = {"cwd": tmp_path, "env": env, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-        started.append(subprocess.Popen(argv, **kwargs))
+        kwargs = {"cwd": folder, "env": env, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+        started.append(popen(argv, **kwargs))
         return started[-1]
 
     yield run

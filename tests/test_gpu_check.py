@@ -19,6 +19,7 @@ def gpu_check(out, *options):
     return done, {row["name"]: row for row in table["rows"]}
 
 
+@pytest.mark.long
 @pytest.mark.command
 def test_every_part_works_on_a_cpu(tmp_path):
     done, rows = gpu_check(tmp_path, "--cpu")

@@ -6,41 +6,13 @@ import inspect
 import re
 import subprocess
 import sys
-from pathlib import Path
 
-import cm_train
 from cm_train.core import registry, run_layout
 from cm_train.core.settings import Settings
+from draw_rooms import PACKAGE, PICTURE, ROOMS, between_rooms, dotted, draw, internal_imports, modules
 
-PACKAGE = Path(cm_train.__file__).parent
-
-# From the top of the house down: a module imports from rooms below its own, or its neighbours, never in a circle.
-ROOMS = ["commands", "sweeps", "runs", "training", "objectives", "evaluation", "sampling", "models", "data", "core"]
 HYDRA_ALLOWED = {"commands", "sweeps", "runs/config.py", "core/cli.py", "core/command_line.py"}
 TRACKERS = {"wandb", "tensorboard"}
-
-
-def modules() -> list[Path]:
-    return sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py" and "conf" not in p.parts)
-
-
-def dotted(path: Path) -> str:
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def internal_imports(path: Path) -> set[str]:
-    """Modules of this package that a module imports anywhere in it, by their names below cm_train."""
-    package, known = path.relative_to(PACKAGE).parts[:-1], {dotted(p) for p in modules()}
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if not isinstance(node, ast.ImportFrom) or not node.level:
-            continue
-        base = ".".join([*package[: len(package) - node.level + 1], *(node.module or "").split(".")]).strip(".")
-        for alias in node.names:
-            inner = f"{base}.{alias.name}".strip(".")
-            found.add(inner if inner in known else base)
-    return found
 
 
 def test_rooms_import_only_downwards():
@@ -49,6 +21,10 @@ def test_rooms_import_only_downwards():
         for imported in internal_imports(path):
             other = ROOMS.index(imported.split(".")[0])
             assert other >= own, f"{path} is in {ROOMS[own]} and imports {imported}, which is above it"
+
+
+def test_the_picture_of_the_rooms_is_of_these_imports():
+    assert PICTURE.read_text() == draw(between_rooms()), "fix: python scripts/draw_rooms.py"
 
 
 def test_no_module_imports_itself_in_a_circle():

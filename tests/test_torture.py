@@ -10,6 +10,7 @@ import pytest
 SCRIPT = Path(__file__).parent.parent / "scripts" / "torture.py"
 
 
+@pytest.mark.long
 @pytest.mark.command
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes as Linux's ps lists them")
 def test_torture_loses_nothing():

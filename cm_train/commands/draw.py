@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 from pydantic import Field, field_validator
 
-from ..core import cli
+from .. import __version__
 from ..core.errors import ExitCode, InputError
 from ..core.settings import Settings, Text, typed
 from ..core.signals import Stopped, heed
@@ -143,7 +143,7 @@ def _prepare(config: SampleConfig) -> _Job:
     known = denoiser.config
     name, sampler = find_sampler(config.sampler, known.kind)
     request = Request(
-        cm_train=cli.version("cm-train"),
+        cm_train=__version__,
         ckpt=config.ckpt,
         step=manifest.step,
         weights=config.weights,

@@ -5,6 +5,7 @@ import os
 import platform
 from pathlib import Path
 
+from .. import __version__
 from ..core import cli
 
 
@@ -19,7 +20,7 @@ def lines() -> list[str]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     vgg = weights_path()
     rows = {
-        "cm_train": f"{cli.version('cm-train')} in {package}",
+        "cm_train": f"{__version__} in {package}",
         "configs": f"{cli.conf_dir()} (your own: --config-dir)",
         "runs": f"{Path('runs').absolute()} (run_dir=...), sweeps in {Path('runs/sweeps')}",
         "data": f"{Path('data').absolute()} (dataset.root=...)",

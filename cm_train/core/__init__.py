@@ -1,1 +1,1 @@
-"""What knows no image: errors, settings, randomness, ranks, signals, files, the terminal, the command line."""
+"""What knows no image: errors, settings, randomness, ranks, files, the terminal."""

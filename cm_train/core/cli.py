@@ -18,6 +18,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from .. import __version__
 from .command_line import tidy, with_configs_of_plugins
 from .errors import ExitCode, InputError, TrainingFailed, printable
 from .streams import give_up_stdout, hold_streams
@@ -143,7 +144,7 @@ def begin(config_name: str, plain: str | None = None) -> None:
     hold_streams()
     _heed_quiet()
     if "--version" in sys.argv[1:]:
-        tell(f"{Path(sys.argv[0]).name} {version('cm-train')}")
+        tell(f"{Path(sys.argv[0]).name} {__version__}")
         sys.exit(ExitCode.DONE)
     try:
         os.getcwd()

@@ -1,1 +1,1 @@
-"""Losses: each owns the networks it trains or compares with, and the data-parallel wrapper goes around it."""
+"""Losses: each owns the networks that it trains or compares with."""

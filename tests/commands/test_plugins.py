@@ -9,7 +9,7 @@ import pytest
 
 from cm_train.core import plugins
 from cm_train.core.errors import InputError
-from conftest import ENVIRONMENT, TINY
+from conftest import TINY
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "example-plugin"
 NETWORK = """
@@ -61,10 +61,14 @@ def network(tmp_path):
     return home
 
 
-def run(folder, name, *arguments, path):
-    env = {**ENVIRONMENT, "PYTHONPATH": str(path)}
-    argv = [sys.executable, "-m", f"cm_train.commands.{name}", *arguments]
-    return subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+@pytest.fixture
+def run(command):
+    """run(folder, "train", ..., path=where the package is installed) -> the finished process."""
+
+    def start(folder, name, *arguments, path):
+        return command(name, *arguments, cwd=folder, PYTHONPATH=str(path))
+
+    return start
 
 
 def test_the_example_is_a_page(example):
@@ -72,7 +76,7 @@ def test_the_example_is_a_page(example):
     assert len(code.splitlines()) <= 40
 
 
-def test_a_loss_of_ones_own_trains_on_ranks_and_resumes(example, tmp_path):
+def test_a_loss_of_ones_own_trains_on_ranks_and_resumes(example, tmp_path, run):
     command = ["plugins=[cm_robust]", "mode=robust", *TINY, "devices=2"]
     done = run(tmp_path, "train", *command, "steps=3", path=example)
     assert done.returncode == 0, done.stderr
@@ -84,7 +88,7 @@ def test_a_loss_of_ones_own_trains_on_ranks_and_resumes(example, tmp_path):
     assert run(tmp_path, "sample", "runs/digits-robust", "num=2", "steps=2", path=example).returncode == 0
 
 
-def test_a_plugin_has_no_say_unless_it_is_allowed(example, tmp_path):
+def test_a_plugin_has_no_say_unless_it_is_allowed(example, tmp_path, run):
     done = run(tmp_path, "train", "mode=robust", *TINY, path=example)
     assert done.returncode == 2 and "no such option mode=robust" in done.stderr
     done = run(tmp_path, "train", "mode=edm", "objective.name=robust_edm", *TINY, path=example)
@@ -93,7 +97,7 @@ def test_a_plugin_has_no_say_unless_it_is_allowed(example, tmp_path):
     assert done.returncode == 2 and "no such plugin; got 'cm_robst'; allowed: cm_robust" in done.stderr
 
 
-def test_a_checkpoint_imports_nothing_and_says_what_it_needs(network, tmp_path):
+def test_a_checkpoint_imports_nothing_and_says_what_it_needs(network, tmp_path, run):
     """Of its own it may name what it will: only the user's word has a plugin imported."""
     command = ["plugins=[cm_plain]", "mode=edm", "backbone=plain", *TINY]
     done = run(tmp_path, "train", *command, path=network)
@@ -131,7 +135,7 @@ class Mysamp(Heun):
 """
 
 
-def test_data_of_a_plugin_reach_the_teacher_and_its_sampler_the_sample_command(network, tmp_path):
+def test_data_of_a_plugin_reach_the_teacher_and_its_sampler_the_sample_command(network, tmp_path, run):
     (network / "cm_plain" / "__init__.py").write_text(PARTS)
     (network / "cm_plain" / "conf" / "dataset").mkdir()
     (network / "cm_plain" / "conf" / "dataset" / "mine.yaml").write_text(
@@ -160,7 +164,7 @@ def test_data_of_a_plugin_reach_the_teacher_and_its_sampler_the_sample_command(n
         ("import sys; sys.exit(7)\n", "SystemExit: 7"),
     ],
 )
-def test_a_plugin_that_is_wrong_is_named(code, words, network, tmp_path):
+def test_a_plugin_that_is_wrong_is_named(code, words, network, tmp_path, run):
     head = "from typing import Literal\nfrom cm_train.core.registry import register\n"
     head += "from cm_train.models.averages import EMAConfig\n"
     body = code if code.startswith("import") else f"@register\n{code}"
@@ -170,14 +174,14 @@ def test_a_plugin_that_is_wrong_is_named(code, words, network, tmp_path):
     assert "plugin cm_plain can't be imported" in done.stderr and words in done.stderr
 
 
-def test_plugins_without_brackets_and_a_search_path_that_is_none_are_said(network, tmp_path):
+def test_plugins_without_brackets_and_a_search_path_that_is_none_are_said(network, tmp_path, run):
     done = run(tmp_path, "train", "plugins=cm_plain", "mode=edm", *TINY, path=network)
     assert done.returncode == 2 and "plugins is a list" in done.stderr and "fix: plugins=[cm_plain]" in done.stderr
     done = run(tmp_path, "train", "plugins=[cm_plain]", "hydra.searchpath=pkg://nope", "mode=edm", *TINY, path=network)
     assert done.returncode == 2
 
 
-def test_a_plugin_that_breaks_is_one_line(network, tmp_path):
+def test_a_plugin_that_breaks_is_one_line(network, tmp_path, run):
     (network / "cm_plain" / "__init__.py").write_text("raise RuntimeError('unfinished')\n")
     done = run(tmp_path, "train", "plugins=[cm_plain]", "mode=edm", *TINY, path=network)
     assert done.returncode == 2 and done.stderr.count("\n") == 1

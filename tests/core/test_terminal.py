@@ -205,6 +205,7 @@ def test_quiet_commands_print_nothing_but_errors(command, tmp_path):
     assert "Exit codes" in done.stdout, "what is asked for is answered"
 
 
+@pytest.mark.long
 @pytest.mark.command
 @pytest.mark.skipif(torch.cuda.is_available(), reason="one GPU may not have two ranks")
 def test_quiet_under_torchrun(tmp_path):
@@ -234,16 +235,10 @@ def test_quiet_ranks_say_what_went_wrong_once(command, tmp_path):
 # ------------------------------------------------------------------------------------------- sampling, header, summary
 
 
-def test_sampling_prints_plain_lines_where_there_is_no_terminal(command, tmp_path):
+def test_sampling_prints_plain_lines_where_there_is_no_terminal(command, warm, tmp_path):
     assert command("train", "mode=edm", *TINY).returncode == 0
     every_time = "import cm_train.core.progress as p; p.EVERY_S = 0; from cm_train.commands.sample import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", every_time, "ckpt=runs/digits-edm", "num=5", "batch_size=2", "steps=2"],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-    )
+    done = warm.run(["-c", every_time, "ckpt=runs/digits-edm", "num=5", "batch_size=2", "steps=2"], cwd=tmp_path)
     first, *middle, last = done.stderr.splitlines()
     assert first.startswith("5 images from runs/digits-edm/checkpoints/step_00000006, ema weights, 3 network calls")
     assert [line.split("  ")[0] for line in middle] == ["sampling 2/5", "sampling 4/5", "sampling 5/5"]

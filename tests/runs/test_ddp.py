@@ -105,13 +105,14 @@ def alive(pid):
         return False
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("victim", ["rank", "parent"])
 def test_a_killed_rank_or_parent_ends_the_job_without_orphans(victim, start, tmp_path):
     process = start("train", "mode=ict", *TINY, "steps=100000", "devices=2", "log_every=1")
     metrics = tmp_path / "runs" / "digits-ict" / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0)
-    ranks = [pid for pid in children(process.pid) if "cm_train.runs.worker" in Path(f"/proc/{pid}/cmdline").read_text()]
+    ranks = children(process.pid)
     assert len(ranks) == 2
     os.kill(ranks[1] if victim == "rank" else process.pid, signal.SIGKILL)
     started = time.monotonic()
@@ -121,10 +122,11 @@ def test_a_killed_rank_or_parent_ends_the_job_without_orphans(victim, start, tmp
     assert time.monotonic() - started < 45
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_ranks_whose_parent_dies_while_they_start_end_too(start):
+def test_ranks_whose_parent_dies_while_they_start_end_too(start_cold):
     """They import for seconds before they can ask the kernel to be ended with their parent."""
-    process = start("train", "mode=ict", *TINY, "steps=100000", "devices=2")
+    process = start_cold("train", "mode=ict", *TINY, "steps=100000", "devices=2")
     wait_for(lambda: len(children(process.pid)) == 2)
     ranks = children(process.pid)
     process.kill()
@@ -173,7 +175,7 @@ worker.main()
 """
 
 
-def test_ranks_share_the_decoding_of_a_set_that_memory_holds(command, tmp_path):
+def test_ranks_share_the_decoding_of_a_set_that_memory_holds(warm, command, tmp_path):
     broken_photos(tmp_path / "photos", 201, broken=[77, 200])
     options = ["mode=ict", "dataset=image_folder", "dataset.root=photos", "dataset.image_size=8", "backbone=unet_xs"]
     options += [*TINY, "dataset.skip_broken=true", "schedule_steps=6"]
@@ -185,7 +187,7 @@ def test_ranks_share_the_decoding_of_a_set_that_memory_holds(command, tmp_path):
     code = "from cm_train.runs import launch as launching; from cm_train.core import signals; import sys; "
     code += "sys.exit(launching.launch(2, 'counting', 'runs/two', signals.StopFlag()).code)"
     env = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = warm.run(["-c", code], cwd=tmp_path, env=env, children=2)
     assert done.returncode == 0, done.stderr  # a resume: it is the same data set as one process has decoded
     assert [int((tmp_path / f"decoded-{rank}").read_text()) for rank in (0, 1)] == [101, 100]
     assert done.stderr.count("left out 2 of 201 images that can't be decoded, as '077.png'") == 1, done.stderr
@@ -203,8 +205,9 @@ def test_all_checkpoints_damaged_is_one_line_on_ranks_too(command, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_signal_before_the_ranks_are_up_does_not_claim_to_have_saved(start, tmp_path):
-    process = start("train", "mode=ict", *TINY, "steps=100000", "devices=2")
+@pytest.mark.long
+def test_signal_before_the_ranks_are_up_does_not_claim_to_have_saved(start_cold, tmp_path):
+    process = start_cold("train", "mode=ict", *TINY, "steps=100000", "devices=2")
     wait_for(lambda: bool(children(process.pid)))
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
@@ -250,6 +253,7 @@ def test_torchrun_on_two_nodes_equals_one_process(command, tmp_path):
     assert_same_run(tmp_path / "runs" / "one", tmp_path / "runs" / "nodes")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_torchrun_starts_ranks_again_after_one_was_killed(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
@@ -267,6 +271,7 @@ def files_of(checkpoint):
     return {path.name: path.read_bytes() for path in checkpoint.glob("*.safetensors")}
 
 
+@pytest.mark.long
 def test_three_ranks_stopped_and_resumed_equal_three_uninterrupted_to_the_bit(command, start, tmp_path):
     """With three the order of summation shows: DDP's layout of its buckets must be the same after a resume."""
     options = ["mode=ict", *EVERYTHING, "batch_size=12", "steps=60", "save_every=1000", "log_every=5", "devices=3"]
@@ -288,12 +293,15 @@ def test_three_ranks_stopped_and_resumed_equal_three_uninterrupted_to_the_bit(co
     assert timeless[0] == timeless[1]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_a_rank_that_hangs_ends_the_job_and_is_named(start, tmp_path):
-    process = start("train", "mode=ict", *TINY, "steps=100000", "devices=2", "log_every=1", CM_TRAIN_PATIENCE_S="5")
+def test_a_rank_that_hangs_ends_the_job_and_is_named(start_cold, tmp_path):
+    process = start_cold(
+        "train", "mode=ict", *TINY, "steps=100000", "devices=2", "log_every=1", CM_TRAIN_PATIENCE_S="5"
+    )
     metrics = tmp_path / "runs" / "digits-ict" / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0)
-    ranks = [pid for pid in children(process.pid) if "cm_train.runs.worker" in Path(f"/proc/{pid}/cmdline").read_text()]
+    ranks = children(process.pid)
     hung = next(p for p in ranks if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{p}/environ").read_bytes())
     os.kill(hung, signal.SIGSTOP)
     _, err = process.communicate(timeout=60)
@@ -303,6 +311,7 @@ def test_a_rank_that_hangs_ends_the_job_and_is_named(start, tmp_path):
     wait_for(lambda: not any(alive(pid) for pid in ranks))
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_job_that_is_suspended_for_longer_than_the_patience_goes_on(start, tmp_path):
     """As a laptop's lid, a debugger or a scheduler suspends it: every process of it at about the same time."""
@@ -326,11 +335,12 @@ def test_a_job_that_is_suspended_for_longer_than_the_patience_goes_on(start, tmp
     assert process.returncode == 3, err
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("ss") is None, reason="asks ss, which Linux has")
-def test_ranks_of_one_machine_listen_to_it_alone_and_leave_nothing_behind(start, tmp_path):
+def test_ranks_of_one_machine_listen_to_it_alone_and_leave_nothing_behind(start_cold, tmp_path):
     place = tmp_path / "temporary"
     place.mkdir()
-    process = start("train", "mode=ict", *TINY, "steps=100000", "devices=2", "log_every=1", TMPDIR=str(place))
+    process = start_cold("train", "mode=ict", *TINY, "steps=100000", "devices=2", "log_every=1", TMPDIR=str(place))
     metrics = tmp_path / "runs" / "digits-ict" / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0)
     pids = [process.pid, *children(process.pid)]
@@ -347,7 +357,7 @@ def test_ranks_of_one_machine_listen_to_it_alone_and_leave_nothing_behind(start,
     process.wait()
     wait_for(lambda: not any(alive(pid) for pid in pids[1:]))
     os.utime(meeting, (0, 0))  # what is younger than a minute may be about to be used
-    done = start("train", "mode=ict", *TINY, "devices=2", "name=next", TMPDIR=str(place))
+    done = start_cold("train", "mode=ict", *TINY, "devices=2", "name=next", TMPDIR=str(place))
     assert done.wait(timeout=60) == 0
     assert not list(place.glob("cm-train*")) and not list(place.glob("torchelastic*"))
 
@@ -364,6 +374,7 @@ def test_two_jobs_at_once_do_not_meet(start):
     assert [job.communicate(timeout=120) and job.returncode for job in jobs] == [0, 0]
 
 
+@pytest.mark.long
 def test_a_second_interrupt_quits_at_once_with_every_rank(start, tmp_path):
     process = start("train", "mode=ict", *TINY, "steps=100000", "devices=2", "log_every=1")
     metrics = tmp_path / "runs" / "digits-ict" / "metrics.jsonl"
@@ -393,7 +404,7 @@ worker.main()
 """
 
 
-def test_a_rank_that_fails_shows_its_traceback_once(tmp_path, command):
+def test_a_rank_that_fails_shows_its_traceback_once(warm, tmp_path, command):
     """Launched as the command launches, with a bug planted in rank 1."""
     assert command("train", "mode=ict", *TINY, "steps=1", "schedule_steps=6").returncode == 0
     (tmp_path / "failing.py").write_text(FAILING)
@@ -402,7 +413,7 @@ def test_a_rank_that_fails_shows_its_traceback_once(tmp_path, command):
     code = "from cm_train.runs import launch as launching; from cm_train.core import signals; import sys; "
     code += "sys.exit(launching.launch(2, 'failing', 'runs/digits-ict', signals.StopFlag()).code)"
     env = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = warm.run(["-c", code], cwd=tmp_path, env=env, children=2)
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1, done.stderr
     assert done.stderr.count("RuntimeError: a bug in one rank") == 1
@@ -434,7 +445,8 @@ worker.main()
 """
 
 
-def test_learned_weights_and_buffers_of_an_objective_train_and_resume_on_ranks(tmp_path, command):
+@pytest.mark.long
+def test_learned_weights_and_buffers_of_an_objective_train_and_resume_on_ranks(warm, tmp_path, command):
     """An objective with a parameter and a buffer of its own, planted into the ranks that the launcher starts."""
     (tmp_path / "learned.py").write_text(LEARNED)
 
@@ -450,7 +462,7 @@ def test_learned_weights_and_buffers_of_an_objective_train_and_resume_on_ranks(t
         code = "from cm_train.runs import launch as launching; from cm_train.core import signals; import sys; "
         code += f"sys.exit(launching.launch({ranks}, 'learned', 'runs/{name}', signals.StopFlag()).code)"
         env = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
-        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+        done = warm.run(["-c", code], cwd=tmp_path, env=env, children=2)
         assert done.returncode == 0, done.stderr
         folder, manifest = latest(folder)
         assert manifest.step == steps

@@ -19,6 +19,7 @@ def widowed(command, tmp_path):
     return tmp_path
 
 
+@pytest.mark.long
 def test_student_whose_teacher_is_gone(command, widowed):
     runs, metrics = widowed / "runs", widowed / "runs" / "digits-cd" / "metrics.jsonl"
     before = metrics.read_bytes()
@@ -45,6 +46,7 @@ def test_student_whose_teacher_is_gone(command, widowed):
     assert done.returncode == 0 and "resuming at step 9" in done.stderr, done.stderr
 
 
+@pytest.mark.long
 def test_damaged_teacher_is_called_so(command, tmp_path):
     for mode in ("edm", "cd"):
         assert command("train", f"mode={mode}", *TINY).returncode == 0
@@ -54,6 +56,7 @@ def test_damaged_teacher_is_called_so(command, tmp_path):
     assert done.returncode == 2 and "is damaged" in done.stderr and "has 100 bytes" in done.stderr, done.stderr
 
 
+@pytest.mark.long
 def test_student_that_had_its_first_weights_of_a_teacher_goes_on_without_it(command, widowed):
     shutil.copytree(widowed / "runs" / "digits-sct", widowed / "copy")
     done = command("train", "mode=sct", *MORE)

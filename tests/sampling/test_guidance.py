@@ -122,6 +122,7 @@ def test_denoiser_without_classes_has_no_null_label():
     assert isinstance(small_denoiser(), Denoiser)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["cd", "scd"])
 def test_guided_distillation_from_the_command_line(mode, command, tmp_path):
     """Trains a teacher with label dropout, distils it guided, and refuses to guide the student."""

@@ -61,7 +61,7 @@ COMMAND, STAND_IN = ("-m", "cm_train.commands.train"), ("sweep.py",)
 
 
 @pytest.fixture
-def sweep(tmp_path):
+def sweep(warm, tmp_path):
     """sweep(launcher, *overrides) -> the running process of a sweep in an empty folder, on a fake Slurm."""
     (tmp_path / "sweep.py").write_text(SWEEP)
     (tmp_path / "slurm").mkdir()
@@ -74,9 +74,9 @@ def sweep(tmp_path):
     started = []
 
     def run(launcher, *overrides, program=COMMAND):
-        argv = [sys.executable, *program, "-m", f"hydra/launcher={launcher}", "hydra.sweep.dir=sweep", *overrides]
+        argv = [*program, "-m", f"hydra/launcher={launcher}", "hydra.sweep.dir=sweep", *overrides]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(argv, cwd=tmp_path, env=environment, start_new_session=True, **pipes))
+        started.append(warm.popen(argv, cwd=tmp_path, env=environment, start_new_session=True, **pipes))
         return started[-1]
 
     run.environment = environment
@@ -346,9 +346,10 @@ def test_a_sweep_on_slurm_ends_with_the_table_of_its_jobs(sweep, tmp_path):
     assert "2 finished, 2 refused" in err and "runs/digits-edm-optimizer.lr-0.001-seed-1" in err
 
 
-def test_ranks_signalled_while_they_start_stop_in_good_order(start, tmp_path):
+@pytest.mark.long
+def test_ranks_signalled_while_they_start_stop_in_good_order(start_cold, tmp_path):
     """As Slurm may signal every process of a job; without a handler the signal would end a rank."""
-    process = start("train", "mode=ict", *TINY, "steps=100000", "devices=2")
+    process = start_cold("train", "mode=ict", *TINY, "steps=100000", "devices=2")
     ps = ["ps", "-o", "pid=", "--ppid", str(process.pid)]
     ranks = []
 

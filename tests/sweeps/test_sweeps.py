@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -61,8 +60,9 @@ def test_sweep_goes_on_past_failures_and_again_with_what_is_left(command, tmp_pa
     assert states(tmp_path) == ["finished"] * 4
 
 
-def test_killed_job_leaves_the_others_alone_and_resumes(command, start, tmp_path):
-    process = start("train", "-m", "mode=ct", "seed=0,1", *TINY, "steps=60", "save_every=5", "devices=2")
+@pytest.mark.long
+def test_killed_job_leaves_the_others_alone_and_resumes(command, start_cold, tmp_path):
+    process = start_cold("train", "-m", "mode=ct", "seed=0,1", *TINY, "steps=60", "save_every=5", "devices=2")
     checkpoints = tmp_path / "runs" / "digits-ct-seed-0" / "checkpoints"
     wait_for((checkpoints / "step_00000005").exists)
     ranks = [pid for pid in children(process.pid) if "cm_train.runs.worker" in Path(f"/proc/{pid}/cmdline").read_text()]
@@ -103,6 +103,7 @@ def test_ctrl_c_stops_a_sweep_saved(launcher, whom, command, start, tmp_path):
     assert (metrics.parent / "checkpoints" / f"step_{last:08d}").exists()
 
 
+@pytest.mark.long
 def test_ctrl_c_saves_jobs_beside_a_worker_that_has_none(start, tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "digits-edm-seed-0").touch()  # its job is refused at once
@@ -144,6 +145,7 @@ def test_agents_run_is_the_students_and_not_its_teachers(monkeypatch):
     assert os.environ["WANDB_RUN_ID"] == "abcd" and "WANDB_SWEEP_ID" not in os.environ
 
 
+@pytest.mark.long
 def test_jobs_side_by_side_train_their_teacher_once(command, start, tmp_path):
     # A teacher that was begun goes on with its own settings, so this one stays small.
     process = start("train", "mode=edm", *TINY, "steps=300", "log_every=1")
@@ -189,6 +191,7 @@ def test_job_waits_for_another_of_its_sweep_and_for_nobody_else(tmp_path, monkey
     held.__exit__(None, None, None)
 
 
+@pytest.mark.long
 def test_search_goes_on_where_it_was_killed(command, start, tmp_path):
     pytest.importorskip("optuna")
     arguments = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra/sweeper/sampler=random", "mode=edm"]
@@ -226,10 +229,9 @@ def test_unknown_objective_metric_fails(command, tmp_path):
         ("hydra/sweeper=optuna", "hydra_plugins.hydra_optuna_sweeper"),
     ],
 )
-def test_missing_plugin_is_named(choice, package, tmp_path):
+def test_missing_plugin_is_named(choice, package, warm, tmp_path):
     script = f"import sys; sys.modules['{package}'] = None; from cm_train.commands.train import main; main()"
-    argv = [sys.executable, "-c", script, "-m", choice, "seed=0,1"]
-    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
+    done = warm.run(["-c", script, "-m", choice, "seed=0,1"], cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1 and "fix: pip install 'cm-train[sweeps]'" in done.stderr
 
@@ -325,14 +327,16 @@ def test_job_on_several_nodes_is_composed_again_as_it_was_settled(composed, monk
     assert again.tracking.tags[:4] == ["it's", "a, b", "mode=ct", "seed=3"]
 
 
-def test_signal_before_the_first_job_is_no_success(start):
-    process = start("train", "-m", "mode=edm", "seed=0,1", *SMALL, "steps=100000")
+@pytest.mark.long
+def test_signal_before_the_first_job_is_no_success(start_cold):
+    process = start_cold("train", "-m", "mode=edm", "seed=0,1", *SMALL, "steps=100000")
     time.sleep(0.5)
     process.terminate()
     _, told = process.communicate(timeout=60)
     assert process.returncode in (3, -signal.SIGTERM), told  # the second: before Python could hear of it
 
 
+@pytest.mark.long
 def test_search_lives_with_trials_that_fail(command, tmp_path):
     pytest.importorskip("optuna")
     search = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "mode=edm", *SMALL, "objective_metric=loss"]
@@ -349,6 +353,7 @@ def test_search_lives_with_trials_that_fail(command, tmp_path):
     assert done.returncode == 2 and "is another" in done.stderr
 
 
+@pytest.mark.long
 def test_search_runs_equal_trials_once(command, tmp_path):
     pytest.importorskip("optuna")
     search = ["hydra/sweeper=optuna", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweeper.n_jobs=2"]
@@ -366,6 +371,7 @@ def test_search_runs_equal_trials_once(command, tmp_path):
     assert states(tmp_path) == ["finished"] and "best of 2 trials" in done.stderr
 
 
+@pytest.mark.long
 def test_killed_worker_of_joblib_leaves_a_table_and_nothing_behind(start, tmp_path):
     process = start(
         "train",

@@ -1,8 +1,6 @@
 import io
 import json
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from PIL import Image
 from cm_train.training.tracking import last_values
 from cm_train.training.tracking.metrics_file import MetricsFile
 from cm_train.training.tracking.tensorboard import TensorBoard
-from conftest import ENVIRONMENT, TINY, wait_for
+from conftest import TINY, wait_for
 
 
 def rows(path):
@@ -110,16 +108,9 @@ def test_tensorboard_holds_what_metrics_hold_and_no_step_twice_after_a_resume(co
     assert "steps: 8" in later.tensor_proto.string_val[0].decode()
 
 
-def test_tensorboard_that_is_not_installed_is_told_before_a_teacher_trains(tmp_path):
+def test_tensorboard_that_is_not_installed_is_told_before_a_teacher_trains(warm, tmp_path):
     without = "import sys; sys.modules['tensorboard'] = None; from cm_train.commands.train import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", without, "mode=cd", *TINY[1:], "tracking=tensorboard"],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = warm.run(["-c", without, "mode=cd", *TINY[1:], "tracking=tensorboard"], cwd=tmp_path)
     assert done.returncode == 2
     assert "pip install 'cm-train[tensorboard]'" in done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -35,21 +35,14 @@ def environment(tmp_path):
 
 
 @pytest.fixture
-def train(tmp_path, environment):
+def train(warm, tmp_path, environment):
     """train("mode=ict", ...) -> the finished process and how long it took."""
 
     def run(*arguments, patience_s=30, **more):
         (tmp_path / "home").mkdir(exist_ok=True)
         began = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-c", IMPATIENT.format(patience_s), *RUN, *arguments],
-            cwd=tmp_path,
-            env=environment | more,
-            capture_output=True,
-            text=True,
-            timeout=200,
-            stdin=subprocess.DEVNULL,
-        )
+        argv = ["-c", IMPATIENT.format(patience_s), *RUN, *arguments]
+        done = warm.run(argv, cwd=tmp_path, env=environment | more, timeout=200, stdin=subprocess.DEVNULL)
         return done, time.monotonic() - began
 
     return run
@@ -171,12 +164,12 @@ def test_address_without_a_server_leaves_an_offline_run(train, server):
 
 
 @pytest.mark.parametrize("trouble", ["hangs", "fails", "goes away"])
-def test_network_that_breaks_during_a_run_costs_nothing_that_was_logged(trouble, server, environment, tmp_path):
+def test_network_that_breaks_during_a_run_costs_nothing_that_was_logged(trouble, server, environment, warm, tmp_path):
     """The run goes on to its end; what the server lacks lies in the run folder for `wandb sync`."""
     (tmp_path / "home").mkdir()
     fake = server("fine")
-    process = subprocess.Popen(
-        [sys.executable, "-c", IMPATIENT.format(3), *RUN, "steps=120", "save_every=1000"],
+    process = warm.popen(
+        ["-c", IMPATIENT.format(3), *RUN, "steps=120", "save_every=1000"],
         cwd=tmp_path,
         env=environment | login(fake),
         stderr=subprocess.PIPE,
@@ -353,11 +346,11 @@ def test_environment_rules_over_defaults_and_the_command_line_over_both(train, t
     assert third.display_name == "own"
 
 
-def test_jobs_of_a_sweep_share_no_id_and_no_name(environment, tmp_path):
+def test_jobs_of_a_sweep_share_no_id_and_no_name(environment, warm, tmp_path):
     (tmp_path / "home").mkdir()
-    argv = [sys.executable, "-m", "cm_train.commands.train", "-m", *RUN, "seed=0,1"]
+    argv = ["-m", "cm_train.commands.train", "-m", *RUN, "seed=0,1"]
     more = {"WANDB_SWEEP_ID": "theirs"}  # an agent whose trial is a sweep
-    done = subprocess.run(argv, cwd=tmp_path, env=environment | VARIABLES | more, capture_output=True, text=True)
+    done = warm.run(argv, cwd=tmp_path, env=environment | VARIABLES | more)
     assert done.returncode == 0, done.stderr
     jobs = [begun_runs(tmp_path / "runs" / f"digits-ict-seed-{seed}") for seed in (0, 1)]
     (one,), (two,) = jobs
