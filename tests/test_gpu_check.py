@@ -33,6 +33,7 @@ def test_every_part_works_on_a_cpu(tmp_path):
     assert (tmp_path / "gpu_check.png").stat().st_size > 0
 
 
+@pytest.mark.long
 @pytest.mark.command
 def test_a_deadline_leaves_a_whole_table(tmp_path):
     done, rows = gpu_check(tmp_path, "--cpu", "--part", "correct", "--seconds", "1.5")
@@ -43,6 +44,7 @@ def test_a_deadline_leaves_a_whole_table(tmp_path):
     assert len(rows) > 10
 
 
+@pytest.mark.long
 @pytest.mark.command
 def test_a_row_that_fails_is_told_and_ends_in_exit_code_1(tmp_path):
     """A tolerance that nothing meets; the rows after it are made all the same."""

@@ -33,6 +33,7 @@ def test_mutants_have_names_of_their_own():
     assert len(set(names)) == len(names)
 
 
+@pytest.mark.long
 @pytest.mark.command
 def test_a_mutant_that_nobody_notices_survives(monkeypatch):
     """A comment changes nothing, and no test may be said to have caught it."""

@@ -28,7 +28,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType
@@ -69,6 +69,7 @@ class Order:
         descriptors: the numbers that the descriptors sent along get.
         mask: the signals blocked at the beginning.
         children: how many Pythons it may start warm.
+        closed: numbers of descriptors to close.
     """
 
     argv: list[str]
@@ -78,6 +79,7 @@ class Order:
     new_session: bool
     mask: list[int]
     children: int = 0
+    closed: list[int] = field(default_factory=list)
 
     def send(self, line: socket.socket, descriptors: Sequence[int]) -> None:
         """To whoever `receive`s it at the other end; descriptors beyond this order's go to the server."""
@@ -105,19 +107,31 @@ class Warm:
             self._server = subprocess.Popen(argv, env=self.environment, pass_fds=[theirs.fileno()])
 
     def popen(
-        self, argv: Sequence[str], env: Mapping[str, str] | None = None, children: int | None = None, **kwargs: Any
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        children: int | None = None,
+        closed: Sequence[int] = (),
+        **kwargs: Any,
     ) -> subprocess.Popen:
         """The running process of `python argv...`.
 
         Args:
             children: how many Pythons it may start warm; None: as many as its arguments let expect.
+            closed: numbers of standard streams that it is not to have.
         """
         env = self.environment if env is None else env
         assert read_early(env) == self._early, (
             f"to be started cold: {read_early(env)}, and the server has {self._early}"
         )
         children = _num_children(argv) if children is None else children
-        return _Fork([sys.executable, *argv], env=env, _line=self._line, _children=children, **kwargs)
+        return _Fork(
+            [sys.executable, *argv],
+            env=env,
+            _line=self._line,
+            _more={"children": children, "closed": [*closed]},
+            **kwargs,
+        )
 
     def run(self, argv: Sequence[str], timeout: float = 300.0, **kwargs: Any) -> subprocess.CompletedProcess:
         """The finished process of `python argv...`, its streams captured as text."""
@@ -139,15 +153,15 @@ class Warm:
 class _Fork(subprocess.Popen):
     """A Popen whose process the server forks, and waits for."""
 
-    def __init__(self, *args: Any, _line: socket.socket, _children: int, **kwargs: Any) -> None:
-        self._line, self._children = _line, _children
+    def __init__(self, *args: Any, _line: socket.socket, _more: dict[str, Any], **kwargs: Any) -> None:
+        self._line, self._more = _line, _more
         super().__init__(*args, **kwargs)
 
     def _execute_child(self, *args: Any) -> None:
         def start(order: Order, descriptors: Sequence[int]) -> int:
             self._ended, theirs = socket.socketpair()
             with theirs:
-                replace(order, children=self._children).send(self._line, [*descriptors, theirs.fileno()])
+                replace(order, **self._more).send(self._line, [*descriptors, theirs.fileno()])
             return int.from_bytes(self._ended.recv(4), "little")
 
         _execute(self, start, *args)
@@ -188,7 +202,8 @@ def _execute(popen: Any, start: Callable[[Order, Sequence[int]], int], *args: An
         mask=[int(s) for s in signal.pthread_sigmask(signal.SIG_BLOCK, ())],
     )
     popen.pid, popen._child_created = start(order, [*standard, *pass_fds]), True
-    for end in set(child_ends) - {-1}:
+    ours = {end for end, other in zip(child_ends, (pipes[1], pipes[2], pipes[4]), strict=True) if other != -1}
+    for end in (ours | {getattr(popen, "_devnull", -1)}) - {-1}:
         os.close(end)
 
 
@@ -215,7 +230,8 @@ def serve(line: socket.socket) -> None:
     spoken.setblocking(False)
     signal.set_wakeup_fd(spoken.fileno())
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A fork that is sent a signal before it has become what was ordered gets it then.
+    signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals() - {signal.SIGCHLD})
     living: dict[int, socket.socket] = {}  # where the end of each is told
     with selectors.DefaultSelector() as selector:
         selector.register(line, selectors.EVENT_READ)
@@ -321,7 +337,8 @@ def _take_over(order: Order, descriptors: Sequence[int], kept: Iterable[int]) ->
     high = [_duplicate_above(descriptor) for descriptor in descriptors]
     for source, number in zip(high, order.descriptors, strict=True):
         os.dup2(source, number)
-    for other in {int(name) for name in os.listdir("/proc/self/fd")} - {*order.descriptors, *kept}:
+    wanted = {*order.descriptors, *kept} - {*order.closed}
+    for other in {int(name) for name in os.listdir("/proc/self/fd")} - wanted:
         with contextlib.suppress(OSError):
             os.close(other)
     os.chdir(order.cwd)

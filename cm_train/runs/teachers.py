@@ -34,24 +34,24 @@ def ready_teacher(composed: Composed, execute: Execute, stop: StopFlag, swept: f
     student, home = composed.config, composed.config.usual_teacher
     if home.resolve() == student.folder.resolve():
         raise InputError(f"{home} can't be its own teacher", fix="set teacher=..., or init=random")
-    is_first_round = True
+    is_said = False
     while not _is_finished(home):
         teacher = _next_config(composed, home, swept)
         try:
-            if is_first_round:
+            if not is_said:
                 say(f"no finished teacher in {home}: training it first (teacher=... names another)")
             with _without_variables_of_one_run():
                 if not run_one(teacher, execute):
                     return None
         except FolderInUse as error:  # most likely another job of this sweep, which needs the same teacher
-            if is_first_round:
+            if not is_said:
                 say(f"waiting for the teacher: {error.situation}")
             if stop():
                 return None
             time.sleep(1)
         except TrainingFailed as error:
             raise TrainingFailed(f"the teacher in {home}: {error}") from None
-        is_first_round = False
+        is_said = True
     _check_same_data(student, read_back(home), home)
     return str(home)
 

@@ -61,6 +61,7 @@ def test_cd_trains_its_missing_teacher_first_and_says_so(command, start, tmp_pat
     assert "steps: 2000" in teacher, "the teacher has its own recipe"
 
 
+@pytest.mark.long
 def test_cd_finishes_a_teacher_that_was_begun_by_its_own_settings_then_trains_the_student(command, start, tmp_path):
     # Its tracking is the command's to say: a stored wandb must not put pictures online that tracking=none keeps here.
     process = start("train", "mode=edm", "tracking=wandb", "steps=60", "batch_size=24", "log_every=1", "save_every=1")

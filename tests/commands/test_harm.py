@@ -504,6 +504,7 @@ def test_a_record_of_a_save_names_its_step(build):  # noqa: F811
 # ------------------------------------------------------------------------------------------------------- a stranger's
 
 
+@pytest.mark.long
 def test_jobs_of_a_sweep_import_nothing_from_the_current_folder(command, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     trap = "import pathlib; pathlib.Path('was-imported').touch(); raise SystemExit('a stranger says hello')"
@@ -566,6 +567,7 @@ def test_names_reach_the_terminal_without_their_escapes(capsys):
     assert str(InputError("no \x1b]0;x\x07 such", "\x1b[2J")) == r"no \x1b]0;x\x07 such; got '\x1b[2J'"
 
 
+@pytest.mark.long
 def test_a_command_without_stderr_runs_as_any_other(tmp_path):
     options = " ".join([*TINY, "mode=ict", "devices=2"])
     shell = f"{sys.executable} -m cm_train.commands.train {options} 2>&- >&- <&-"

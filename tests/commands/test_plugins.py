@@ -135,6 +135,7 @@ class Mysamp(Heun):
 """
 
 
+@pytest.mark.long
 def test_data_of_a_plugin_reach_the_teacher_and_its_sampler_the_sample_command(network, tmp_path, run):
     (network / "cm_plain" / "__init__.py").write_text(PARTS)
     (network / "cm_plain" / "conf" / "dataset").mkdir()

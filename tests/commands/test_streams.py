@@ -35,20 +35,26 @@ def steps_of(run):
     return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.command
-@pytest.mark.parametrize("redirect", [">&- 2>&-", ">/dev/full 2>/dev/full"])
-def test_streams_that_take_nothing_change_neither_run_nor_exit_code(redirect, shell, tmp_path):
+@pytest.mark.parametrize("streams", ["closed", "full"])
+def test_streams_that_take_nothing_change_neither_run_nor_exit_code(streams, warm, tmp_path):
     """In ranks and in a sweep; Python by itself ends with 120 where a stream can't be flushed."""
-    assert shell(BARE, *EDM, "devices=2", redirect=redirect).returncode == 0
-    assert steps_of(tmp_path / "runs" / "digits-edm") == [2, 4, 6]
-    assert shell(BARE, "-m", *EDM, "name=b", redirect=redirect).returncode == 0
-    assert steps_of(tmp_path / "runs" / "b") == [2, 4, 6]
-    assert shell(BARE, "mode=edn", redirect=redirect).returncode == 2
-    (tmp_path / "photos").mkdir()
-    photos = ["mode=edm", *TINY, "dataset=image_folder", "dataset.root=photos", "dataset.image_size=8", "devices=2"]
-    assert shell(BARE, *photos, redirect=redirect).returncode == 2, "found out by the ranks"
+    with open("/dev/full", "w") as full:
+        where = {"closed": (1, 2)} if streams == "closed" else {"stdout": full, "stderr": full}
+
+        def code(*arguments):
+            return warm.run(["-m", "cm_train.commands.train", *arguments], cwd=tmp_path, **where).returncode
+
+        assert code(*EDM, "devices=2") == 0
+        assert steps_of(tmp_path / "runs" / "digits-edm") == [2, 4, 6]
+        assert code("-m", *EDM, "name=b") == 0
+        assert steps_of(tmp_path / "runs" / "b") == [2, 4, 6]
+        assert code("mode=edn") == 2
+        (tmp_path / "photos").mkdir()
+        photos = ["mode=edm", *TINY, "dataset=image_folder", "dataset.root=photos", "dataset.image_size=8", "devices=2"]
+        assert code(*photos) == 2, "found out by the ranks"
 
 
+@pytest.mark.long
 @pytest.mark.command
 def test_letters_that_a_stream_lacks_are_written_out(shell, tmp_path):
     """A locale that is not installed, a terminal without a cursor, and streams that take ASCII alone."""
@@ -61,6 +67,7 @@ def test_letters_that_a_stream_lacks_are_written_out(shell, tmp_path):
         assert f"runs/Jos\\xe9-seed-{seed}" in shown
 
 
+@pytest.mark.long
 @pytest.mark.command
 def test_a_folder_that_the_locale_has_no_letters_for_may_be_worked_in(shell, tmp_path):
     """Started where only ASCII is known, with its teacher marked as needed; it goes on where UTF-8 is."""

@@ -188,36 +188,49 @@ def test_archive_is_read_in_the_order_of_its_batches(tmp_path):
         cifar_batches.read(path, ["one", "two", "three"], ROWS)
 
 
-def damaged_archives():
-    good = packed([("b/one", numpys())])
-    tar = gzip.decompress(good)
-    stored = gzip.compress(tar, 0)
+ARCHIVE = packed([("b/one", numpys())])
+TAR = gzip.decompress(ARCHIVE)
+
+
+def bit_flipped():
+    stored = gzip.compress(TAR, 0)
+    return stored[:-1000] + bytes([stored[-1000] ^ 1]) + stored[-999:]
+
+
+def endless_header():
     header = tarfile.TarInfo("b/one")
     header.type, header.size = tarfile.XHDTYPE, 2**32
+    return gzip.compress(header.tobuf(tarfile.GNU_FORMAT) + bytes(10**8))
+
+
+def linked():
     link = tarfile.TarInfo("b/one")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-    return {
-        "no gzip": (b"half of it", "Not a gzipped file"),
-        "no tar": (gzip.compress(b"half of it" * 100), "invalid header"),
-        "half": (good[: len(good) // 2], "ended before"),
-        "another bit": (stored[:-1000] + bytes([stored[-1000] ^ 1]) + stored[-999:], "CRC"),
-        "a bomb beside": (packed([("b/bomb", bytes(100_000_000)), ("b/one", numpys())]), "more than such an archive"),
-        "a bomb of many": (packed([("b/x", bytes(1_000_000))] * 60), "unpacks to more than"),
-        "a bomb after the end": (gzip.compress(tar + bytes(100_000_000)), "unpacks to more than"),
-        "a header without end": (
-            gzip.compress(header.tobuf(tarfile.GNU_FORMAT) + bytes(10**8)),
-            "unpacks to more than",
-        ),
-        "a thousand files": (packed([(f"b/{i}", b"") for i in range(1000)]), "more than such an archive"),
-        "a link": (gzip.compress(link.tobuf() + bytes(1024)), "one is missing"),
-    }
+    return gzip.compress(link.tobuf() + bytes(1024))
 
 
-@pytest.mark.parametrize("kind", damaged_archives())
+DAMAGED = {  # made where they are needed: some are large
+    "no gzip": (lambda: b"half of it", "Not a gzipped file"),
+    "no tar": (lambda: gzip.compress(b"half of it" * 100), "invalid header"),
+    "half": (lambda: ARCHIVE[: len(ARCHIVE) // 2], "ended before"),
+    "another bit": (bit_flipped, "CRC"),
+    "a bomb beside": (
+        lambda: packed([("b/bomb", bytes(100_000_000)), ("b/one", numpys())]),
+        "more than such an archive",
+    ),
+    "a bomb of many": (lambda: packed([("b/x", bytes(1_000_000))] * 60), "unpacks to more than"),
+    "a bomb after the end": (lambda: gzip.compress(TAR + bytes(100_000_000)), "unpacks to more than"),
+    "a header without end": (endless_header, "unpacks to more than"),
+    "a thousand files": (lambda: packed([(f"b/{i}", b"") for i in range(1000)]), "more than such an archive"),
+    "a link": (linked, "one is missing"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
 def test_damaged_archives_are_refused_in_little_memory(kind, tmp_path):
-    content, reason = damaged_archives()[kind]
+    make, reason = DAMAGED[kind]
     path = tmp_path / "archive.tar.gz"
-    path.write_bytes(content)
+    path.write_bytes(make())
     tracemalloc.start()
     try:
         with pytest.raises(Exception, match=reason):

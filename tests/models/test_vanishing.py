@@ -56,6 +56,7 @@ def test_a_run_that_is_being_written_can_be_read(tmp_path):
             assert checkpoint.resolve(tmp_path)[1].step > 3
 
 
+@pytest.mark.long
 def test_a_teacher_that_is_still_in_training_can_be_learnt_from(build):  # noqa: F811
     teacher = build("mode=edm", name="teacher")
     run(teacher)

@@ -76,7 +76,9 @@ def images(count, *shape, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("shape", "count"), [((3, 32, 32), 2), ((3, 64, 64), 1), ((3, 256, 256), 1), ((1, 8, 8), 1)], ids=str
+    ("shape", "count"),
+    [((1, 8, 8), 1), *(pytest.param((3, n, n), c, marks=pytest.mark.long) for n, c in ((32, 2), (64, 1), (256, 1)))],
+    ids=str,
 )
 def test_lpips_is_the_librarys_on_images_of_224_or_more(shape, count, reference, distance):
     x, y = images(count, *shape), images(count, *shape, seed=1)
@@ -104,6 +106,7 @@ def test_lpips_gradient_reaches_the_images_alone_and_is_finite_where_features_va
     assert not any(p.requires_grad or p.grad is not None for p in distance.parameters())
 
 
+@pytest.mark.long
 def test_lpips_of_equal_images_is_zero_and_stays_in_float32_and_evaluation(distance):
     distance.train()
     assert not any(m.training for m in distance.modules())
@@ -158,6 +161,7 @@ def test_lpips_is_built_on_the_denoisers_device_and_leaves_the_random_state(weig
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.long
 def test_training_counts_and_saves_the_denoisers_weights_alone(weights, tmp_path, composed):
     given = [f"run_dir={tmp_path / 'run'}", "objective.distance=lpips", "objective.target_decay=0.9"]
     config = parse(composed(*TINY, "mode=ct", "steps=1", "batch_size=1", "log_every=1", *given))

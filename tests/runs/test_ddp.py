@@ -362,6 +362,7 @@ def test_ranks_of_one_machine_listen_to_it_alone_and_leave_nothing_behind(start_
     assert not list(place.glob("cm-train*")) and not list(place.glob("torchelastic*"))
 
 
+@pytest.mark.long
 def test_max_hours_saves_on_all_ranks_and_exits_3(command, tmp_path):
     done = command("train", "mode=ict", *TINY, "steps=100000", "save_every=100000", "devices=2", "max_hours=0.005")
     assert done.returncode == 3, done.stderr
@@ -476,6 +477,7 @@ def test_learned_weights_and_buffers_of_an_objective_train_and_resume_on_ranks(w
     assert torch.equal(train("parts", 2, 6), two)
 
 
+@pytest.mark.long
 def test_ranks_import_nothing_from_the_current_folder(tmp_path):
     """Which may be a stranger's: the command itself, started by its name, does not look there either."""
     (tmp_path / "numpy.py").write_text("raise SystemExit('a stranger was here')")

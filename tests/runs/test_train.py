@@ -6,6 +6,7 @@ A training here saves first weights as those of its last step; `tests/commands` 
 import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import hydra
 import pytest
@@ -178,10 +179,10 @@ def test_another_network_than_the_teachers_is_refused_before_anything_trains(pla
 
 
 def test_a_teacher_that_another_command_trains_is_waited_for(plan, monkeypatch, capsys):
-    """One that is no kin of this command is in the way; a job of the same sweep is waited for."""
     stop = StopFlag()
     waited = []
-    monkeypatch.setattr(teachers.time, "sleep", lambda s: waited.append(s) or stop.caught.add(15))
+    clock = SimpleNamespace(sleep=lambda s: waited.append(s) or stop.caught.add(15))
+    monkeypatch.setattr(teachers, "time", clock)
 
     def in_use(config, execute):
         raise lock.FolderInUse(config.folder, "process 1", "the run folder", "run_dir")

@@ -153,6 +153,7 @@ def test_guidance_without_its_needs_is_wrong_input(arguments, reason, command):
     assert reason in done.stderr
 
 
+@pytest.mark.long
 def test_label_dropout_of_a_student_needs_a_teacher_that_knows_it(command, start, tmp_path):
     """One without a null label is refused, in one line; one that is trained by itself learns it."""
     small = [*TINY, "dataset.conditional=true"]

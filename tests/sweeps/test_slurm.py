@@ -159,6 +159,7 @@ def test_dry_mode_of_other_presets(command):
     assert dry(command, "hydra/launcher=submitit_local", "seed=0")[-1] == "# job 0 (mode=ct seed=0)"
 
 
+@pytest.mark.long
 def test_without_the_plugin_or_without_slurm_one_line_says_so(tmp_path):
     code = "import sys; sys.modules['hydra_plugins'] = None; from cm_train.commands import train; train.main()"
     path = os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if not (Path(p) / "sbatch").exists())
@@ -206,6 +207,7 @@ def test_stop_file_takes_back_what_waits_and_lets_the_rest_end(sweep, tmp_path):
     assert states == ["CANCELLED by 0"] * 2
 
 
+@pytest.mark.long
 def test_a_second_interrupt_leaves_a_cluster_whose_jobs_save_and_end(sweep, tmp_path):
     process = sweep("submitit_slurm", "mode=ict", *TINY, "steps=100000", "save_every=100000", "seed=0,1")
     metrics = [tmp_path / "runs" / f"digits-ict-seed-{seed}" / "metrics.jsonl" for seed in (0, 1)]
@@ -221,6 +223,7 @@ def test_a_second_interrupt_leaves_a_cluster_whose_jobs_save_and_end(sweep, tmp_
     assert all(list((path.parent / "checkpoints").iterdir()) for path in metrics)
 
 
+@pytest.mark.long
 def test_stop_file_keeps_local_jobs_from_starting(sweep, tmp_path):
     process = sweep("submitit_local", "name=wait", "seed=5,6", program=STAND_IN)
     wait_for(lambda: any((tmp_path / "sweep" / ".submitit").glob("*.out")))
@@ -228,6 +231,7 @@ def test_stop_file_keeps_local_jobs_from_starting(sweep, tmp_path):
     assert results(end_of(process)[0]) == "[5.0, None]"
 
 
+@pytest.mark.long
 def test_an_interrupt_of_the_whole_terminal_lets_local_jobs_save(sweep, tmp_path):
     """By itself submitit's controller would end its job a second after Ctrl-C."""
     process = sweep("submitit_local", "mode=ict", *TINY, "steps=100000", "save_every=100000", "name=run")
@@ -251,6 +255,7 @@ def assert_same_bits(one, other):
     assert timeless(one) == timeless(other)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("nodes", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_job_out_of_time_is_requeued_and_ends_as_if_nothing_had_happened(nodes, sweep, command, tmp_path):
     """Each node's process gets the signal that Slurm sends before the limit."""
@@ -274,6 +279,7 @@ def test_a_job_out_of_time_is_requeued_and_ends_as_if_nothing_had_happened(nodes
         assert_same_bits(tmp_path / "runs" / "parts", tmp_path / "runs" / "whole")
 
 
+@pytest.mark.long
 def test_a_job_out_of_requeues_or_stopped_by_another_signal_is_not_requeued(sweep, tmp_path):
     for number, signals in ((100, [signal.SIGUSR2]), (101, [signal.SIGUSR1])):
         name = f"run{number}"
@@ -290,6 +296,7 @@ def test_a_job_out_of_requeues_or_stopped_by_another_signal_is_not_requeued(swee
     assert "scontrol" not in (tmp_path / "slurm" / "calls").read_text()
 
 
+@pytest.mark.long
 def test_the_script_in_the_docs_goes_on_after_its_time_limit(sweep, command, tmp_path):
     """The one for a single node, with a small run in its place; its shell is signalled as it asks Slurm to."""
     options = ["mode=ict", *TINY, "steps=60", "save_every=1000", "log_every=5"]
@@ -328,6 +335,7 @@ def test_submitit_itself_signals_and_starts_again_a_local_job_out_of_time(sweep,
     assert_same_bits(tmp_path / "runs" / "slow", tmp_path / "runs" / "whole")
 
 
+@pytest.mark.long
 def test_two_nodes_train_the_run_of_one_process(sweep, command, tmp_path):
     options = ["mode=ct", "objective.target_decay=0.9", *TINY, "ema.extra=[0.5]", "backbone.dropout=0.2"]
     end_of(sweep("submitit_slurm", "hydra.launcher.nodes=2", *options, "name=nodes"))
@@ -340,6 +348,7 @@ def test_two_nodes_train_the_run_of_one_process(sweep, command, tmp_path):
     assert "Next: cm-sample" not in second
 
 
+@pytest.mark.long
 def test_a_sweep_on_slurm_ends_with_the_table_of_its_jobs(sweep, tmp_path):
     _, err = end_of(sweep("submitit_slurm", "mode=edm", "seed=0,1", "optimizer.lr=1e-3,-1", *TINY), code=2)
     assert states(tmp_path) == ["finished", "refused"] * 2

@@ -4,7 +4,6 @@ import fcntl
 import os
 import pty
 import struct
-import subprocess
 import sys
 import termios
 from pathlib import Path
@@ -24,13 +23,13 @@ JOBS = [
 PROGRAM = "from pathlib import Path; from test_sweep_table import *; sweep_table.show(JOBS[:{}], Path('runs/s'), 60.0)"
 
 
-def on_terminal(columns: int, num: int) -> str:
+def on_terminal(warm, columns: int, num: int) -> str:
     """What a terminal of that width receives."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 25, columns, 0, 0))
     environment = {k: v for k, v in ENVIRONMENT.items() if k not in ("COLUMNS", "NO_COLOR")}
     environment |= {"TERM": "xterm", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.Popen([sys.executable, "-c", PROGRAM.format(num)], env=environment, stdin=theirs, stderr=theirs)
+    done = warm.popen(["-c", PROGRAM.format(num)], env=environment, stdin=theirs, stderr=theirs)
     os.close(theirs)
     shown = b""
     try:
@@ -43,10 +42,9 @@ def on_terminal(columns: int, num: int) -> str:
     return shown.decode()
 
 
-@pytest.mark.command
 @pytest.mark.parametrize("columns", [40, 80, 200])
-def test_nothing_is_cut_where_the_table_does_not_fit(columns):
-    lines = on_terminal(columns, 3).splitlines()
+def test_nothing_is_cut_where_the_table_does_not_fit(warm, columns):
+    lines = on_terminal(warm, columns, 3).splitlines()
     assert lines[:7] == [
         "job 0  finished  step 100  loss 0.52  0.3 min",
         "  seed=0",
@@ -58,9 +56,8 @@ def test_nothing_is_cut_where_the_table_does_not_fit(columns):
     ]
 
 
-@pytest.mark.command
-def test_a_table_that_fits_is_one():
-    narrow, wide = on_terminal(40, 1), on_terminal(80, 1)
+def test_a_table_that_fits_is_one(warm):
+    narrow, wide = on_terminal(warm, 40, 1), on_terminal(warm, 80, 1)
     assert narrow.startswith("job 0  finished") and "┃" not in narrow
     assert "┃" in wide and all(word in wide for word in ("runs/a", "seed=0", "0.52"))
 

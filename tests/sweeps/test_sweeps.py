@@ -85,7 +85,9 @@ def test_fail_fast_stops_the_rest(command, tmp_path):
     assert done.returncode == 1 and "1 not started" in done.stderr
 
 
-@pytest.mark.parametrize(("launcher", "whom"), [([], "one"), (["hydra/launcher=joblib"], "group")])
+@pytest.mark.parametrize(
+    ("launcher", "whom"), [([], "one"), pytest.param(["hydra/launcher=joblib"], "group", marks=pytest.mark.long)]
+)
 def test_ctrl_c_stops_a_sweep_saved(launcher, whom, command, start, tmp_path):
     """To the process alone, as `kill` does, and to all at once, as a terminal does."""
     arguments = ["-m", *launcher, "mode=edm", "seed=0,1,2", *TINY, "log_every=1"]
@@ -230,7 +232,8 @@ def test_unknown_objective_metric_fails(command, tmp_path):
     ],
 )
 def test_missing_plugin_is_named(choice, package, warm, tmp_path):
-    script = f"import sys; sys.modules['{package}'] = None; from cm_train.commands.train import main; main()"
+    script = f"import sys; [sys.modules.pop(name) for name in [*sys.modules] if name.startswith('{package}.')]; "
+    script += f"sys.modules['{package}'] = None; from cm_train.commands.train import main; main()"
     done = warm.run(["-c", script, "-m", choice, "seed=0,1"], cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1 and "fix: pip install 'cm-train[sweeps]'" in done.stderr

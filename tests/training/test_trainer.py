@@ -153,6 +153,7 @@ def test_micro_batches_change_nothing_but_memory(mode, build):
     assert loss[0] == pytest.approx(loss[1], rel=1e-5)
 
 
+@pytest.mark.long
 def test_loss_falls_on_digits(build):
     trainer = build("mode=edm", "steps=120", "batch_size=64", "log_every=20", "optimizer.warmup_steps=10")
     run(trainer)
@@ -442,6 +443,7 @@ def test_teacher_of_another_kind_is_refused(build, teacher, composed):
         build("mode=cd", teacher, "dataset.conditional=true", name="c")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["edm", "cd", "ict", "ect", "scd"])
 def test_objective_traces_whole(mode, build, teacher):
     """No graph break: nothing in forward draws, branches on data or leaves the graph."""

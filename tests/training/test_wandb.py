@@ -163,6 +163,7 @@ def test_address_without_a_server_leaves_an_offline_run(train, server):
     assert took < 30
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("trouble", ["hangs", "fails", "goes away"])
 def test_network_that_breaks_during_a_run_costs_nothing_that_was_logged(trouble, server, environment, warm, tmp_path):
     """The run goes on to its end; what the server lacks lies in the run folder for `wandb sync`."""
@@ -192,6 +193,7 @@ def test_network_that_breaks_during_a_run_costs_nothing_that_was_logged(trouble,
     assert curves(tmp_path / "runs" / "digits-ict") == list(range(2, 121, 2))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", [{}, {"WANDB_MODE": "online"}], ids=["no_login", "online_without_a_login"])
 def test_nothing_is_asked_on_a_terminal(mode, environment, tmp_path):
     """With a terminal to ask on, wandb's own start would offer three choices and wait."""
