@@ -299,7 +299,7 @@ BIAS = {
 }
 
 
-@pytest.mark.parametrize("steps", BIAS)
+@pytest.mark.parametrize("steps", [pytest.param(n, marks=pytest.mark.long) if n > 72 else n for n in BIAS])
 def test_fixed_points_on_three_modes_have_the_tabled_bias(steps, mixture_flow):
     """CT pays for its one-sample slope: far more than Euler's steps, and on separated modes with order 1/2."""
     x, expected = mixture_flow

@@ -144,7 +144,9 @@ def test_killed_and_resumed_equals_uninterrupted(command, start, tmp_path):
     assert rows("parts") == rows("whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.long) for n in (signal.SIGINT, signal.SIGUSR1))]
+)
 def test_signal_saves_and_exits_3_and_the_same_command_goes_on(number, command, start, tmp_path):
     arguments = ["mode=ict", *TINY, "steps=100000", "save_every=100000", "log_every=1"]
     process = start("train", *arguments)

@@ -87,7 +87,7 @@ def test_a_folder_that_the_locale_has_no_letters_for_may_be_worked_in(shell, tmp
 @pytest.mark.parametrize(
     ("environment", "word", "fix"),
     [
-        (ASCII, "name='José'", "ascii, the encoding here, has no letters for this"),
+        pytest.param(ASCII, "name='José'", "ascii, the encoding here, has no letters for this", marks=pytest.mark.long),
         (BARE, os.fsdecode(b"name='Jos\xe9'"), "utf-8, the encoding here, has no letters for this"),
     ],
     ids=["ascii", "latin-1 in utf-8"],

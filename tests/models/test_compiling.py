@@ -77,6 +77,7 @@ def inputs(count=4):
 # ----------------------------------------------------------------------------------------------------------- the blocks
 
 
+@pytest.mark.long
 def test_one_graph_serves_all_blocks_of_a_kind_in_every_network(traced):
     net = network()
     twin, _ = frozen_copy(net)
@@ -335,6 +336,7 @@ def test_compiled_steps_are_the_same_steps(mode, traced, build, learnt):  # noqa
     assert num_compiled() > 0
 
 
+@pytest.mark.long
 def test_a_curriculum_compiles_nothing_anew(traced, build, learnt):  # noqa: F811
     """iCT's eight stages, micro-batches, a log line and a preview: the graphs of before the first step serve all."""
     trainer = build(*starting_from(learnt(*ONE_BLOCK), "ict"), *ONE_BLOCK, "compile=true", "steps=8", "micro_batch=8")

@@ -67,6 +67,7 @@ def test_mixture_has_the_tabled_profile_error(count, width, error):
     assert parts.sum().item() == pytest.approx(1, abs=1e-12)
 
 
+@pytest.mark.long
 def test_run_keeps_snapshots_and_gives_other_widths(build, capsys):  # noqa: F811
     """A width that was kept comes back out of the snapshots; another one is near the average that a run of it kept."""
     options = ["mode=ict", "steps=60", "save_every=60", "log_every=60", "ema=power", "ema.num_snapshots=20"]

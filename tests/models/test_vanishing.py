@@ -66,6 +66,7 @@ def test_a_teacher_that_is_still_in_training_can_be_learnt_from(build):  # noqa:
             build("mode=edm", f"init={teacher.config.folder}", name=f"tuned{i}")
 
 
+@pytest.mark.long
 def test_averages_are_made_of_snapshots_while_their_run_goes_on(build):  # noqa: F811
     trainer = build("mode=ict", "ema=power", "ema.num_snapshots=3", "save_every=2")
     run(trainer)

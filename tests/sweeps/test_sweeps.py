@@ -453,6 +453,7 @@ def hold(num, log, seconds):
         log.put(("give", os.getpid(), names))
 
 
+@pytest.mark.long
 def test_no_gpu_is_reserved_twice(tmp_path, monkeypatch):
     """Three jobs that want two each, of three: one after the other, whichever is first."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,GPU-aa/b")

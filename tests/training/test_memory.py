@@ -129,7 +129,8 @@ def limited(*argv, cwd, gib):
 
 @pytest.mark.command
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_a_batch_that_does_not_fit_is_one_line(ranks, tmp_path):
     options = [*TINY, "batch_size=131072", f"devices={ranks}", "backbone.channels=48"]
     done = limited("cm_train.commands.train", "mode=ict", *options, cwd=tmp_path, gib=8)
