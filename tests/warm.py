@@ -35,7 +35,7 @@ from types import CodeType
 from typing import Any, NoReturn
 
 LIBRARIES = (
-    *("torch", "torch.distributed", "torch.utils.flop_counter", "torch.utils.module_tracker", "numpy"),
+    *("torch", "torch._dynamo", "torch.distributed", "torch.utils.flop_counter", "torch.utils.module_tracker", "numpy"),
     *("hydra", "hydra.core.plugins", "hydra._internal.hydra", "omegaconf", "pydantic", "yaml"),
     *(f"hydra._internal.core_plugins.{name}" for name in ("basic_launcher", "basic_sweeper", "file_config_source")),
     *(f"hydra._internal.core_plugins.{name}_completion" for name in ("bash", "fish", "zsh")),
@@ -50,14 +50,15 @@ EXTRAS = (  # that may be missing
     "hydra_plugins.hydra_submitit_launcher.submitit_launcher",
 )
 # Variables that are read while a library is imported, or by the interpreter itself: a fork has the server's.
-READ_EARLY = ("OMP_", "GOMP_", "KMP_", "MKL_", "TORCH_LOGS", "PYTORCH_", "CUDA_", "LD_", "PYTHON")
-OBEYED = {"PYTHONPATH", "PYTHONSAFEPATH"}  # but these are read again
+READ_EARLY = ("OMP_", "GOMP_", "KMP_", "MKL_", "TORCH_LOGS", "TORCHINDUCTOR_", "PYTORCH_", "CUDA_", "LD_", "PYTHON")
+# But these are read again, and the last is a matter of speed.
+LATE = {"PYTHONPATH", "PYTHONSAFEPATH", "TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS"}
 _ORDER_BYTES, _MOST_FDS = 1 << 20, 32
 
 
 def read_early(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that a fork can't take over from its order."""
-    return {k: v for k, v in environment.items() if k.startswith(READ_EARLY) and k not in OBEYED}
+    return {k: v for k, v in environment.items() if k.startswith(READ_EARLY) and k not in LATE}
 
 
 @dataclass(frozen=True)
