@@ -55,7 +55,7 @@ def composed():
     def compose(*overrides: str) -> DictConfig:
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(cli.conf_dir()), version_base=None):
-            return hydra.compose("train", overrides=tidy(overrides, cli._groups("train")))
+            return hydra.compose("train", overrides=tidy(overrides, cli.groups("train")))
 
     return compose
 

@@ -152,14 +152,14 @@ def begin(config_name: str, plain: str | None = None) -> None:
         complain(f"the current folder is not there any more: {error.strerror}; fix: cd to one that is")
         sys.exit(ExitCode.WRONG_INPUT)
     try:
-        arguments = tidy(sys.argv[1:], _groups(config_name), plain)
+        arguments = tidy(sys.argv[1:], groups(config_name), plain)
         sys.argv[1:] = with_configs_of_plugins(arguments)
     except InputError as error:
         complain(str(error))
         sys.exit(ExitCode.WRONG_INPUT)
 
 
-def _groups(config_name: str) -> list[str]:
+def groups(config_name: str) -> list[str]:
     """The groups of configs that a command has options of."""
     if config_name != "train":
         return []

@@ -19,7 +19,7 @@ from .settings import Mark, Settings, excerpt, typed
 
 # Of each kind of component: the key of a run's config that names one, and where the classes live. A folder is searched
 # file by file, so a new component is one new file.
-_KINDS = {
+KINDS = {
     "backbone": ("backbone.name", "cm_train.models.backbones"),
     "curriculum": ("noise.curriculum.name", "cm_train.objectives.noise"),
     "dataset": ("dataset.name", "cm_train.data.datasets"),
@@ -42,7 +42,7 @@ class UnknownComponent(InputError):
 
     def __init__(self, kind: str, name: object):
         close = difflib.get_close_matches(excerpt(name), names(kind), 1)
-        fix = f"write {_KINDS[kind][0]}={close[0]}" if close else None
+        fix = f"write {KINDS[kind][0]}={close[0]}" if close else None
         super().__init__(f"unknown {kind}", excerpt(name), ", ".join(names(kind)), fix)
         self.what = f"{kind} {excerpt(name)!r}"
 
@@ -71,8 +71,8 @@ def register(cls: C) -> C:
     """
     config: type[ComponentConfig] = cls.Config  # type: ignore[attr-defined]
     kind, name = config.kind, config.model_fields["name"].default
-    if kind not in _KINDS:
-        raise ValueError(f"{cls.__name__} is a component of no kind: {kind!r}; allowed: {', '.join(_KINDS)}")
+    if kind not in KINDS:
+        raise ValueError(f"{cls.__name__} is a component of no kind: {kind!r}; allowed: {', '.join(KINDS)}")
     if not isinstance(name, str):
         raise ValueError(f"{cls.__name__}.Config has no name of its own, as in name: Literal['x'] = 'x'")
     if not cls.__module__.startswith("cm_train."):
@@ -104,7 +104,7 @@ def plugins_of(*configs: ComponentConfig) -> list[str]:
 
 @cache
 def _import_home(kind: str) -> None:
-    home = importlib.import_module(_KINDS[kind][1])
+    home = importlib.import_module(KINDS[kind][1])
     for module in pkgutil.iter_modules(getattr(home, "__path__", [])):
         importlib.import_module(f"{home.__name__}.{module.name}")
 
@@ -117,7 +117,7 @@ def names(kind: str) -> list[str]:
 
 def _group(kind: str) -> str:
     """Where the settings of such components stand in a run's config."""
-    return _KINDS[kind][0].removesuffix(".name")
+    return KINDS[kind][0].removesuffix(".name")
 
 
 def find(kind: str, name: object) -> Any:
@@ -141,7 +141,7 @@ def settings(kind: str, values: Mapping[str, Any]) -> Any:
 
 def marked(mark: Mark) -> set[str]:
     """The keys of all components that `mark` is true of, as "dataset.root"."""
-    configs = ((_group(kind), find(kind, name).Config) for kind in _KINDS for name in names(kind))
+    configs = ((_group(kind), find(kind, name).Config) for kind in KINDS for name in names(kind))
     return {f"{group}.{key}" for group, config in configs for key in config.marked(mark)}
 
 

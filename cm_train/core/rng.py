@@ -122,7 +122,7 @@ def _rows_in_chunks(draws: Draws, stream: str, draw: Draw, shape: Sequence[int])
 _ROWS = {1: _rows_in_chunks}  # by version
 
 
-def _image_generator(seed: int, stream: str) -> torch.Generator:
+def image_generator(seed: int, stream: str) -> torch.Generator:
     """A CPU generator of its own for every seed below 2^32 in a stream.
 
     The generator reads 32 bits, so a hash would give some pair of 100,000 images the same noise; a bijection can't.
@@ -144,10 +144,10 @@ class PerImageNoise:
 
     def randn(self, stream: str, shape: Sequence[int]) -> Tensor:
         """Unit normal, float32 [len(seeds), *shape]."""
-        rows = [torch.randn(tuple(shape), generator=_image_generator(s, stream)) for s in self.seeds]
+        rows = [torch.randn(tuple(shape), generator=image_generator(s, stream)) for s in self.seeds]
         return torch.stack(rows).to(self.device)
 
     def randint(self, stream: str, high: int) -> Tensor:
         """Integers in [0, high), int64 [len(seeds)]."""
-        rows = [torch.randint(high, (), generator=_image_generator(s, stream)) for s in self.seeds]
+        rows = [torch.randint(high, (), generator=image_generator(s, stream)) for s in self.seeds]
         return torch.stack(rows).to(self.device)

@@ -32,7 +32,7 @@ def read(path: Path, names: Sequence[str], rows: int) -> tuple[Tensor, Tensor]:
     for name, content in (_in_folder if path.is_dir() else _in_archive)(path, names, most):
         heed()
         try:
-            batches[name] = _batch(content, rows)
+            batches[name] = read_batch(content, rows)
         except ValueError as error:
             raise ValueError(f"{name} {error}") from error
     for name in names:
@@ -75,7 +75,7 @@ class _Bounded:
         return data
 
 
-def _batch(content: bytes, rows: int) -> tuple[Tensor, Tensor]:
+def read_batch(content: bytes, rows: int) -> tuple[Tensor, Tensor]:
     """Pixels, uint8 [rows, 3072], and labels, int64 [rows]. Raises ValueError where a batch holds anything else."""
     batch = cifar_pickles.parse(content, 1000 + 10 * rows)
     if not isinstance(batch, dict):

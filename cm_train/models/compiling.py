@@ -26,7 +26,7 @@ class CompileError(Exception):
 
 def num_kinds(network: nn.Module) -> int:
     """How many distinct blocks `network` has."""
-    return len({_kind(m) for m in network.modules() if isinstance(m, Block)})
+    return len({kind_of(m) for m in network.modules() if isinstance(m, Block)})
 
 
 def cache_folder() -> Path:
@@ -86,7 +86,7 @@ class CompiledBlocks:
     def __init__(self, *networks: nn.Module):
         blocks = {m: None for network in networks for m in network.modules() if isinstance(m, Block)}
         kinds: dict[Any, int] = {}
-        self._kinds = {block: kinds.setdefault(_kind(block), len(kinds)) for block in blocks}
+        self._kinds = {block: kinds.setdefault(kind_of(block), len(kinds)) for block in blocks}
         self._trained = {block for block in blocks if any(p.requires_grad for p in block.parameters())}
         # Where no gradient is wanted a trained block is called by a frozen twin that sees the same weights: the
         # compiler tells tensors that require a gradient from those that don't, and would make every graph twice.
@@ -170,7 +170,7 @@ class CompiledBlocks:
         return graph
 
 
-def _kind(block: Block) -> Any:
+def kind_of(block: Block) -> Any:
     """Equal for blocks that compute the same function of inputs, weights and buffers."""
     modules = [(name, type(m), m.extra_repr(), _plain_attributes(m)) for name, m in block.named_modules()]
     tensors = [*block.named_parameters(), *block.named_buffers()]

@@ -60,7 +60,7 @@ def build_trainer(
         provenance["teacher"] = checkpoint.averaged_sha256(manifest)
         _check_teacher(teacher, config.teacher, dataset)
         its_data = manifest.provenance.get("dataset")
-        world.run_on_main(lambda: _check_data_of_teacher(config, its_data, dataset))
+        world.run_on_main(lambda: check_data_of_teacher(config, its_data, dataset))
 
     denoiser = _build_student(config, dataset, teacher, None if found is None else found[1].denoiser, world)
     guide = None if teacher is None else world.run_on_all(lambda: guided(teacher, config.guidance))
@@ -199,7 +199,7 @@ def _check_teacher(teacher: Denoiser, path: str, dataset: Dataset) -> None:
         raise InputError(f"teacher {path} is not a diffusion model", f"a {c.kind} model", "a run of mode=edm")
 
 
-def _check_data_of_teacher(config: RunConfig, its_data: str | None, dataset: Dataset) -> None:
+def check_data_of_teacher(config: RunConfig, its_data: str | None, dataset: Dataset) -> None:
     """Refuse other data than the student's where nobody has chosen the teacher, and else say so."""
     if its_data is None or dataset.is_known_as(its_data):
         return

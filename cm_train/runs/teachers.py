@@ -40,7 +40,7 @@ def ready_teacher(composed: Composed, execute: Execute, stop: StopFlag, swept: f
         try:
             if not is_said:
                 say(f"no finished teacher in {home}: training it first (teacher=... names another)")
-            with _without_variables_of_one_run():
+            with without_variables_of_one_run():
                 if not run_one(teacher, execute):
                     return None
         except FolderInUse as error:  # most likely another job of this sweep, which needs the same teacher
@@ -77,7 +77,7 @@ def _next_config(composed: Composed, home: Path, swept: frozenset[str]) -> RunCo
 
 
 @contextmanager
-def _without_variables_of_one_run() -> Iterator[None]:
+def without_variables_of_one_run() -> Iterator[None]:
     """While a teacher trains: of the runs of this command, wandb's variables and an agent of its mean the student."""
     hidden = {key: os.environ.pop(key) for key in OF_ONE_RUN if key in os.environ}
     try:

@@ -39,14 +39,14 @@ def train(
 
         def plan(execute: "Execute") -> None:
             check_launched(composed.config, composed.is_sweep)
-            _train(composed, execute, stop, swept)
+            train_in_order(composed, execute, stop, swept)
 
         execute_under_torchrun(plan, stop)
-    finished = _train(composed, lambda run: execute(run, stop, around), stop, around.swept)
+    finished = train_in_order(composed, lambda run: execute(run, stop, around), stop, around.swept)
     return ExitCode.DONE if finished else ExitCode.STOPPED
 
 
-def _train(composed: "Composed", execute: "Execute", stop: StopFlag, swept: frozenset[str]) -> bool:
+def train_in_order(composed: "Composed", execute: "Execute", stop: StopFlag, swept: frozenset[str]) -> bool:
     """The run, and before it the teacher that it needs and that isn't there; False where either was stopped early."""
     from ..models.checkpoints import read as checkpoint
     from .inheritance import begun_backbone, inherit_backbone

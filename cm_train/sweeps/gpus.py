@@ -63,7 +63,7 @@ def _take(num: int, names: list[str], held: contextlib.ExitStack) -> list[str] |
     mine = []
     with contextlib.ExitStack() as attempt:
         for name in names:
-            path = _folder() / f"{name.replace('/', '-')}.lock"
+            path = locks_folder() / f"{name.replace('/', '-')}.lock"
             handle = attempt.enter_context(open(path, "w", opener=not_through_a_link))
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -74,7 +74,8 @@ def _take(num: int, names: list[str], held: contextlib.ExitStack) -> list[str] |
     return None
 
 
-def _folder() -> Path:
+def locks_folder() -> Path:
+    """Where the locks of GPUs lie that jobs of this user hold. Raises InputError where it is somebody else's."""
     folder = Path(tempfile.gettempdir()) / f"cm-train-gpus-{os.getuid()}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -115,7 +115,7 @@ class _Job:
                 _check_folder(self.record, self.home)
             if self.nodes is not None:
                 return _train_across(self.cfg, stop, self.sweep, self.nodes)
-            return _when_free(lambda: self._train(stop, began), stop)
+            return when_free(lambda: self._train(stop, began), stop)
 
         try:
             return cli.attempt(body)
@@ -156,7 +156,7 @@ class _Job:
         return value if record.state == JobState.FINISHED else None
 
 
-def _when_free(work: Callable[[], ExitCode], stop: StopFlag) -> ExitCode:
+def when_free(work: Callable[[], ExitCode], stop: StopFlag) -> ExitCode:
     """`work`, once no other job of the sweep is in the run's folder: it may be the teacher of one."""
     said = False
     while not stop():
@@ -189,7 +189,7 @@ def _train_across(cfg: DictConfig, stop: StopFlag, sweep: SweepRecord, nodes: "N
     from ..runs import launch as launching
 
     os.environ[SWEPT] = " ".join(sweep.keys)
-    arguments, num = _as_arguments(cfg), launching.num_ranks(cfg.devices)
+    arguments, num = as_arguments(cfg), launching.num_ranks(cfg.devices)
     ended = launching.launch_across(nodes, num, "cm_train.commands.train", arguments, stop)
     if ended.code == ExitCode.WRONG_INPUT:
         raise InputError(ended.words or "the log of its first node says what is wrong")
@@ -199,7 +199,7 @@ def _train_across(cfg: DictConfig, stop: StopFlag, sweep: SweepRecord, nodes: "N
     return ExitCode.DONE if newest is not None and newest.finished else ExitCode.STOPPED
 
 
-def _as_arguments(cfg: DictConfig) -> list[str]:
+def as_arguments(cfg: DictConfig) -> list[str]:
     """The arguments with which cm-train, in another process, composes this job's config as it was settled here."""
     config = HydraConfig.get()
     folders = [f"--config-dir={s.path}" for s in config.runtime.config_sources if s.provider == "command-line"]

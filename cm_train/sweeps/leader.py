@@ -53,11 +53,11 @@ def lead(stop: StopFlag) -> NoReturn:
         overrides = _overrides(sys.argv[1:])
     except HydraException:
         overrides = []  # Hydra says it better
-    grid, code, folder = _grid(overrides), ExitCode.DONE, None
+    grid, code, folder = grid_of(overrides), ExitCode.DONE, None
     try:
         launched.place()  # what no job could do anything with is refused before the first: half a rank,
         check_words()  # and words that can't be read
-        folder = _folder(overrides)
+        folder = folder_of(overrides)
         new = not folder.exists()
         with lock(folder, "sweep's folder", "hydra.sweep.dir"), _stoppable(folder, stop):
             _prepare(folder)
@@ -78,7 +78,7 @@ def lead(stop: StopFlag) -> NoReturn:
         jobs = []
         if new and not (folder / ".submitit").exists():
             _remove(folder)
-    sys.exit(_exit_code(jobs, signalled, code))
+    sys.exit(exit_code(jobs, signalled, code))
 
 
 def _remove(folder: Path) -> None:
@@ -107,7 +107,7 @@ def _sweep(folder: Path) -> ExitCode:
         return ExitCode.FAILED
 
 
-def _exit_code(jobs: list[Job], signalled: bool, code: ExitCode) -> ExitCode:
+def exit_code(jobs: list[Job], signalled: bool, code: ExitCode) -> ExitCode:
     """What the sweep ends with, where a signal came or not, and `code` is how launcher and sweeper ended."""
     unfinished = {j.state for j in jobs} - {JobState.FINISHED}
     if code == ExitCode.FAILED:
@@ -125,7 +125,7 @@ def _overrides(arguments: list[str]) -> list[Override]:
     return OverridesParser.create().parse_overrides([a for a in arguments if "=" in a and not a.startswith("-")])
 
 
-def _folder(overrides: list[Override]) -> Path:
+def folder_of(overrides: list[Override]) -> Path:
     """Of the same sweep always the same, so that a search finds its trials again. Raises InputError."""
     for o in overrides:
         if o.key_or_group == "hydra.sweep.dir":
@@ -157,7 +157,7 @@ def _is_no_matter(key: str) -> bool:
     return (key.startswith("hydra") and key != "hydra/sweeper") or bool({key, key.split(".")[0]} & no_matter)
 
 
-def _grid(overrides: list[Override]) -> list[str]:
+def grid_of(overrides: list[Override]) -> list[str]:
     """What each job of a grid sets, in Hydra's order; none where that is found out as the sweep goes."""
     swept = [o for o in overrides if o.is_sweep_override()]
     if any(o.key_or_group == "hydra/sweeper" and o.value() != "basic" for o in overrides):

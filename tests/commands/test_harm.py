@@ -168,7 +168,7 @@ def test_gpu_locks_are_not_made_in_somebody_elses_folder(tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
     (tmp_path / f"cm-train-gpus-{os.getuid()}").symlink_to(tmp_path / "there")
     with pytest.raises(InputError, match="somebody else's; fix: set TMPDIR"):
-        gpus._folder()
+        gpus.locks_folder()
 
 
 # -------------------------------------------------------------------------------------------------- disks that falter

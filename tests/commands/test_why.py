@@ -14,7 +14,7 @@ from cm_train.core import cli
 from conftest import ENVIRONMENT
 
 CONF = cli.conf_dir()
-GROUPS = cli._groups("train")
+GROUPS = cli.groups("train")
 WORDS = [
     f"{group}={path.stem}" for group in ("mode", "experiment", "dataset") for path in (CONF / group).glob("*.yaml")
 ]

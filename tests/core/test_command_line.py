@@ -17,7 +17,7 @@ from cm_train.core.command_line import TEXT, quoted, tidy
 from cm_train.core.errors import InputError
 from conftest import ENVIRONMENT, TINY
 
-GROUPS = cli._groups("train")
+GROUPS = cli.groups("train")
 
 
 def typed(line):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cm_train.core import rng
-from cm_train.core.rng import Draws, PerImageNoise, _image_generator
+from cm_train.core.rng import Draws, PerImageNoise, image_generator
 
 CPU = torch.device("cpu")
 
@@ -200,7 +200,7 @@ def test_per_image_labels_cover_all_classes_evenly():
 
 def test_images_of_different_seeds_never_share_their_noise():
     """The generator reads 32 bits: hashed seeds would collide about once in 100,000 images, a bijection never."""
-    states = {_image_generator(seed, "initial").initial_seed() for seed in range(200_000)}
+    states = {image_generator(seed, "initial").initial_seed() for seed in range(200_000)}
     assert len(states) == 200_000
     assert max(states) < 2**32
     a, b, c = (PerImageNoise([seed]).randn("initial", (4,)) for seed in (1, 1 + 2**32, 2))

@@ -160,7 +160,7 @@ def test_hostile_batches_are_refused_in_little_memory(kind):
     tracemalloc.start()
     try:
         with pytest.raises(ValueError):  # noqa: PT011 - of any words
-            cifar_batches._batch(HOSTILE[kind], ROWS)
+            cifar_batches.read_batch(HOSTILE[kind], ROWS)
         assert tracemalloc.get_traced_memory()[1] < 20_000_000
     finally:
         tracemalloc.stop()

@@ -155,7 +155,7 @@ def test_compiling_moves_no_gradient(traced):
 
 
 def test_settings_of_a_block_that_tell_it_from_others_make_another_kind():
-    kinds = [{compiling._kind(m) for m in network(p).modules() if type(m) is ResBlock} for p in (0.0, 0.1, 0.2)]
+    kinds = [{compiling.kind_of(m) for m in network(p).modules() if type(m) is ResBlock} for p in (0.0, 0.1, 0.2)]
     assert len(set.union(*kinds)) == 3 * len(kinds[0]) > 3
 
 
@@ -166,7 +166,7 @@ def test_weights_that_lie_differently_in_memory_make_another_kind():
     for block, start in zip(blocks, (0, 4, 2), strict=True):
         bias = block.norm_in.bias
         bias.data = flat[start : start + bias.numel()]
-    kinds = [compiling._kind(block) for block in blocks]
+    kinds = [compiling.kind_of(block) for block in blocks]
     assert kinds[0] == kinds[1] != kinds[2]
 
 

@@ -13,7 +13,7 @@ from cm_train.core import registry
 from cm_train.core.errors import InputError
 from cm_train.data.datasets.base import InMemory
 from cm_train.models.checkpoints.manifest import signed
-from cm_train.runs.build import _check_data_of_teacher
+from cm_train.runs.build import check_data_of_teacher
 from conftest import TINY
 
 NETWORK = ["backbone=unet_xs", "backbone.channels=8", "backbone.head_channels=8", "backbone.group_channels=4"]
@@ -98,16 +98,16 @@ def test_what_an_earlier_version_recorded_of_a_teacher_is_understood(tmp_path, m
     usual, chosen = (SimpleNamespace(teacher="runs/x", usual_teacher=place) for place in ("runs/x", "runs/y"))
     for its_data in (None, of_pixels, dataset.fingerprint()):
         for config in (usual, chosen):
-            _check_data_of_teacher(config, its_data, dataset)
+            check_data_of_teacher(config, its_data, dataset)
     assert not capsys.readouterr().err
     for its_data in ("0" * 64, f"files:{'0' * 64}"):
         with pytest.raises(InputError, match="the teacher in runs/x was trained on other data"):
-            _check_data_of_teacher(usual, its_data, dataset)
-        _check_data_of_teacher(chosen, its_data, dataset)
+            check_data_of_teacher(usual, its_data, dataset)
+        check_data_of_teacher(chosen, its_data, dataset)
         assert "teacher runs/x was trained on other data than this run's" in capsys.readouterr().err
     other = InMemory(images, 1 - labels, dataset.class_names).fingerprint()
     with pytest.raises(InputError, match="trained on other data"):
-        _check_data_of_teacher(usual, other, dataset)
+        check_data_of_teacher(usual, other, dataset)
 
 
 @pytest.mark.parametrize("memory_gb", [4, 0])

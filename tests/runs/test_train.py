@@ -22,7 +22,7 @@ from cm_train.core.world import ALONE
 from cm_train.models.checkpoints import read as checkpoint
 from cm_train.runs import lock, teachers, worker
 from cm_train.runs.config import Composed, read_back
-from cm_train.runs.train import _train
+from cm_train.runs.train import train_in_order
 from cm_train.training.saver import RunSaver
 from conftest import TINY
 
@@ -43,12 +43,12 @@ class Plan:
         self.trained.clear()
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(cli.conf_dir()), version_base=None), hydra_config() as known:
-            overrides = tidy([*TINY, *words], cli._groups("train"))
+            overrides = tidy([*TINY, *words], cli.groups("train"))
             cfg = hydra.compose("train", overrides=overrides, return_hydra_config=True)
             known.set_config(cfg)
             with open_dict(cfg):
                 del cfg["hydra"]
-            return _train(Composed.of(cfg), self._execute, stop or StopFlag(), frozenset(swept))
+            return train_in_order(Composed.of(cfg), self._execute, stop or StopFlag(), frozenset(swept))
 
     def _execute(self, config):
         self.trained.append(config)

@@ -142,7 +142,7 @@ def test_a_mistyped_command_leaves_the_records_of_the_sweep_before(command, tmp_
 def test_agents_run_is_the_students_and_not_its_teachers(monkeypatch):
     monkeypatch.setenv("WANDB_RUN_ID", "abcd")
     monkeypatch.delenv("WANDB_SWEEP_ID", raising=False)
-    with teachers._without_variables_of_one_run():
+    with teachers.without_variables_of_one_run():
         assert "WANDB_RUN_ID" not in os.environ
     assert os.environ["WANDB_RUN_ID"] == "abcd" and "WANDB_SWEEP_ID" not in os.environ
 
@@ -183,13 +183,13 @@ def test_job_waits_for_another_of_its_sweep_and_for_nobody_else(tmp_path, monkey
     monkeypatch.setattr(
         sweep_job.time, "sleep", lambda s: waits.append(s) or (len(waits) == 2 and held.__exit__(None, None, None))
     )
-    assert sweep_job._when_free(work, lambda: False) == ExitCode.DONE and len(waits) == 2
+    assert sweep_job.when_free(work, lambda: False) == ExitCode.DONE and len(waits) == 2
     held = other(["cm-train", "mode=edm"])
     with pytest.raises(InputError, match="is in use by process"):
-        sweep_job._when_free(work, lambda: False)
+        sweep_job.when_free(work, lambda: False)
     held.__exit__(None, None, None)
     held = other(["cm-train", "-m", "mode=cd,edm"])
-    assert sweep_job._when_free(work, iter([False, True]).__next__) == ExitCode.STOPPED
+    assert sweep_job.when_free(work, iter([False, True]).__next__) == ExitCode.STOPPED
     held.__exit__(None, None, None)
 
 
@@ -240,7 +240,7 @@ def test_missing_plugin_is_named(choice, package, warm, tmp_path):
 
 
 def folder_of(*arguments):
-    return sweeps._folder(OverridesParser.create().parse_overrides(list(arguments)))
+    return sweeps.folder_of(OverridesParser.create().parse_overrides(list(arguments)))
 
 
 def test_sweep_has_one_folder_whatever_does_not_matter():
@@ -261,7 +261,7 @@ def test_sweep_has_one_folder_whatever_does_not_matter():
 
 def test_grid_is_known_beforehand_only_where_it_is_one():
     def grid(*arguments):
-        return sweeps._grid(OverridesParser.create().parse_overrides(list(arguments)))
+        return sweeps.grid_of(OverridesParser.create().parse_overrides(list(arguments)))
 
     assert grid("seed=0,1", "mode=ct", "ema.decay=0.9") == ["seed=0", "seed=1"]
     assert grid("seed=range(0,2)", "mode=ct,cd")[1] == "seed=0 mode=cd"
@@ -323,7 +323,7 @@ def test_job_on_several_nodes_is_composed_again_as_it_was_settled(composed, monk
     hydra = {"sweeper": {}, "overrides": overrides, "sweep": {"dir": "runs/sweeps/it's"}, "runtime": runtime}
     monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create(hydra))
     naming.name_run(cfg, sweep_of("mode", "seed", "noise.curriculum"))
-    folder, place, *arguments = sweep_job._as_arguments(cfg)
+    folder, place, *arguments = sweep_job.as_arguments(cfg)
     assert (folder, place) == ("--config-dir=my/conf", "hydra.searchpath=[file://y]")
     again = composed(*arguments)
     assert again == cfg
@@ -431,7 +431,7 @@ def test_table_reads_what_died_as_killed_and_fills_up_the_grid(tmp_path):
 )
 def test_exit_code(found, signalled, code, expected):
     jobs = [Job(i, "", state=state) for i, state in enumerate(found)]
-    assert sweeps._exit_code(jobs, signalled, code) == expected
+    assert sweeps.exit_code(jobs, signalled, code) == expected
 
 
 def test_final_metric_prefers_agreement(tmp_path):
@@ -487,7 +487,7 @@ def test_machine_without_a_usable_gpu_has_none_to_wait_for(monkeypatch):
 def test_waiting_for_a_gpu_can_be_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(gpus.torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    monkeypatch.setattr(gpus, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(gpus, "locks_folder", lambda: tmp_path)
     with gpus.reserved(1, lambda: False) as first:
         assert first
         with gpus.reserved(1, lambda: True) as second:

@@ -283,11 +283,11 @@ def test_upload_has_more_patience_until_there_is_a_hurry(tmp_path, monkeypatch):
 
 def test_identity_is_the_users_or_a_new_one_and_stays(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
-    own = wandb_run._identity(tmp_path / "own")
+    own = wandb_run.identity(tmp_path / "own")
     assert len(own) == 8
     monkeypatch.setenv("WANDB_RUN_ID", "chosen")
-    assert wandb_run._identity(tmp_path / "chosen") == "chosen"
-    assert wandb_run._identity(tmp_path / "own") == own
+    assert wandb_run.identity(tmp_path / "chosen") == "chosen"
+    assert wandb_run.identity(tmp_path / "own") == own
 
 
 # ------------------------------------------------------------------------------------- the environment

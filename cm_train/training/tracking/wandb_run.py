@@ -100,7 +100,7 @@ class Wandb(Backend):
             group=self._config.group,
             tags=self._config.tags or None,
             name=self._name,
-            id=_identity(self._folder / "wandb_id"),
+            id=identity(self._folder / "wandb_id"),
             resume="allow",
             dir=self._files,
             config=self._run_config,
@@ -115,7 +115,7 @@ def _display_name(name: str, run_config: Mapping[str, Any]) -> str:
     return (os.environ.get("WANDB_NAME") if name == usual else None) or name
 
 
-def _identity(file: Path) -> str:
+def identity(file: Path) -> str:
     """WANDB_RUN_ID or a new one, and the same at every start of this run folder: a resumed run's curves go on."""
     if not file.exists():
         write_whole(file, (os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)).encode())
