@@ -303,6 +303,47 @@ MUTANTS = [Mutant(*row) for row in (
     ("numbers-win", "cm_train/sampling/labels.py", "if str(label) in known:", "if label in known:",
      "tests/sampling/test_labels.py::test_class_numbers_are_those_of_the_names_or_the_numbers_themselves",
      "labels=2 means the class of number 2 where another is called so"),
+    # ------------------------------------------------------------------------------------------------------------- data
+    ("one-order", "cm_train/data/loader.py", '"order", epoch, len(self.dataset)', '"order", 0, len(self.dataset)',
+     "tests/data/test_loader.py", "every epoch in the first one's order"),
+    ("image-left-out", "cm_train/data/loader.py", "divmod(position, size)", "divmod(position, size - 1)",
+     "tests/data/test_loader.py", "epochs that are one image short"),
+    ("ten-before-two", "cm_train/data/image_labels.py", '(len(part.lstrip("0")), part.lstrip("0"))', "(0, part)",
+     "tests/data/test_image_folders.py", "class 10 before class 2"),
+    ("lying-down", "cm_train/data/decoding.py", "ImageOps.exif_transpose(image, in_place=True)", "pass",
+     "tests/data/test_datasets.py", "photographs lie on their side"),
+    # ------------------------------------------------------------------------------------------------------- evaluation
+    ("frechet-cross", "cm_train/evaluation/metrics/frechet.py", "- 2 * cross", "- cross",
+     "tests/evaluation/test_metrics.py", "the root of the covariances counted once"),
+    ("frechet-count", "cm_train/evaluation/metrics/frechet.py", "a = (x - x.mean(0)) / (len(x) - 1) ** 0.5",
+     "a = (x - x.mean(0)) / len(x) ** 0.5", "tests/evaluation/test_metrics.py", "one covariance by n, one by n - 1"),
+    ("spread-inverted", "cm_train/evaluation/metrics/agreement.py", "(x.std() / y.std())", "(y.std() / x.std())",
+     "tests/evaluation/test_metrics.py", "blur reported as sharpness"),
+    # ------------------------------------------------------------------------------------------------------------- runs
+    ("tracker-pins-run", "cm_train/runs/same_run.py", '{key, key.split(".")[0]} & free', "{key} & free",
+     "tests/runs/test_run_folder.py", "another tracker is another run"),
+    ("network-not-inherited", "cm_train/runs/inheritance.py",
+     "return config if source is None else _with_backbone(", "return config if source is not None else _with_backbone(",
+     "tests/runs/test_train.py", "a student of another network than its teacher's"),
+    ("teacher-for-ever", "cm_train/runs/teachers.py", "newest.finished or newest.step >= read_back(home).steps",
+     "newest.finished",
+     "tests/runs/test_train.py", "a teacher whose steps were lowered to what it has is trained on"),
+    ("swept-teacher", "cm_train/runs/config.py", "_SHARED_WITH_TEACHER - swept", "_SHARED_WITH_TEACHER",
+     "tests/runs/test_train.py", "whichever job comes first decides about the teacher of all"),
+    ("schedules-grow", "cm_train/runs/lifecycle.py", "if config.schedule_steps is None:", "if False:",
+     "tests/runs/test_train.py", "schedules stretch as a run is lengthened"),
+    # ----------------------------------------------------------------------------------------------------------- sweeps
+    ("dead-is-running", "cm_train/sweeps/records.py", "j.state = JobState.KILLED", "pass",
+     "tests/sweeps/test_sweeps.py::test_table_reads_what_died_as_killed_and_fills_up_the_grid",
+     "a killed job is said to run for ever"),
+    ("names-meet", "cm_train/sweeps/naming.py",
+     'f"{name[: _LONGEST_RUN - 7]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"', "name[:_LONGEST_RUN]",
+     "tests/sweeps/test_sweeps.py::test_name_that_was_set_is_told_apart_by_mode", "two long names are one folder"),
+    ("refused-is-failed", "cm_train/sweeps/leader.py", "bad <= {JobState.REFUSED}", "bad >= {JobState.REFUSED}",
+     "tests/sweeps/test_sweeps.py::test_exit_code", "a failed job is said to be wrong input"),
+    ("waits-for-strangers", "cm_train/sweeps/job.py", "if not error.is_kin:", "if error.is_kin:",
+     "tests/sweeps/test_sweeps.py::test_job_waits_for_another_of_its_sweep_and_for_nobody_else",
+     "a job waits for a run of somebody else's"),
 )]
 # fmt: on
 
@@ -326,14 +367,22 @@ def plant(mutant: Mutant, folder: Path) -> None:
 
 
 def run_tests(folder: Path, tests: list[str], patience_s: float = PATIENCE_S) -> tuple[int, str]:
-    """pytest's exit status and output, with the package of `folder`."""
+    """pytest's exit status and output, with the package of `folder`; of whole files, long tests are left out."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    argv = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not long", "-p", "no:cacheprovider", *tests]
-    try:
-        done = subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=patience_s)
-    except subprocess.TimeoutExpired:
-        return -1, f"not done in {patience_s:.0f} s"
-    return done.returncode, done.stdout + done.stderr
+    argv = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    files, named = ([test for test in tests if ("::" in test) == is_named] for is_named in (False, True))
+    status, output = 0, ""
+    for chosen in ([*files, "-m", "not long"] if files else [], named):
+        if not chosen or status != 0:
+            continue
+        try:
+            done = subprocess.run(
+                [*argv, *chosen], cwd=folder, env=environment, capture_output=True, text=True, timeout=patience_s
+            )
+        except subprocess.TimeoutExpired:
+            return -1, f"not done in {patience_s:.0f} s"
+        status, output = done.returncode, output + done.stdout + done.stderr
+    return status, output
 
 
 def judge(mutant: Mutant) -> tuple[str, float]:
@@ -350,6 +399,7 @@ def judge(mutant: Mutant) -> tuple[str, float]:
 
 
 def main() -> int:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", metavar="NAME", action="append", help="this mistake alone (may be repeated)")
     parser.add_argument("--list", action="store_true", help="name the mistakes and end")

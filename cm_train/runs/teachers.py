@@ -43,6 +43,7 @@ def ready_teacher(composed: Composed, execute: Execute, stop: StopFlag, swept: f
             with without_variables_of_one_run():
                 if not run_one(teacher, execute):
                     return None
+            break
         except FolderInUse as error:  # most likely another job of this sweep, which needs the same teacher
             if not is_said:
                 say(f"waiting for the teacher: {error.situation}")

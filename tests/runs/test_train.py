@@ -122,11 +122,14 @@ def test_a_teacher_that_was_begun_goes_on_by_its_own_settings(plan):
     assert student.seed == 1
 
 
-def test_a_teacher_whose_steps_were_lowered_to_what_it_has_is_finished(plan):
+def test_a_teacher_whose_steps_were_lowered_to_what_it_has_is_finished(plan, capsys):
+    plan.ends["digits-edm"] = 4
+    assert not plan("mode=edm", "steps=6")
     assert plan("mode=edm", "steps=4", "schedule_steps=6")
-    assert plan("mode=edm", "steps=3", "schedule_steps=6")
+    assert plan.names == []
     assert plan("mode=cd")
     assert plan.names == ["digits-cd"]
+    assert "training it first" not in capsys.readouterr().err
 
 
 def test_a_teacher_that_is_stopped_ends_the_command_and_leaves_the_student_unbegun(plan, tmp_path):
