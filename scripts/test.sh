@@ -6,9 +6,9 @@
 #                environment of its own
 #   --coverage   the same tests, and which share of each room's lines they run, held to a floor
 # What follows goes to pytest: scripts/test.sh --unit -k heun
-chosen="not long and not gpu" tier="" covers=""
+chosen="not long and not gpu" tier="" covers="" report=""
 case "${1:-}" in
-  --all) chosen="not gpu"; shift ;;
+  --all) chosen="not gpu" report="-rs"; shift ;; # what is skipped, and for want of which tool
   --unit) chosen="not long and not command and not gpu"; shift ;;
   --lowest) chosen="not long and not command and not gpu" tier=lowest; shift ;;
   --coverage) covers=1; shift ;;
@@ -30,4 +30,4 @@ if [ -z "$tier" ]; then
   ruff format --check .
   mypy
 fi
-pytest -n auto -m "$chosen" "$@"
+pytest -n auto $report -m "$chosen" "$@"

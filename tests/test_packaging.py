@@ -38,6 +38,7 @@ def test_wheel_finds_its_configs_and_trains(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     yamls = {str(p.relative_to(ROOT / "conf")) for p in (ROOT / "conf").rglob("*.yaml")}
+    assert "cm_train/py.typed" in names
     assert yamls == {n.removeprefix("cm_train/conf/") for n in names if n.startswith("cm_train/conf/")}
 
     installed, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
