@@ -10,6 +10,8 @@ import pytest
 
 from conftest import ENVIRONMENT, TINY, children, wait_for
 
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks on Linux alone")
+
 SEES = """
 import json, os, signal, sys, tempfile, threading
 where = {"argv": sys.argv, "path": sys.path, "cwd": os.getcwd(), "environment": dict(os.environ)}

@@ -97,10 +97,13 @@ class Order:
 
 
 class Warm:
-    """The server of one test process: `popen` is subprocess.Popen of a Python, by a fork."""
+    """The server of one test process: `popen` is subprocess.Popen of a Python, by a fork; on Linux alone."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.environment = dict(environment)
+        self._server = None
+        if not sys.platform.startswith("linux"):
+            return
         self._line, theirs = _pair()
         self._early = read_early(self.environment)
         argv = [sys.executable, str(Path(__file__)), str(theirs.fileno())]
@@ -122,6 +125,9 @@ class Warm:
             closed: numbers of standard streams that it is not to have.
         """
         env = self.environment if env is None else env
+        if self._server is None:
+            close = (lambda: [os.close(number) for number in closed]) if closed else None
+            return subprocess.Popen([sys.executable, *argv], env=env, preexec_fn=close, **kwargs)
         assert read_early(env) == self._early, (
             f"to be started cold: {read_early(env)}, and the server has {self._early}"
         )
@@ -147,8 +153,9 @@ class Warm:
 
     def close(self) -> None:
         """End the server, once its commands have ended."""
-        self._line.close()
-        self._server.wait()
+        if self._server is not None:
+            self._line.close()
+            self._server.wait()
 
 
 class _Fork(subprocess.Popen):
