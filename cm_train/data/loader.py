@@ -58,6 +58,10 @@ class Loader:
             position += len(parts[-1])
         return torch.cat(parts)
 
+    def first(self, num: int) -> Tensor:
+        """The indices of the first `num` images of the stream, or of all where the set has fewer; int64 on the CPU."""
+        return self._order(0)[:num]
+
     def _gather(self, step: int, rows: range) -> Images:
         if self._thread is None:
             return self.dataset.gather(self.index_at(step, rows))

@@ -10,12 +10,13 @@ import torch
 from ..core import plugins
 from ..core.memory import shortage_explained
 from ..core.precision import arithmetic
-from ..core.run_layout import step_folder
+from ..core.run_layout import SAMPLES, step_folder
 from ..core.settings import typed
 from ..core.signals import Stopped
 from ..core.world import ALONE, World
 from ..models.checkpoints import read as checkpoint
 from ..training.config import RunConfig, dump
+from ..training.previews import show_data
 from ..training.tracking import SilentTracker, Tracker
 from ..training.trainer import Trainer
 from .build import build_trainer
@@ -46,6 +47,8 @@ def run(config: RunConfig, should_stop: Callable[[float], bool], world: World = 
 def _run(config: RunConfig, should_stop: Callable[[float], bool], world: World) -> bool:
     with shortage_explained("before the first step", "a smaller backbone= or batch_size="):
         trainer = build_trainer(config, should_stop, world)
+    if world.is_main:
+        show_data(trainer.loader, config.folder / SAMPLES)
     if not trainer.prepare(lambda: should_stop(0.0)):  # before the clocks of progress and rate begin to count
         return False
     with world.run_on_all(lambda: _tracker(trainer, world, should_stop)) as tracker:

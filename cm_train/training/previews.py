@@ -4,10 +4,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..core.errors import InputError
 from ..core.memory import needed_memory
-from ..core.run_layout import step_name
+from ..core.run_layout import DATA_PICTURE, step_name
 from ..core.terminal import complain
 from ..core.world import World
+from ..data.loader import Loader
 from ..data.pixels import grid, save_png
 from ..evaluation.metrics.agreement import agreement
 from ..models.denoiser import Denoiser
@@ -15,6 +17,23 @@ from ..sampling.generate import generate
 from ..sampling.guidance import Guided
 
 NUM_PREVIEWS = 64
+
+
+def show_data(loader: Loader, folder: Path) -> None:
+    """Write the images with which training begins, as the network sees them, where that picture is not there yet.
+
+    What a look at it shows: a wrong crop, a colour that is gone, pictures that should not be among them.
+    """
+    path = folder / DATA_PICTURE
+    if path.exists():
+        return
+    try:
+        images, _ = loader.dataset.gather(loader.first(NUM_PREVIEWS))
+        save_png(grid(images.cpu()), path)
+    except OSError as error:
+        complain(f"could not write {path}: {error.strerror}")
+    except InputError:
+        pass  # an image that can't be read: training comes to it too, and says which
 
 
 class Previews:

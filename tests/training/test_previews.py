@@ -1,0 +1,38 @@
+"""Pictures of a run: the data as the network sees them."""
+
+import numpy as np
+import torch
+from PIL import Image
+from test_trainer import build  # noqa: F401 - a fixture
+
+from cm_train.core.run_layout import DATA_PICTURE, SAMPLES
+from cm_train.runs import worker
+from cm_train.training.previews import show_data
+
+
+def cells(picture, side, gap, count):
+    """The images of a grid that is enlarged by a whole factor, in their own size."""
+    factor = picture.shape[0] // (8 * (side + gap) + gap)
+    small = picture[::factor, ::factor]
+    step = side + gap
+    return [small[gap + i // 8 * step :, gap + i % 8 * step :][:side, :side] for i in range(count)]
+
+
+def test_data_are_shown_before_the_first_step(build, tmp_path):  # noqa: F811
+    trainer = build("mode=ict")
+    config, loader = trainer.config, trainer.loader
+    assert worker.run(config, lambda reserve_s=0.0: True) is False, "stopped before the first step"
+    picture = np.asarray(Image.open(config.folder / SAMPLES / DATA_PICTURE))
+    batches = [loader.batch_at(step, range(config.batch_size))[0] for step in range(4)]  # 64 images
+    for shown, image in zip(cells(picture, 8, 1, 64), torch.cat(batches), strict=True):
+        assert np.array_equal(shown, image[0].numpy())
+
+
+def test_data_are_shown_once_and_a_disk_that_is_full_is_said(build, tmp_path, capsys):  # noqa: F811
+    loader = build("mode=ict").loader
+    (tmp_path / DATA_PICTURE).write_text("the user's own by now")
+    show_data(loader, tmp_path)
+    assert (tmp_path / DATA_PICTURE).read_text() == "the user's own by now"
+    (tmp_path / "file").touch()
+    show_data(loader, tmp_path / "file")
+    assert f"could not write {tmp_path / 'file' / DATA_PICTURE}" in capsys.readouterr().err
