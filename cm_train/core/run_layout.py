@@ -1,6 +1,6 @@
 """The names inside a run's folder, which no other file spells.
 
-config.yaml     metrics.jsonl     left_out.txt     samples/data.png  step_00001000.png
+config.yaml  metrics.jsonl  run.log  left_out.txt     samples/data.png  step_00001000.png
 checkpoints/step_00001000/        manifest.json  state.pt  denoiser.safetensors  ema_<decay>.safetensors
 snapshots/step_00001000/          of its power-function averages
 tensorboard/    wandb/            what those trackers keep
@@ -9,7 +9,7 @@ tensorboard/    wandb/            what those trackers keep
 import re
 from pathlib import Path
 
-CONFIG, METRICS, LEFT_OUT = "config.yaml", "metrics.jsonl", "left_out.txt"
+CONFIG, METRICS, LEFT_OUT, RUN_LOG = "config.yaml", "metrics.jsonl", "left_out.txt", "run.log"
 LOCK, SAVED = ".lock", ".saved.json"
 CHECKPOINTS, SNAPSHOTS, SAMPLES = "checkpoints", "snapshots", "samples"
 DATA_PICTURE = "data.png"  # in samples

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
 from .errors import printable
+from .run_log import note
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,7 +49,9 @@ def is_shared() -> bool:
 
 def say(text: str) -> None:
     """One line on the terminal, above the bar where one is live; none where the user wants it quiet."""
-    if not is_quiet():
+    if is_quiet():
+        note(text)
+    else:
         complain(text)
 
 
@@ -56,6 +59,7 @@ def complain(text: str) -> None:
     """`say` for what went wrong: shown to those too who want it quiet."""
     from rich.console import Console
 
+    note(text)
     put(text, live_bars[-1].console if live_bars else Console(stderr=True))
 
 

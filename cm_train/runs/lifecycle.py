@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..core.run_layout import CHECKPOINTS, SNAPSHOTS
+from ..core.run_layout import CHECKPOINTS, RUN_LOG, SNAPSHOTS
+from ..core.run_log import logged
 from ..core.terminal import say
 from ..models.checkpoints import read as checkpoint
 from ..models.checkpoints import write as saving
@@ -83,6 +84,10 @@ class Claim:
             store_config(self.folder, dump(config) | {"teacher": self.stored.teacher})
             say(f"{self.folder} is finished at step {self.newest.step}; steps=... beyond that goes on")
             return True
+        with logged(self.folder / RUN_LOG):
+            return self._train(config, execute)
+
+    def _train(self, config: RunConfig, execute: Execute) -> bool:
         config.check_machine()
         store_config(self.folder, dump(config))
         began = announce.header(config)

@@ -10,7 +10,8 @@ import torch
 from ..core import plugins
 from ..core.memory import shortage_explained
 from ..core.precision import arithmetic
-from ..core.run_layout import SAMPLES, step_folder
+from ..core.run_layout import RUN_LOG, SAMPLES, step_folder
+from ..core.run_log import logged
 from ..core.settings import typed
 from ..core.signals import Stopped
 from ..core.world import ALONE, World
@@ -79,8 +80,10 @@ def main() -> None:
     def body(world: World) -> int:
         if not any(world.any_rank(stop())):
             plugins.load_in_rank()
-            config = typed(RunConfig, stored_config(Path(sys.argv[1])) or {})
-            run(config, stop, world)
+            folder = Path(sys.argv[1])
+            config = typed(RunConfig, stored_config(folder) or {})
+            with logged(folder / RUN_LOG):
+                run(config, stop, world)
         return 0
 
     with stop_of_parent() as stop:

@@ -1,0 +1,88 @@
+"""What a run says is kept in its folder, whatever stderr is."""
+
+import os
+import re
+import warnings
+
+import pytest
+
+from cm_train.core.errors import InputError
+from cm_train.core.run_log import logged
+from cm_train.core.terminal import complain, say, silence
+from conftest import TINY
+
+
+def lines(path):
+    found = [re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  (.*)", line) for line in path.read_text().splitlines()]
+    assert all(found)
+    return [line[1] for line in found]
+
+
+def test_what_is_said_is_logged_for_the_innermost_run(tmp_path, capsys):
+    say("before")
+    with logged(tmp_path / "student"):
+        say("a")
+        with logged(tmp_path / "teacher"):
+            complain("b\x1b[2J")
+        say("c")
+    say("after")
+    assert lines(tmp_path / "student") == ["a", "c"]
+    assert lines(tmp_path / "teacher") == ["b\\x1b[2J"]
+    assert len(capsys.readouterr().err.splitlines()) == 5, "and shown"
+
+
+def test_a_quiet_run_is_logged_all_the_same(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CM_TRAIN_QUIET", "0")
+    monkeypatch.setenv("PYTHONWARNINGS", "")
+    with warnings.catch_warnings(), logged(tmp_path / "log"):
+        silence()
+        say("a")
+    assert lines(tmp_path / "log") == ["a"] and capsys.readouterr().err == ""
+
+
+@pytest.mark.filterwarnings("always")
+def test_warnings_and_what_ends_a_run_are_logged(tmp_path):
+    with pytest.raises(InputError), logged(tmp_path / "refused"):
+        raise InputError("no such data", "x")
+    assert lines(tmp_path / "refused") == ["ended: no such data; got 'x'"]
+    with pytest.raises(ZeroDivisionError), logged(tmp_path / "broken"):
+        warned_and_broken()
+    warning, first, *_, last = lines(tmp_path / "broken")
+    assert warning == "warning: odd"
+    assert first.startswith("Traceback") and last == "ZeroDivisionError: division by zero"
+
+
+def warned_and_broken():
+    warnings.warn("odd", stacklevel=1)
+    1 / 0  # noqa: B018
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder", "nowhere"])
+def test_a_log_that_can_not_be_written_ends_nothing(kind, tmp_path):
+    path, elsewhere = tmp_path / "log", tmp_path / "precious"
+    elsewhere.write_text("text")
+    if kind == "link":
+        path.symlink_to(elsewhere)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path = tmp_path / "no" / "log"
+    with logged(path):
+        say("a")
+    assert elsewhere.read_text() == "text"
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_run_is_logged_whoever_trains_it(devices, command, tmp_path):
+    for steps in (4, 6):
+        done = command("train", "mode=ict", *TINY, f"steps={steps}", f"devices={devices}", "--quiet")
+        assert (done.returncode, done.stderr) == (0, "")
+    found = lines(tmp_path / "runs" / "digits-ict" / "run.log")
+    assert [line for line in found if line.startswith("ict on digits: ")] == [
+        "ict on digits: 4 steps of 16 images",
+        "ict on digits: 6 steps of 16 images",
+    ]
+    assert found.count("resuming at step 4") == 1
+    assert found.count("digits: 1,797 images, no classes") == 2
