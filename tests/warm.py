@@ -390,11 +390,14 @@ def _take_over(order: Order, descriptors: Sequence[int], kept: Iterable[int]) ->
         setattr(sys, f"__{name}__", stream)
     where = {"-m": order.cwd, "-c": ""}.get(order.argv[0], os.path.dirname(os.path.abspath(order.argv[0])))
     first = [] if os.environ.get("PYTHONSAFEPATH") else [where]
-    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    sys.path[:] = [*first, *paths, *sys.path[1:]]  # the server's first is where this file lies
+    sys.path[:] = [*first, *_import_paths(), *_ITS_OWN_PATH]
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, order.mask)
+
+
+def _import_paths() -> list[str]:
+    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
 
 
 def _duplicate_above(descriptor: int, least: int = 100) -> int:
@@ -469,6 +472,9 @@ def _start_children_from(spares: list[_Spare]) -> None:
 
     subprocess.Popen._execute_child = execute  # type: ignore[attr-defined]
 
+
+# Of a server: without the folder of this file, which comes first, and without what a fork is told anew.
+_ITS_OWN_PATH = sys.path[1 + len(_import_paths()) :]
 
 if __name__ == "__main__":
     serve(socket.socket(fileno=int(sys.argv[1])))
