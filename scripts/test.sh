@@ -20,10 +20,10 @@ if [ -n "$covers" ]; then
   coverage erase
   coverage run -m pytest -n auto -m "not command and $chosen"
   coverage combine --quiet
-  coverage json --quiet -o .coverage-calls.json
+  coverage json --quiet --ignore-errors -o .coverage-calls.json
   coverage run -m pytest -n auto -m "command and $chosen"
   coverage combine --quiet --append
-  coverage json --quiet -o .coverage-all.json
+  coverage json --quiet --ignore-errors -o .coverage-all.json
   exec python scripts/coverage_floors.py .coverage-calls.json .coverage-all.json
 fi
 if [ -z "$tier" ]; then
