@@ -24,7 +24,9 @@ def by_room(report: Path) -> dict[str, float]:
     """Percent of each room's statements that were run."""
     run, all_of = Counter[str](), Counter[str]()
     for name, told in json.loads(report.read_text())["files"].items():
-        room = Path(name).parts[Path(name).parts.index("cm_train") + 1]
+        if not name.startswith("cm_train/"):  # a part that a test has put there for a moment
+            continue
+        room = Path(name).parts[1]
         run[room] += told["summary"]["covered_lines"]
         all_of[room] += told["summary"]["num_statements"]
     return {room: 100 * run[room] / all_of[room] for room in all_of if all_of[room]}

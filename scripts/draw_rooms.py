@@ -74,7 +74,7 @@ def draw(counts: Counter[tuple[str, str]]) -> str:
             start = top[room] + HEIGHT * (j + 1) / (len(below) + 1)
             end = top[other] + HEIGHT * (i + 1) / (ROOMS.index(other) + 1)
             reach = BOX + 40 + 28 * (ROOMS.index(other) - i)
-            width = 0.5 + counts[room, other].bit_length() / 2  # so that few changes change the picture
+            width = 0.5 + (counts[room, other].bit_length() + 1) // 2  # in few steps, so that it seldom changes
             parts.append(
                 f'<path d="M{BOX} {start:.1f} C{reach} {start:.1f} {reach} {end:.1f} {BOX + 8} {end:.1f}" fill="none"'
                 f' stroke="{COLOURS[i]}" stroke-width="{width:.1f}" opacity="0.75"/>'

@@ -380,7 +380,7 @@ def run_tests(folder: Path, tests: list[str], patience_s: float = PATIENCE_S) ->
                 [*argv, *chosen], cwd=folder, env=environment, capture_output=True, text=True, timeout=patience_s
             )
         except subprocess.TimeoutExpired:
-            return -1, f"not done in {patience_s:.0f} s"
+            return -1, f"{output}not done in {patience_s:.0f} s"
         status, output = done.returncode, output + done.stdout + done.stderr
     return status, output
 

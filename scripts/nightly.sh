@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What takes too long for every change: all tests with the covered share of each room, the lowest versions of all
-# dependencies, and runs harmed at random moments. Goes on past what fails, and says at the end what did.
+# What takes too long for every change: all tests, the share of each room that those of every change run, the lowest
+# versions of all dependencies, and runs harmed at random moments. Goes on past what fails, and says what did at the end.
 #   scripts/nightly.sh            some hours on two cores; KILLS=100 scripts/nightly.sh harms more
 . "$(dirname "$0")/setup_env.sh" "[dev]"
 

@@ -38,8 +38,10 @@ def pytest_collection_modifyitems(items):
             item.add_marker("command")
 
 
-# The commands are started as from a terminal, even where the tests run under nohup.
+# The commands are started as from a terminal, even where the tests run under nohup or behind a shell.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # The networks here are too small to share among threads, and other processes may want the cores.
 torch.set_num_threads(1)
 ENVIRONMENT = {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}

@@ -63,7 +63,8 @@ def test_hydra_and_trackers_stay_in_their_rooms():
 
 def test_names_inside_a_run_folder_are_spelled_in_one_place():
     names = {run_layout.CONFIG, run_layout.METRICS, run_layout.LEFT_OUT, run_layout.SAVED, run_layout.STATE}
-    names |= {run_layout.MANIFEST, run_layout.CHECKPOINTS, run_layout.step_name(1)[:5]}
+    names |= {run_layout.MANIFEST, run_layout.CHECKPOINTS, run_layout.DATA_PICTURE, run_layout.RUN_LOG}
+    names |= {run_layout.step_name(1)[:5]}
     for path in modules():
         place = str(path.relative_to(PACKAGE))
         if place in ("core/run_layout.py", "objectives/lpips.py"):  # torch.hub has "checkpoints" too

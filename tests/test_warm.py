@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from conftest import ENVIRONMENT, TINY, children, wait_for
+from warm import Warm
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks on Linux alone")
 
@@ -33,7 +34,8 @@ ENDS = {
     "killed": "import os; os.kill(os.getpid(), 9)",
     "terminated": "import os; os.kill(os.getpid(), 15)",
     "leaves": "import os; os._exit(7)",
-    "full": "import sys; sys.stdout = open('/dev/full', 'w'); print('lost')",
+    "full": "import os, sys; os.dup2(os.open('/dev/full', os.O_WRONLY), 1); print('lost'); sys.exit(2)",
+    "interrupt_late": "import atexit; print('x'); atexit.register(print, 'last'); raise KeyboardInterrupt",
 }
 
 
@@ -69,12 +71,15 @@ def test_a_warm_run_leaves_the_bytes_of_a_cold_one(warm, tmp_path):
 
 def test_ranks_of_a_warm_command_are_its_own_children(warm, tmp_path):
     argv = ["-m", "cm_train.commands.train", "mode=ict", *TINY, "steps=100000", "devices=2", "log_every=1"]
-    with warm.popen(argv, cwd=tmp_path, stderr=subprocess.PIPE) as process:
+    process = warm.popen(argv, cwd=tmp_path, stderr=subprocess.PIPE)
+    try:
         metrics = tmp_path / "runs" / "digits-ict" / "metrics.jsonl"
         wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0)
         ranks = children(process.pid)
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 3
     assert len(ranks) == 2
     assert not any(os.path.exists(f"/proc/{rank}") for rank in ranks)
@@ -83,3 +88,14 @@ def test_ranks_of_a_warm_command_are_its_own_children(warm, tmp_path):
 def test_what_a_fork_can_not_obey_is_refused(warm):
     with pytest.raises(AssertionError, match="cold"):
         warm.run(["-c", ""], env={**ENVIRONMENT, "OMP_NUM_THREADS": "2"})
+    with pytest.raises(AssertionError, match="cold"):
+        warm.run(["-c", ""], env={**ENVIRONMENT, "LC_ALL": "C.UTF-8" if ENVIRONMENT.get("LC_ALL") == "C" else "C"})
+
+
+def test_a_server_that_is_gone_is_said():
+    """Not by a process of number 0, whose group is this very one."""
+    gone = Warm(ENVIRONMENT)
+    gone._server.kill()
+    gone._server.wait()
+    with pytest.raises((RuntimeError, OSError)):
+        gone.run(["-c", ""])

@@ -50,10 +50,26 @@ EXTRAS = (  # that may be missing
     "hydra_plugins.hydra_submitit_launcher.submitit_launcher",
 )
 # Variables that are read while a library is imported, or by the interpreter itself: a fork has the server's.
-READ_EARLY = ("OMP_", "GOMP_", "KMP_", "MKL_", "TORCH_LOGS", "TORCHINDUCTOR_", "PYTORCH_", "CUDA_", "LD_", "PYTHON")
+READ_EARLY = (
+    "LANG",
+    "LC_",
+    "OMP_",
+    "GOMP_",
+    "KMP_",
+    "MKL_",
+    "OPENBLAS_",
+    "TORCH_LOGS",
+    "TORCHINDUCTOR_",
+    "PYTORCH_",
+    "CUDA_",
+    "LD_",
+    "PYTHON",
+)
 # But these are read again, and the last is a matter of speed.
 LATE = {"PYTHONPATH", "PYTHONSAFEPATH", "TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS"}
 _ORDER_BYTES, _MOST_FDS = 1 << 20, 32
+_INTERRUPTED = 130  # and killed by SIGINT in the end, where that is not blocked
+_PATIENCE_S = 60.0
 
 
 def read_early(environment: Mapping[str, str]) -> dict[str, str]:
@@ -155,7 +171,11 @@ class Warm:
         """End the server, once its commands have ended."""
         if self._server is not None:
             self._line.close()
-            self._server.wait()
+            try:
+                self._server.wait(_PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                self._server.kill()
+                raise RuntimeError(f"commands that a test has started go on after {_PATIENCE_S:.0f} s") from None
 
 
 class _Fork(subprocess.Popen):
@@ -170,7 +190,10 @@ class _Fork(subprocess.Popen):
             self._ended, theirs = socket.socketpair()
             with theirs:
                 replace(order, **self._more).send(self._line, [*descriptors, theirs.fileno()])
-            return int.from_bytes(self._ended.recv(4), "little")
+            answer = self._ended.recv(4)
+            if len(answer) < 4:
+                raise RuntimeError("the warm server has ended; what it said is above")
+            return int.from_bytes(answer, "little")
 
         _execute(self, start, *args)
 
@@ -261,7 +284,8 @@ def serve(line: socket.socket) -> None:
                         selector.close()
                         become(order, descriptors, [_Spare() for _ in range(order.children)])
                     living[pid] = socket.socket(fileno=ended)
-                    living[pid].send(pid.to_bytes(4, "little"))
+                    with contextlib.suppress(OSError):  # whoever ordered it has given up
+                        living[pid].send(pid.to_bytes(4, "little"))
                     for descriptor in descriptors:
                         os.close(descriptor)
                 else:
@@ -295,7 +319,7 @@ def _tell_of_the_dead(living: dict[int, socket.socket]) -> None:
 
 
 def _num_children(argv: Sequence[str]) -> int:
-    """How many children a command starts that can be warm: its ranks, and in a sweep those of its jobs."""
+    """How many Pythons a command may start warm: its ranks; in a sweep the first few, its jobs' one after the other."""
     ranks = next((int(word[8:]) for word in argv[2:] if re.fullmatch(r"devices=\d", word)), 1)
     if {"-m", "--multirun"} & set(argv[2:]):
         return max(4, ranks)
@@ -328,17 +352,24 @@ def become(order: Order, descriptors: Sequence[int], spares: list[_Spare]) -> No
         code = _exit_code_of(lambda: _run(order.argv))
         threading._shutdown()  # type: ignore[attr-defined] - waits for its threads, as an interpreter does
         atexit._run_exitfuncs()
-        for stream in filter(None, (sys.stdout, sys.stderr)):
-            with contextlib.suppress(ValueError):  # closed
-                stream.flush()
-    except OSError as error:
-        code = code or 120  # as an interpreter whose stdout can't be written
-        os.write(2, f"{type(error).__name__}: {error}\n".encode())
+        try:
+            for stream in filter(None, (sys.stdout, sys.stderr)):
+                with contextlib.suppress(ValueError):  # closed
+                    stream.flush()
+        except OSError as error:
+            code = 120  # as an interpreter whose stdout can't be written
+            os.write(2, f"{type(error).__name__}: {error}\n".encode())
+        if code == _INTERRUPTED:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
 
 
 def _take_over(order: Order, descriptors: Sequence[int], kept: Iterable[int]) -> None:
+    assert not {*order.descriptors} & {*kept}
     if order.new_session:
         os.setsid()
     # First out of the way of the numbers that they get.
@@ -359,11 +390,14 @@ def _take_over(order: Order, descriptors: Sequence[int], kept: Iterable[int]) ->
         setattr(sys, f"__{name}__", stream)
     where = {"-m": order.cwd, "-c": ""}.get(order.argv[0], os.path.dirname(os.path.abspath(order.argv[0])))
     first = [] if os.environ.get("PYTHONSAFEPATH") else [where]
-    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    sys.path[:] = [*first, *paths, *sys.path[1:]]  # the server's first is where this file lies
+    sys.path[:] = [*first, *_import_paths(), *_ITS_OWN_PATH]
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, order.mask)
+
+
+def _import_paths() -> list[str]:
+    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
 
 
 def _duplicate_above(descriptor: int, least: int = 100) -> int:
@@ -408,8 +442,7 @@ def _exit_code_of(body: Callable[[], None]) -> int:
         return 1
     except KeyboardInterrupt:
         traceback.print_exc()
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
+        return _INTERRUPTED
     except BaseException:
         traceback.print_exc()
         return 1
@@ -439,6 +472,9 @@ def _start_children_from(spares: list[_Spare]) -> None:
 
     subprocess.Popen._execute_child = execute  # type: ignore[attr-defined]
 
+
+# Of a server: without the folder of this file, which comes first, and without what a fork is told anew.
+_ITS_OWN_PATH = sys.path[1 + len(_import_paths()) :]
 
 if __name__ == "__main__":
     serve(socket.socket(fileno=int(sys.argv[1])))

@@ -29,24 +29,30 @@ def note(text: str) -> None:
             os.close(handle)
 
 
-@contextmanager
-def logged(path: Path) -> Iterator[None]:
-    """While a run is under way: what is said goes to `path` too, and what ends it."""
+def log_from_here_on(path: Path) -> None:
+    """In a process that has one run to its end: what is said goes to `path` too."""
+    _open.append(path)
     show = warnings.showwarning
 
     def show_and_note(*args: Any, **kwargs: Any) -> None:
         show(*args, **kwargs)
         note(f"warning: {args[0]}")
 
-    _open.append(path)
     warnings.showwarning = show_and_note
+
+
+@contextmanager
+def logged(path: Path) -> Iterator[None]:
+    """While a run is under way: what is said goes to `path` too, and what ends it."""
+    show = warnings.showwarning
+    log_from_here_on(path)
     try:
         yield
     except (InputError, TrainingFailed) as error:
         note(f"ended: {error}")
         raise
-    except BaseException as error:
-        note("".join(traceback.format_exception(error)))
+    except Exception:
+        note(traceback.format_exc())
         raise
     finally:
         warnings.showwarning = show

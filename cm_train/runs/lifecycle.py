@@ -42,7 +42,8 @@ def claimed(folder: Path) -> Iterator["Claim"]:
         newest = checkpoint.newest_manifest(folder)
         if newest is not None:
             checkpoint.record_save(folder, newest.step)  # of a version that did not, or killed before it could
-        yield Claim(folder, newest, None if newest is None else read_back(folder))
+        with logged(folder / RUN_LOG):
+            yield Claim(folder, newest, None if newest is None else read_back(folder))
 
 
 class Claim:
@@ -84,10 +85,6 @@ class Claim:
             store_config(self.folder, dump(config) | {"teacher": self.stored.teacher})
             say(f"{self.folder} is finished at step {self.newest.step}; steps=... beyond that goes on")
             return True
-        with logged(self.folder / RUN_LOG):
-            return self._train(config, execute)
-
-    def _train(self, config: RunConfig, execute: Execute) -> bool:
         config.check_machine()
         store_config(self.folder, dump(config))
         began = announce.header(config)

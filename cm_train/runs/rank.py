@@ -13,6 +13,7 @@ import torch
 
 from ..core.errors import ExitCode, InputError, OutOfMemory, TrainingFailed, printable
 from ..core.meeting import joined
+from ..core.run_log import note
 from ..core.signals import StopFlag
 from ..core.terminal import complain
 from ..core.world import RankLost, World
@@ -88,6 +89,7 @@ def as_rank(body: Callable[[World], int]) -> NoReturn:
 
 
 def _print_traceback() -> None:
+    note(traceback.format_exc())
     with contextlib.suppress(OSError):  # a full disk behind stderr; the parent still hears why
         traceback.print_exc()
 

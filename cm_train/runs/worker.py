@@ -11,7 +11,7 @@ from ..core import plugins
 from ..core.memory import shortage_explained
 from ..core.precision import arithmetic
 from ..core.run_layout import RUN_LOG, SAMPLES, step_folder
-from ..core.run_log import logged
+from ..core.run_log import log_from_here_on
 from ..core.settings import typed
 from ..core.signals import Stopped
 from ..core.world import ALONE, World
@@ -49,7 +49,7 @@ def _run(config: RunConfig, should_stop: Callable[[float], bool], world: World) 
     with shortage_explained("before the first step", "a smaller backbone= or batch_size="):
         trainer = build_trainer(config, should_stop, world)
     if world.is_main:
-        show_data(trainer.loader, config.folder / SAMPLES)
+        show_data(trainer.loader, config.folder / SAMPLES, anew=trainer.step == 0)
     if not trainer.prepare(lambda: should_stop(0.0)):  # before the clocks of progress and rate begin to count
         return False
     with world.run_on_all(lambda: _tracker(trainer, world, should_stop)) as tracker:
@@ -82,8 +82,8 @@ def main() -> None:
             plugins.load_in_rank()
             folder = Path(sys.argv[1])
             config = typed(RunConfig, stored_config(folder) or {})
-            with logged(folder / RUN_LOG):
-                run(config, stop, world)
+            log_from_here_on(folder / RUN_LOG)
+            run(config, stop, world)
         return 0
 
     with stop_of_parent() as stop:

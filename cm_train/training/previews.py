@@ -19,21 +19,25 @@ from ..sampling.guidance import Guided
 NUM_PREVIEWS = 64
 
 
-def show_data(loader: Loader, folder: Path) -> None:
-    """Write the images with which training begins, as the network sees them, where that picture is not there yet.
+def show_data(loader: Loader, folder: Path, anew: bool) -> None:
+    """Write the images with which training begins, decoded and cropped; not yet flipped, where the set is.
 
     What a look at it shows: a wrong crop, a colour that is gone, pictures that should not be among them.
+
+    Args:
+        anew: whether a picture that is there already is replaced.
     """
     path = folder / DATA_PICTURE
-    if path.exists():
+    if path.exists() and not anew:
         return
     try:
         images, _ = loader.dataset.gather(loader.first(NUM_PREVIEWS))
+    except (InputError, OSError):
+        return  # training comes to that image too, and says which it is
+    try:
         save_png(grid(images.cpu()), path)
     except OSError as error:
-        complain(f"could not write {path}: {error.strerror}")
-    except InputError:
-        pass  # an image that can't be read: training comes to it too, and says which
+        complain(f"could not write {path}: {error.strerror or error}")
 
 
 class Previews:

@@ -35,23 +35,34 @@ def steps_of(run):
     return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("streams", ["closed", "full"])
-def test_streams_that_take_nothing_change_neither_run_nor_exit_code(streams, warm, tmp_path):
-    """In ranks and in a sweep; Python by itself ends with 120 where a stream can't be flushed."""
-    with open("/dev/full", "w") as full:
+@pytest.fixture
+def taking_nothing(request, warm, shell, tmp_path):
+    """A command whose stdout and stderr are closed or on a full disk: its exit code, by its arguments."""
+    start, streams = request.param
+    redirect = ">&- 2>&-" if streams == "closed" else ">/dev/full 2>/dev/full"
+    if start == "cold":
+        yield lambda *arguments: shell(BARE, *arguments, redirect=redirect).returncode
+        return
+    with open("/dev/full" if streams == "full" else os.devnull, "w") as full:
         where = {"closed": (1, 2)} if streams == "closed" else {"stdout": full, "stderr": full}
+        argv = ["-m", "cm_train.commands.train"]
+        yield lambda *arguments: warm.run([*argv, *arguments], cwd=tmp_path, **where).returncode
 
-        def code(*arguments):
-            return warm.run(["-m", "cm_train.commands.train", *arguments], cwd=tmp_path, **where).returncode
 
-        assert code(*EDM, "devices=2") == 0
-        assert steps_of(tmp_path / "runs" / "digits-edm") == [2, 4, 6]
-        assert code("-m", *EDM, "name=b") == 0
-        assert steps_of(tmp_path / "runs" / "b") == [2, 4, 6]
-        assert code("mode=edn") == 2
-        (tmp_path / "photos").mkdir()
-        photos = ["mode=edm", *TINY, "dataset=image_folder", "dataset.root=photos", "dataset.image_size=8", "devices=2"]
-        assert code(*photos) == 2, "found out by the ranks"
+COLD = [pytest.param(("cold", streams), marks=pytest.mark.long) for streams in ("closed", "full")]
+
+
+@pytest.mark.parametrize("taking_nothing", [("warm", "closed"), ("warm", "full"), *COLD], indirect=True, ids=str)
+def test_streams_that_take_nothing_change_neither_run_nor_exit_code(taking_nothing, tmp_path):
+    """In ranks and in a sweep; Python by itself ends with 120 where a stream can't be flushed."""
+    assert taking_nothing(*EDM, "devices=2") == 0
+    assert steps_of(tmp_path / "runs" / "digits-edm") == [2, 4, 6]
+    assert taking_nothing("-m", *EDM, "name=b") == 0
+    assert steps_of(tmp_path / "runs" / "b") == [2, 4, 6]
+    assert taking_nothing("mode=edn") == 2
+    (tmp_path / "photos").mkdir()
+    photos = ["mode=edm", *TINY, "dataset=image_folder", "dataset.root=photos", "dataset.image_size=8", "devices=2"]
+    assert taking_nothing(*photos) == 2, "found out by the ranks"
 
 
 @pytest.mark.long

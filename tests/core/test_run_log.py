@@ -9,7 +9,7 @@ import pytest
 from cm_train.core.errors import InputError
 from cm_train.core.run_log import logged
 from cm_train.core.terminal import complain, say, silence
-from conftest import TINY
+from conftest import ENVIRONMENT, TINY
 
 
 def lines(path):
@@ -76,7 +76,7 @@ def test_a_log_that_can_not_be_written_ends_nothing(kind, tmp_path):
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_run_is_logged_whoever_trains_it(devices, command, tmp_path):
-    for steps in (4, 6):
+    for steps in (4, 6, 6):
         done = command("train", "mode=ict", *TINY, f"steps={steps}", f"devices={devices}", "--quiet")
         assert (done.returncode, done.stderr) == (0, "")
     found = lines(tmp_path / "runs" / "digits-ict" / "run.log")
@@ -86,3 +86,29 @@ def test_a_run_is_logged_whoever_trains_it(devices, command, tmp_path):
     ]
     assert found.count("resuming at step 4") == 1
     assert found.count("digits: 1,797 images, no classes") == 2
+    assert found[-1].startswith("runs/digits-ict is finished at step 6")
+
+
+def test_a_rank_that_fails_is_logged_once(warm, tmp_path):
+    """Its traceback by itself, and why the run has ended by the command; nothing by the others."""
+    broken = (
+        "import cm_train.training.steps as s\n"
+        "real = s.Steps.train_step\n"
+        "def step(self, data):\n"
+        "    if self.world.rank == 1 and self.step == 3: raise RuntimeError('a bug in one rank')\n"
+        "    real(self, data)\n"
+        "s.Steps.train_step = step\n"
+    )
+    (tmp_path / "broken_worker.py").write_text(f"{broken}from cm_train.runs import worker\nworker.main()\n")
+    launch = (
+        "import cm_train.runs.launch as l\nreal = l.launch\n"
+        "l.launch = lambda num, module, *rest: real(num, 'broken_worker', *rest)\n"
+        "from cm_train.commands.train import main; main()"
+    )
+    env = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
+    done = warm.run(["-c", launch, "mode=ict", *TINY, "devices=2"], cwd=tmp_path, env=env)
+    assert done.returncode == 1 and "a bug in one rank" in done.stderr, done.stderr
+    found = lines(tmp_path / "runs" / "digits-ict" / "run.log")
+    assert [line for line in found if line.startswith("Traceback")] == ["Traceback (most recent call last):"]
+    assert found.count("RuntimeError: a bug in one rank") == 1
+    assert len([line for line in found if line.startswith("ended: ")]) == 1

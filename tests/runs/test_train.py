@@ -240,11 +240,15 @@ def test_a_student_that_had_only_its_first_weights_of_a_teacher_goes_on_without_
 
 def test_first_weights_of_ones_own_bring_their_network(plan):
     assert plan("mode=edm", "backbone.channels=24", "name=start")
-    assert plan("mode=ict", "init=runs/start")
-    assert plan.trained[0].backbone.channels == 24
-    assert plan("mode=ict", "init=runs/start", "steps=8", "schedule_steps=6"), "its own from then on"
+    with pytest.raises(InputError, match="a student has the backbone that it starts from"):
+        plan("mode=ict", "init=runs/start", "backbone.channels=64")
+    assert plan("mode=ict", "init=runs/start", "backbone.dropout=0.1")
+    assert (plan.trained[0].backbone.channels, plan.trained[0].backbone.dropout) == (24, 0.1)
+    assert plan("mode=ict", "init=runs/start", "backbone.dropout=0.1", "steps=8", "schedule_steps=6"), (
+        "its own from then on"
+    )
     with pytest.raises(InputError, match="another config: init"):
-        plan("mode=ict", "init=random", "steps=9", "schedule_steps=6")
+        plan("mode=ict", "init=random", "backbone.dropout=0.1", "steps=9", "schedule_steps=6")
 
 
 def test_first_weights_that_are_damaged_are_found_before_a_teacher_trains(plan, tmp_path):

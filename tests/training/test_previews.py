@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 from test_trainer import build  # noqa: F401 - a fixture
 
+from cm_train.core.errors import InputError
 from cm_train.core.run_layout import DATA_PICTURE, SAMPLES
 from cm_train.runs import worker
 from cm_train.training.previews import show_data
@@ -28,11 +29,25 @@ def test_data_are_shown_before_the_first_step(build, tmp_path):  # noqa: F811
         assert np.array_equal(shown, image[0].numpy())
 
 
-def test_data_are_shown_once_and_a_disk_that_is_full_is_said(build, tmp_path, capsys):  # noqa: F811
+def test_data_are_shown_anew_where_a_run_is_and_kept_where_it_goes_on(build, tmp_path):  # noqa: F811
     loader = build("mode=ict").loader
-    (tmp_path / DATA_PICTURE).write_text("the user's own by now")
-    show_data(loader, tmp_path)
-    assert (tmp_path / DATA_PICTURE).read_text() == "the user's own by now"
+    (tmp_path / DATA_PICTURE).write_text("of the first command, which was a mistake")
+    show_data(loader, tmp_path, anew=False)
+    assert (tmp_path / DATA_PICTURE).read_text().startswith("of the first")
+    show_data(loader, tmp_path, anew=True)
+    assert Image.open(tmp_path / DATA_PICTURE).size[0] >= 512
+
+
+def test_data_that_can_not_be_shown_end_nothing(build, tmp_path, capsys, monkeypatch):  # noqa: F811
+    loader = build("mode=ict").loader
+    capsys.readouterr()
     (tmp_path / "file").touch()
-    show_data(loader, tmp_path / "file")
+    show_data(loader, tmp_path / "file", anew=True)
     assert f"could not write {tmp_path / 'file' / DATA_PICTURE}" in capsys.readouterr().err
+
+    def broken(index):
+        raise InputError("image 'a.png' can't be decoded")
+
+    monkeypatch.setattr(loader.dataset, "gather", broken)
+    show_data(loader, tmp_path / "elsewhere", anew=True)
+    assert not (tmp_path / "elsewhere").exists() and capsys.readouterr().err == "", "training says it"
