@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cm_train.core import registry, run_layout
 from cm_train.core.settings import Settings
+from coverage_floors import FLOORS
 from draw_rooms import PACKAGE, PICTURE, ROOMS, between_rooms, dotted, draw, internal_imports, modules
 
 HYDRA_ALLOWED = {"commands", "sweeps", "runs/config.py", "core/cli.py", "core/command_line.py"}
@@ -26,6 +27,11 @@ def test_rooms_import_only_downwards():
 
 def test_the_picture_of_the_rooms_is_of_these_imports():
     assert PICTURE.read_text() == draw(between_rooms()), "fix: python scripts/draw_rooms.py"
+
+
+def test_every_room_has_a_floor_of_what_tests_run_of_it():
+    assert list(FLOORS) == ROOMS
+    assert all(50 < floor <= 98 for floors in FLOORS.values() for floor in floors)
 
 
 def test_no_module_imports_itself_in_a_circle():
