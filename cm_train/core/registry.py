@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any, ClassVar, Self, TypeVar
 
-from pydantic import ModelWrapValidatorHandler, model_validator
+from pydantic import model_validator
+from pydantic.functional_validators import ModelWrapValidatorHandler  # the package itself has it from 2.10 on
 
 from .errors import InputError
 from .settings import Mark, Settings, excerpt, typed
