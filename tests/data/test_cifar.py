@@ -68,6 +68,8 @@ def read(folder, content, rows=ROWS):
 
 @pytest.mark.parametrize("kind", GOOD)
 def test_batches_are_what_unpickling_would_give(kind, tmp_path):
+    if kind == "new numpy" and np.__version__.startswith("1."):
+        pytest.skip("this numpy can't unpickle what a newer one has written; cm_train can")
     trusted = {
         key if isinstance(key, str) else key.decode(): value
         for key, value in pickle.loads(GOOD[kind], encoding="bytes").items()
