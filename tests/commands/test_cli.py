@@ -242,6 +242,7 @@ def test_a_truncated_checkpoint_is_named_and_nothing_is_lost(command, tmp_path):
     assert (checkpoints / "damaged_step_00000006").exists()
 
 
+@pytest.mark.long
 def test_a_run_that_never_saved_can_be_started_over_with_another_config(command):
     """A mistake in the first command must not block the folder."""
     assert command("train", "mode=ict", *TINY, "dataset=mnist", "name=x", "dataset.download=false").returncode == 2

@@ -329,6 +329,7 @@ def test_a_resumed_run_goes_on_with_its_list_of_snapshots(build):  # noqa: F811
 # ------------------------------------------------------------------------------------------------ teachers that go on
 
 
+@pytest.mark.long
 def test_a_student_goes_on_with_the_teacher_that_it_began_with(build):  # noqa: F811
     run(build("mode=edm", name="teacher"))
     teacher = f"teacher={build('mode=edm', name='teacher').config.folder}"
@@ -355,6 +356,7 @@ def test_a_student_goes_on_with_the_teacher_that_it_began_with(build):  # noqa: 
     assert [f.name for f in checkpoint.folders(home)] == ["step_00000020", "step_00000018"]
 
 
+@pytest.mark.long
 def test_a_student_whose_teacher_is_gone_says_which_it_needs(build):  # noqa: F811
     run(build("mode=edm", name="teacher"))
     home = build("mode=edm", name="teacher").config.folder
@@ -452,6 +454,7 @@ def test_a_run_of_a_version_that_kept_no_record_gets_one_when_it_is_met(command,
     assert (folder / ".saved.json").exists()
 
 
+@pytest.mark.long
 def test_a_metrics_file_that_is_none_is_one_line_with_ranks_too(command, tmp_path):
     """Only the first rank opens it."""
     assert command("train", "mode=ict", *TINY).returncode == 0

@@ -94,6 +94,7 @@ def test_a_folder_that_the_locale_has_no_letters_for_may_be_worked_in(shell, tmp
     assert [p.name for p in mark.parent.glob(".needed_by_*")] == [mark.name], "known by its bytes in either locale"
 
 
+@pytest.mark.long
 @pytest.mark.command
 @pytest.mark.parametrize(
     ("environment", "word", "fix"),

@@ -203,6 +203,7 @@ def test_help_is_there_before_torch_is(name, flag):
     assert f"cm-{name}" in done.stdout and len(done.stdout.splitlines()) <= 40
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("after_s", [1.0, *(pytest.param(s, marks=pytest.mark.long) for s in (0.3, 3.0))])
 def test_signal_in_the_first_seconds_ends_the_command_in_good_order(start_cold, tmp_path, after_s):
     """Whatever it is just importing or reading then; the first moments are Python's own, before any line of ours."""

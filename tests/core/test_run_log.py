@@ -74,7 +74,7 @@ def test_a_log_that_can_not_be_written_ends_nothing(kind, tmp_path):
     assert elsewhere.read_text() == "text"
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_run_is_logged_whoever_trains_it(devices, command, tmp_path):
     for steps in (4, 6, 6):
         done = command("train", "mode=ict", *TINY, f"steps={steps}", f"devices={devices}", "--quiet")

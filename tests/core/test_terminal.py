@@ -185,6 +185,7 @@ def test_quiet_leaves_what_went_wrong(capsys, quiet, lines_at_once):
     assert capsys.readouterr().err == "trouble\n"
 
 
+@pytest.mark.long
 def test_quiet_commands_print_nothing_but_errors(command, tmp_path):
     """Alone, in two ranks and in a sweep; then sampling, then wrong input."""
     edm, two, sweep = ["mode=edm", *TINY], ["mode=ict", *TINY, "devices=2"], ["-m", "mode=ict", *TINY, "seed=1,2"]

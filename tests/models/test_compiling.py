@@ -329,7 +329,8 @@ def learnt(build):  # noqa: F811
     return make
 
 
-@pytest.mark.parametrize("mode", ["ict", *(pytest.param(mode, marks=pytest.mark.long) for mode in ("cd", "scd"))])
+@pytest.mark.long
+@pytest.mark.parametrize("mode", ["cd", "ict", "scd"])
 def test_compiled_steps_are_the_same_steps(mode, traced, build, learnt):  # noqa: F811
     start = starting_from(learnt(*ONE_BLOCK), mode)
     compare(*pair(build, *start, *ONE_BLOCK, "backbone.dropout=0.2"))

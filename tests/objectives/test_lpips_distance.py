@@ -97,6 +97,7 @@ def test_lpips_is_the_librarys_on_images_of_224_or_more(shape, count, reference,
     torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.long
 def test_lpips_gradient_reaches_the_images_alone_and_is_finite_where_features_vanish(distance):
     flat = distance.network.scaling_layer.shift.expand(1, 3, 8, 8)  # what the network sees as zeros
     x = torch.cat([images(1, 3, 8, 8), flat]).requires_grad_()

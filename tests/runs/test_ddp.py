@@ -406,6 +406,7 @@ worker.main()
 """
 
 
+@pytest.mark.long
 def test_a_rank_that_fails_shows_its_traceback_once(warm, tmp_path, command):
     """Launched as the command launches, with a bug planted in rank 1."""
     assert command("train", "mode=ict", *TINY, "steps=1", "schedule_steps=6").returncode == 0

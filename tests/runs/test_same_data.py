@@ -54,6 +54,7 @@ def test_a_run_goes_on_from_a_zip_of_its_pictures_and_with_less_memory(command, 
     assert "the dataset of runs/cut changed since the run began" in done.stderr
 
 
+@pytest.mark.long
 def test_a_teacher_is_known_by_its_pictures_and_not_by_where_they_lie(command, tmp_path):
     pictures(tmp_path / "photos")
     done = command("train", "mode=edm", *OPTIONS, "dataset.root=photos")

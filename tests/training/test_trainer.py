@@ -78,7 +78,7 @@ def overrides(mode, teacher):
     return [f"mode={mode}", "backbone.dropout=0.3", "ema.extra=[0.5]", *([teacher] if mode in WITH_TEACHER else [])]
 
 
-@pytest.mark.parametrize("mode", EVERY_MODE)
+@pytest.mark.parametrize("mode", ["ict", *(pytest.param(m, marks=pytest.mark.long) for m in EVERY_MODE if m != "ict")])
 def test_training_twice_gives_the_same_bits(mode, build, teacher):
     first, second = (build(*overrides(mode, teacher), name=n) for n in ("a", "b"))
     run(first)
