@@ -50,7 +50,7 @@ from cm_train.runs.stored import store_config, stored_config
 from cm_train.training.config import RunConfig, dump
 
 _TIME_S, _MEMORY = 60, 2 << 30
-FEW, MANY = 1, 20
+FEW, MANY = 0.5, 20
 tiers = pytest.mark.parametrize(
     "depth", [pytest.param(FEW, id="quick"), pytest.param(MANY, id="deep", marks=pytest.mark.long)]
 )
@@ -82,10 +82,10 @@ def bounded() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def check(holds: Callable[[], None], examples: int, depth: int) -> None:
+def check(holds: Callable[[], None], examples: int, depth: float) -> None:
     """Run a property: the same examples at every quick run, many more and other ones at a deep run."""
     settings(
-        max_examples=examples * depth,
+        max_examples=max(1, int(examples * depth)),
         derandomize=depth == FEW,
         database=None,
         deadline=None,

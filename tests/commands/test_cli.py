@@ -44,6 +44,7 @@ def test_train_then_sample(command, tmp_path):
     assert "is finished at step 6" in again.stderr
 
 
+@pytest.mark.long
 def test_cd_trains_its_missing_teacher_first_and_says_so(command, start, tmp_path):
     """Stopped inside the teacher's training: exit code 3, and the same command goes on with the teacher."""
     arguments = ["mode=cd", *TINY, "seed=3"]

@@ -181,6 +181,7 @@ def test_what_slurm_refuses_is_one_line(sweep):
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("launcher", ["submitit_slurm", pytest.param("submitit_local", marks=pytest.mark.long)])
 def test_jobs_that_fail_are_none_and_the_others_go_on(launcher, sweep, tmp_path):
     out, err = end_of(

@@ -88,7 +88,9 @@ def test_training_twice_gives_the_same_bits(mode, build, teacher):
     assert strip(lines(first)) == strip(lines(second))
 
 
-@pytest.mark.parametrize("mode", EVERY_MODE)
+@pytest.mark.parametrize(
+    "mode", [m if m in ("cd", "ict", "scd") else pytest.param(m, marks=pytest.mark.long) for m in EVERY_MODE]
+)
 def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(mode, build, teacher):
     """Stopped at step 3, in the middle of a log window, and built anew from the folder."""
     options = [*overrides(mode, teacher), "objective.target_decay=0.9" if mode in ("cd", "ct", "ict") else "seed=0"]

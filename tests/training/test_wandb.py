@@ -326,6 +326,7 @@ def test_environment_says_what_the_command_line_leaves_open(monkeypatch):
     assert TrackingConfig(project=None) == TrackingConfig(project="cm_train"), "an empty one says nothing"
 
 
+@pytest.mark.long
 def test_environment_rules_over_defaults_and_the_command_line_over_both(train, tmp_path):
     """A run of its own, the same resumed, and another whose command says it all."""
     elsewhere = tmp_path / "elsewhere"
@@ -348,6 +349,7 @@ def test_environment_rules_over_defaults_and_the_command_line_over_both(train, t
     assert third.display_name == "own"
 
 
+@pytest.mark.long
 def test_jobs_of_a_sweep_share_no_id_and_no_name(environment, warm, tmp_path):
     (tmp_path / "home").mkdir()
     argv = ["-m", "cm_train.commands.train", "-m", *RUN, "seed=0,1"]
@@ -362,6 +364,7 @@ def test_jobs_of_a_sweep_share_no_id_and_no_name(environment, warm, tmp_path):
     assert [list(run.tags) for run in (one, two)] == [["a", "b", "seed=0"], ["a", "b", "seed=1"]]
 
 
+@pytest.mark.long
 def test_agents_sweep_has_the_student_although_its_teacher_trained_in_the_same_process(train, server, tmp_path):
     assert train("mode=edm", "tracking=none")[0].returncode == 0
     shutil.rmtree(tmp_path / "runs" / "digits-edm" / "checkpoints" / "step_00000006")  # there is something left to do
