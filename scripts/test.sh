@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets everything up, then runs lint, types and tests, one a core: what every change has to pass, in five minutes.
 #   --unit       without the tests that start whole commands
-#   --all        the proofs that take long too, an hour or more
+#   --all        the proofs that take long too: two hours
 #   --lowest     those of --unit with the lowest versions of all dependencies that pyproject.toml allows, in an
 #                environment of its own
 #   --coverage   those of no option, and which share of each room's lines they run, held to a floor
