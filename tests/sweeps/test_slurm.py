@@ -181,7 +181,6 @@ def test_what_slurm_refuses_is_one_line(sweep):
     assert len(err.splitlines()) == 1
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("launcher", ["submitit_slurm", pytest.param("submitit_local", marks=pytest.mark.long)])
 def test_jobs_that_fail_are_none_and_the_others_go_on(launcher, sweep, tmp_path):
     out, err = end_of(
@@ -196,7 +195,6 @@ def test_jobs_that_fail_are_none_and_the_others_go_on(launcher, sweep, tmp_path)
     assert all(log.is_file() for log in logs)
 
 
-@pytest.mark.long
 def test_stop_file_takes_back_what_waits_and_lets_the_rest_end(sweep, tmp_path):
     process = sweep("submitit_slurm", "hydra.launcher.array_parallelism=1", "name=wait", "seed=5,6,7", program=STAND_IN)
     state = tmp_path / "slurm" / "100_0.pids"
