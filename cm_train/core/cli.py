@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from .. import __version__
 from .command_line import tidy, with_configs_of_plugins
 from .errors import ExitCode, InputError, TrainingFailed, printable
+from .run_layout import called_after
 from .streams import give_up_stdout, hold_streams
 
 # What the user says; for Hydra it is then set in any case, so that it raises its errors to us.
@@ -34,15 +35,12 @@ def conf_dir() -> Path:
     return packed if packed.is_dir() else package.parent / "conf"
 
 
-def _recipe_of(choice: str | None, pair: str) -> str:
-    """${recipe_of:${recipe},${dataset}-${mode}}: that pair's, which may be missing, unless somebody names another.
-
-    What is named is an entry of its own in the defaults list, which is not optional, so that Hydra refuses a slip.
-    """
-    return pair if choice == "auto" else "null"
+def _named_after(dataset: str, root: str | None) -> str:
+    """${named_after:${dataset.name},${dataset.root}}: own pictures are known by their folder, others by their name."""
+    return called_after(root) if dataset == "image_folder" and root else dataset
 
 
-OmegaConf.register_new_resolver("recipe_of", _recipe_of)
+OmegaConf.register_new_resolver("named_after", _named_after)
 
 
 def version(package: str) -> str:

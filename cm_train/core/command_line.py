@@ -17,7 +17,8 @@ from .errors import InputError
 
 # Keys whose values are text, whatever they look like: name=123 is a name.
 TEXT = frozenset(
-    ["name", "run_dir", "teacher", "init", "dataset.root", "ckpt", "out", "weights"]
+    ["name", "data_name", "run_dir", "teacher", "teacher_experiment", "init", "dataset.root", "ckpt", "out", "weights"]
+    + ["budget", "teacher_budget", "notice"]
     + [f"tracking.{key}" for key in ("project", "entity", "group")]
 )
 OPTIONAL_GROUPS = frozenset(["experiment"])  # null stands for none of their options

@@ -27,6 +27,20 @@ def silence() -> None:
     warnings.simplefilter("ignore")
 
 
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """While something is tried out, here and in ranks: only errors are shown."""
+    before = os.environ.get(_QUIET)
+    os.environ[_QUIET] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_QUIET]
+        else:
+            os.environ[_QUIET] = before
+
+
 def is_quiet() -> bool:
     """Whether only errors may be shown."""
     return os.environ.get(_QUIET, "0") not in ("", "0")

@@ -26,13 +26,12 @@ from ..core import cli, launched
 from ..core.child_python import import_paths
 from ..core.command_line import IMPLIED, quoted
 from ..core.errors import ExitCode, InputError
-from ..core.run_layout import LOCK
+from ..core.run_layout import LOCK, clean
 from ..core.signals import StopFlag
 from ..runs.lock import check_words, lock, refuse_links
 from . import job as sweep_job
 from . import table as sweep_table
 from .launchers import register as plugins
-from .naming import clean
 from .records import Job, JobState, SweepRecord, ask_to_stop, is_sweeps, jobs_folder, read_jobs, stop_file
 
 # Keys that tell one sweep from another, although a resume may change them.

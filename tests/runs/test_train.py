@@ -22,6 +22,8 @@ from cm_train.core.world import ALONE
 from cm_train.models.checkpoints import read as checkpoint
 from cm_train.runs import lock, teachers, worker
 from cm_train.runs.config import Composed, read_back
+from cm_train.runs.machine import Machine
+from cm_train.runs.measuring import Measured
 from cm_train.runs.train import train_in_order
 from cm_train.training.saver import RunSaver
 from conftest import TINY
@@ -34,10 +36,13 @@ class Plan:
     Attributes:
         trained: the configs of what was trained, in order.
         ends: of runs that end otherwise, by their folder's name: an error, or the step at which they are stopped.
+        measured: the configs of what was measured, in order.
     """
 
     trained: list = field(default_factory=list)
     ends: dict = field(default_factory=dict)
+    measured: list = field(default_factory=list)
+    step_s: float = 0.1  # of a batch of 128
 
     def __call__(self, *words, swept=(), stop=None):
         self.trained.clear()
@@ -48,7 +53,22 @@ class Plan:
             known.set_config(cfg)
             with open_dict(cfg):
                 del cfg["hydra"]
-            return train_in_order(Composed.of(cfg), self._execute, stop or StopFlag(), frozenset(swept))
+            machine = Machine(self._execute, self._measure)
+            return train_in_order(Composed.of(cfg), machine, stop or StopFlag(), frozenset(swept))
+
+    def _measure(self, config):
+        self.measured.append(config)
+        return Measured(
+            start_s=2.0,
+            step_s=self.step_s * config.batch_size / 128,
+            call_s=0.0,
+            save_s=0.0,
+            micro_batch=4,
+            ranks=1,
+            sigma_data=0.5,
+            peak_bytes=0,
+            free_bytes=0,
+        )
 
     def _execute(self, config):
         self.trained.append(config)
