@@ -186,9 +186,9 @@ def _draw(job: _Job, files: "ImageFiles", places: list[int], batch_size: int, co
     from ..sampling.labels import one_an_image
     from ..training.compile_policy import compile_alike
 
-    request, batch_size, classes = job.request, min(batch_size, len(places)), None
-    if request.labels is not None:
-        classes = one_an_image(request.labels, request.num, job.denoiser.config.num_classes)
+    request, batch_size = job.request, min(batch_size, len(places))
+    asked, num_classes = request.classes(request.num), job.denoiser.config.num_classes
+    classes = None if asked is None else one_an_image(asked, request.num, num_classes)
 
     def batches(places: list[int], levels: list[float]) -> "Iterator[Tensor]":
         return generate_batches(
@@ -225,12 +225,11 @@ def _finish(job: _Job, whole: Request, files: "ImageFiles", has_new: bool) -> Pa
     from ..sampling.by_hand import captions
     from .sample_files import save_whole
 
-    picture, labels, seed = job.out / "grid.png", whole.labels, whole.seed
+    picture, seed = job.out / "grid.png", whole.seed
     with writing(job.out):
         if has_new or not picture.exists():
             images = files.read(min(whole.num, GRID_IMAGES))
-            some = labels[: len(images)] if isinstance(labels, list) else labels
-            words = captions(job.denoiser, range(seed, seed + len(images)), some)
+            words = captions(job.denoiser, range(seed, seed + len(images)), whole.classes(len(images)))
             save_whole(grid(images, captions=words), picture, job.out / ".grid.png.writing")
         files.finish()
     return picture

@@ -15,18 +15,19 @@ _LONGEST_LISTED = 40  # characters
 
 
 def class_numbers(asked: int | str | Sequence[int | str], count: int, config: DenoiserConfig) -> int | list[int]:
-    """The classes that a user wants `count` images of, each by its name or number, as `generate(labels=)` takes them.
+    """The classes that a user wants `count` images of, each by its name or number: one for all, or several in turn.
 
     A name wins: folders called 1, 2, ..., 10 are classes in another order.
 
     Raises:
-        InputError: the checkpoint has no such class, or it is not one label an image.
+        InputError: the checkpoint has no such class, or there are more of them than images, or none.
     """
     if isinstance(asked, int | str):
         numbers: int | list[int] = class_number(asked, config)
     else:
         known = {label: class_number(label, config) for label in dict.fromkeys(asked)}
         numbers = [known[label] for label in asked]
+        count = max(1, min(count, len(numbers)))
     one_an_image(numbers, count, config.num_classes)
     return numbers
 

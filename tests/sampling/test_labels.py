@@ -14,11 +14,13 @@ def test_class_numbers_are_those_of_the_names_or_the_numbers_themselves():
     assert class_numbers(2, 5, named) == 0, "a name wins"
     assert class_numbers(["great white shark", 1, "2"], 3, named) == [2, 1, 0]
     assert class_numbers(2, 5, config) == 2
+    assert class_numbers([0, "cat"], 5, named) == [0, 1], "they take turns"
     for asked, known, message in (
         ("cta", named, r"no such class; got 'cta'; allowed: 2, cat, great white shark, or 0 to 2; fix: labels=cat"),
         ("cat", config, "knows its classes by number alone; got 'cat'; allowed: 0 to 2"),
         (3, named, "no such class; got '3'; allowed: 0 to 2"),
-        ([0, 1], named, "2 labels for 3 images"),
+        ([0, 1, 2, 0], named, "4 labels for 3 images"),
+        ([], named, "0 labels for 1 images"),
         ("cat", Recorder().config, "has no classes; got 'labels=cat'"),
     ):
         with pytest.raises(InputError, match=message):
