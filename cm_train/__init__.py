@@ -22,6 +22,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 __version__ = "0.2.0.dev0"
 
 if TYPE_CHECKING:
+    from .commands.from_python import train
     from .core.errors import InputError, TrainingFailed
     from .data.show import show
     from .models.checkpoints.load import load_denoiser
@@ -38,6 +39,7 @@ __all__ = [
     "initial_noise",
     "load_denoiser",
     "show",
+    "train",
 ]
 
 # Imported when asked for: torch takes two seconds, and --help should not.
@@ -50,6 +52,7 @@ _HOMES = {
     "initial_noise": "sampling.by_hand",
     "load_denoiser": "models.checkpoints.load",
     "show": "data.show",
+    "train": "commands.from_python",
 }
 
 

@@ -173,11 +173,9 @@ def _as_meant(text: str, groups: frozenset[str], is_sweep: bool) -> str:
             "this is no setting", text, "key=value", f"{near[0]}=..., see --help" if near else "see --help"
         )
     override = _parsed(text)
-    if override is None:
-        several = "," in value and value[0] not in "[\"'"
-    else:
-        several = isinstance(override._value, ChoiceSweep) and override._value.simple_form
-    if name in LISTS and several and not is_sweep:
+    are_several = override is not None and isinstance(override._value, ChoiceSweep) and override._value.simple_form
+    may_be = override is None and "," in value and value[0] not in "[\"'"
+    if name in LISTS and (are_several or may_be) and not is_sweep:
         return _as_meant(f"{key}=[{value}]", groups, is_sweep)
     if override is not None and override.is_sweep_override() and not is_sweep and name not in TEXT:
         raise InputError(
