@@ -310,7 +310,7 @@ MUTANTS = [Mutant(*row) for row in (
     ("noise-of-the-first", "cm_train/sampling/generate.py", "noise[rows]", "noise[: len(rows)]",
      "tests/sampling/test_generate.py::test_noise_of_ones_own_takes_the_place_of_the_seeds",
      "every batch begins with the first one's noise"),
-    ("stop-is-forgotten", "cm_train/commands/from_python.py", "raise KeyboardInterrupt", "return composed.config.folder",
+    ("stop-is-forgotten", "cm_train/commands/from_python.py", "raise KeyboardInterrupt", "return Path()",
      "tests/commands/test_from_python.py::test_a_signal_saves_first_and_is_told",
      "a notebook goes on below a cell that was stopped"),
     # ------------------------------------------------------------------------------------------------------------- data
