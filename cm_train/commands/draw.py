@@ -118,11 +118,9 @@ def _sample(config: SampleConfig) -> None:
                 _draw(job, files, missing, config.batch_size, config.compile)
             except Stopped:
                 # By its checkpoint: what a run's folder means is another one once it has trained on.
-                same = shlex.quote(f"ckpt={job.checkpoint}")
-                raise Stopped(
-                    f"stopped: what was drawn is kept in {out}, and the command with {same} goes on"
-                ) from None
-        picture = _finish(out, files, whole.num, bool(missing))
+                again = f"the command with {shlex.quote(f'ckpt={job.checkpoint}')} goes on"
+                raise Stopped(f"stopped: what was drawn is kept in {out}, and {again}") from None
+        picture = _finish(job, whole, files, bool(missing))
     if whole.num > config.num:
         say(f"note: {out} is of a request with num={whole.num}")
     say(f"wrote {picture} and the images beside it" if missing else f"nothing to draw; the images are in {out}")
@@ -188,9 +186,9 @@ def _draw(job: _Job, files: "ImageFiles", places: list[int], batch_size: int, co
     from ..sampling.labels import one_an_image
     from ..training.compile_policy import compile_alike
 
-    request, batch_size, classes = job.request, min(batch_size, len(places)), None
-    if request.labels is not None:
-        classes = one_an_image(request.labels, request.num, job.denoiser.config.num_classes)
+    request, batch_size = job.request, min(batch_size, len(places))
+    asked, num_classes = request.classes(request.num), job.denoiser.config.num_classes
+    classes = None if asked is None else one_an_image(asked, request.num, num_classes)
 
     def batches(places: list[int], levels: list[float]) -> "Iterator[Tensor]":
         return generate_batches(
@@ -221,15 +219,18 @@ def _draw(job: _Job, files: "ImageFiles", places: list[int], batch_size: int, co
             bar.advance(len(images))
 
 
-def _finish(out: Path, files: "ImageFiles", num: int, has_new: bool) -> Path:
-    """Make the grid and whatever else comes last; returns the grid's path."""
+def _finish(job: _Job, whole: Request, files: "ImageFiles", has_new: bool) -> Path:
+    """Make the grid of what `whole` asked for, and whatever else comes last; returns the grid's path."""
     from ..data.pixels import grid
+    from ..sampling.by_hand import captions
     from .sample_files import save_whole
 
-    picture = out / "grid.png"
-    with writing(out):
+    picture, seed = job.out / "grid.png", whole.seed
+    with writing(job.out):
         if has_new or not picture.exists():
-            save_whole(grid(files.read(min(num, GRID_IMAGES))), picture, out / ".grid.png.writing")
+            images = files.read(min(whole.num, GRID_IMAGES))
+            words = captions(job.denoiser, range(seed, seed + len(images)), whole.classes(len(images)))
+            save_whole(grid(images, captions=words), picture, job.out / ".grid.png.writing")
         files.finish()
     return picture
 

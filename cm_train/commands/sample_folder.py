@@ -37,20 +37,24 @@ class Request(Settings):
     seed: Annotated[int, Field(ge=0)]
     sampler: str
     sigmas: list[float]  # the noise levels, one a step
-    labels: int | list[int] | None
+    labels: int | Annotated[list[int], Field(min_length=1)] | None  # of several each has its turn
     guidance: float
     precision: str
     format: Literal["png", "npz"]
 
+    def classes(self, num: int) -> int | list[int] | None:
+        """The class of each of the first `num` images, or of all; None leaves them to the seeds."""
+        several = self.labels
+        return [several[i % len(several)] for i in range(num)] if isinstance(several, list) else several
+
     def differences(self, other: "Request") -> list[str]:
         """The keys in which `other` means other images than this one, beside their number, and both values."""
         mine, theirs = self.model_dump(), other.model_dump()
-        for values in (mine, theirs):
+        for request, values in ((self, mine), (other, theirs)):
             del values["num"]
             # The last digits are another processor's to choose.
             values["sigmas"] = [float(f"{sigma:.9g}") for sigma in values["sigmas"]]
-            if isinstance(values["labels"], list):  # one an image
-                values["labels"] = values["labels"][: min(self.num, other.num)]
+            values["labels"] = request.classes(min(self.num, other.num))
         if self.sha256 == other.sha256:
             del mine["ckpt"]  # a run may be called and lie as it likes
         return [

@@ -110,7 +110,7 @@ def under_hydra(config_name: str, task: Callable[[DictConfig], Any]) -> ExitCode
     except (HydraException, OmegaConfBaseException, InputError) as error:
         if FULL_ERRORS:
             raise
-        complain(_one_line(error, config_name))
+        complain(one_line(error, config_name))
         return ExitCode.WRONG_INPUT
     except BrokenPipeError:  # as in --info | head
         give_up_stdout()
@@ -191,8 +191,8 @@ def complain(text: str) -> None:
         print(f"{name}: {printable(text)}", file=sys.stderr, flush=True)
 
 
-def _one_line(error: BaseException, config_name: str) -> str:
-    """Hydra's message without its layout, with the cause, what is allowed and the nearest known key."""
+def one_line(error: BaseException, config_name: str) -> str:
+    """What Hydra found wrong: without its layout, with the cause, what is allowed and the nearest known key."""
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         near = difflib.get_close_matches(option.lower(), error.options, 1)

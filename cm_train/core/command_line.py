@@ -21,6 +21,7 @@ TEXT = frozenset(
     + ["budget", "teacher_budget", "notice"]
     + [f"tracking.{key}" for key in ("project", "entity", "group")]
 )
+LISTS = frozenset(["labels"])  # keys that take several values without brackets around them
 OPTIONAL_GROUPS = frozenset(["experiment"])  # null stands for none of their options
 # Two ways to say one thing: the one that is typed overrules the other, whatever file that is from.
 OTHER = {"ema.decay": "ema.half_life_images", "ema.half_life_images": "ema.decay"}
@@ -173,6 +174,10 @@ def _as_meant(text: str, groups: frozenset[str], is_sweep: bool) -> str:
             "this is no setting", text, "key=value", f"{near[0]}=..., see --help" if near else "see --help"
         )
     override = _parsed(text)
+    are_several = override is not None and isinstance(override._value, ChoiceSweep) and override._value.simple_form
+    may_be = override is None and "," in value and value[0] not in "[\"'"
+    if name in LISTS and (are_several or may_be) and not is_sweep:
+        return _as_meant(f"{key}=[{value}]", groups, is_sweep)
     if override is not None and override.is_sweep_override() and not is_sweep and name not in TEXT:
         raise InputError(
             f"{name} has several values", value, "one", f"-m for a run of each, or {key}=[{value}] for a list"

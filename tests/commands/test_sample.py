@@ -18,13 +18,14 @@ from PIL import Image
 from test_checkpoints import BACKBONE, CONFIG, write
 from test_choosing import midpoint  # noqa: F401 - a fixture
 
-from cm_train import generate, load_denoiser
+from cm_train import captions, generate, load_denoiser
 from cm_train.commands.draw import sample
 from cm_train.commands.sample_folder import Request, default_name
 from cm_train.core import cli, registry
 from cm_train.core.command_line import tidy
 from cm_train.core.errors import ExitCode, InputError
 from cm_train.core.signals import StopFlag
+from cm_train.data.pixels import grid
 from cm_train.models.checkpoints import read as checkpoint
 from cm_train.models.checkpoints import write as saving
 from cm_train.models.denoiser import build_denoiser
@@ -222,7 +223,9 @@ def test_two_commands_do_not_write_into_one_folder(draw):
     assert draw("num=3", "out=x") == 0
 
 
-def test_classes_are_asked_for_by_name(draw, capsys):
+@pytest.fixture
+def draw_classes(draw):
+    """`draw` from a checkpoint that has classes."""
     config = CONFIG.model_copy(update={"num_classes": 3, "class_names": ["10", "9", "cat"]})
     denoiser = build_denoiser(config, BACKBONE)
     for p in denoiser.parameters():
@@ -231,6 +234,11 @@ def test_classes_are_asked_for_by_name(draw, capsys):
     saving.write(
         checkpoint.step_folder(Path("run"), 7), {"ema_0.9": denoiser.state_dict()}, {}, provenance={}, **manifest
     )
+    return draw
+
+
+def test_classes_are_asked_for_by_name(draw_classes, capsys):
+    draw = draw_classes
     for out, typed, said, numbers in (
         ("a", "cat", "cat (2)", 2),
         ("b", "10", "10 (0)", 0),
@@ -245,6 +253,25 @@ def test_classes_are_asked_for_by_name(draw, capsys):
         draw("labels=cats")
     with pytest.raises(InputError, match="labels: a class is a name or a number; got 1.5"):
         draw("labels=1.5")
+
+
+def test_several_classes_take_turns_however_many_images(draw_classes):
+    for num in (4, 5, 3):
+        assert draw_classes(f"num={num}", *tidy(["labels=cat,9"], []), "out=x") == 0
+    assert np.array_equal(pixels(Path("x")), expected(5, labels=["cat", "9", "cat", "9", "cat"]))
+    assert json.loads(Path("x/request.json").read_text())["labels"] == [2, 1]
+    with pytest.raises(InputError, match=r"holds the images of another request: labels"):
+        draw_classes("num=4", "labels=[cat,9,10]", "out=x")
+
+
+@pytest.mark.parametrize("labels", [["labels=cat,9"], []])
+def test_the_grid_names_the_classes(labels, draw_classes):
+    assert draw_classes("num=5", *tidy(labels, []), "seed=3", "out=x") == 0
+    seeds, asked = range(3, 8), ["cat", "9", "cat", "9", "cat"] if labels else None
+    images = generate("run", seeds, labels=asked)
+    words = captions("run", seeds, asked)
+    assert set(words) <= {"10", "9", "cat"} and len(set(words)) > 1
+    assert np.array_equal(np.asarray(Image.open("x/grid.png")), grid(images, captions=words)[0].numpy())
 
 
 def test_a_new_sampler_is_drawn_by_without_a_word_of_it_here(draw, midpoint, capsys):  # noqa: F811

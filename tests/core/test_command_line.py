@@ -87,6 +87,12 @@ def test_quoted_text_is_read_back(text):
         ("-m 'seed=range(3)' 'mode=glob(c*)'", ["--multirun", "seed=range(3)", "mode=glob(c*)"]),
         ("tracking.tags=[a,b] labels=[0,1] sampling.points={1:[80.0]}", None),
         ("tracking.tags=[José,b] labels=[a#,1]", ["tracking.tags=['José',b]", "labels=['a#',1]"]),
+        ("labels=cat,dog labels=1,cat", ["labels=[cat,dog]", "labels=[1,cat]"]),
+        ("\"labels='a,b','c'\"", ["labels=['a,b','c']"]),
+        (
+            "labels=José,b 'labels=house mouse,b' \"labels='a,b'\"",
+            ["labels=['José',b]", "labels=[house mouse,b]", "labels='a,b'"],
+        ),
         ("labels=1_000 labels=true labels=nan", ["labels='1_000'", "labels='true'", "labels='nan'"]),
         ("labels=3 labels=null 'mode=cd '", ["labels=3", "labels=null", "mode=cd"]),
     ],
