@@ -78,7 +78,7 @@ def sample(cfg: DictConfig) -> ExitCode:
     from ..core import plugins
 
     plugins.load(plugins.names_in(values))  # before the config is typed, which may name a sampler of theirs
-    config = typed(SampleConfig, {str(k): v for k, v in values.items()})
+    config = typed(SampleConfig, {str(k): v for k, v in values.items()}, as_written=True)
     try:
         _sample(config)
     except Stopped as stopped:

@@ -101,7 +101,7 @@ def parse(cfg: DictConfig) -> RunConfig:
     if isinstance(values.get("compile"), bool):  # YAML reads true as a boolean, beside "auto"
         values["compile"] = str(values["compile"]).lower()
     plugins.load(plugins.names_in(values))
-    config = typed(RunConfig, values)
+    config = typed(RunConfig, values, as_written=True)
     config = config.model_copy(update={"ema": config.ema.with_decay(config.batch_size)})
     _check_together(config)
     return config
