@@ -3,7 +3,8 @@
 import argparse
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
@@ -41,12 +42,18 @@ _NO_FLAGS = {
 _INFO = ("--info", "-i")
 
 
-def tidy(arguments: Sequence[str], groups: Iterable[str], plain: str | None = None) -> list[str]:
+def tidy(
+    arguments: Sequence[str],
+    groups: Iterable[str],
+    plain: str | None = None,
+    meant_by: Callable[[str], list[str]] | None = None,
+) -> list[str]:
     """Command-line arguments as Hydra takes them: flags first, values quoted where they would mean something else.
 
     Args:
         groups: the config groups, as "mode".
         plain: the key that an argument without one is for, at most once.
+        meant_by: which keys a word stands for, see `Keys.meant_by`.
 
     Raises:
         InputError: an unknown flag, what is no setting, or what can't be had.
@@ -55,6 +62,8 @@ def tidy(arguments: Sequence[str], groups: Iterable[str], plain: str | None = No
     parser.error = _fail  # type: ignore[method-assign]
     if plain is None:
         parser.add_argument("--why", nargs="*", action="extend")
+    if meant_by is not None:
+        _refuse_keys_as_flags(arguments, list(parser._option_string_actions), meant_by)
     options = parser.parse_intermixed_args(_with_what_to_show(parser, arguments))
     for name, instead in _NO_FLAGS.items():
         if getattr(options, name) is not None:
@@ -133,6 +142,26 @@ def quoted(text: str) -> str:
 
 def _fail(message: str) -> NoReturn:
     raise InputError(message, fix="--help shows what there is; settings are written key=value")
+
+
+def _refuse_keys_as_flags(
+    arguments: Sequence[str], known: Sequence[str], meant_by: Callable[[str], list[str]]
+) -> None:
+    """Say how a key is set that is written as other tools have it: --steps 100, -lr=1e-3."""
+    for i, argument in enumerate(arguments):
+        flag, has_value, value = argument.partition("=")
+        word = flag.lstrip("-")
+        is_flag = flag in known or (flag.startswith("--") and any(option.startswith(flag) for option in known))
+        if is_flag or not re.fullmatch(r"--?[A-Za-z][\w.-]*", flag):
+            continue
+        keys = meant_by(word)
+        if not keys:
+            continue
+        following = arguments[i + 1] if i + 1 < len(arguments) else "-"
+        if not has_value:
+            value = "..." if following.startswith("-") or "=" in following else following
+        settings = [key if "=" in key else f"{key}={shlex.quote(value)}" for key in keys]
+        raise InputError(f"{flag} is no flag; settings are written key=value", fix=" or ".join(settings))
 
 
 def _with_what_to_show(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> list[str]:
