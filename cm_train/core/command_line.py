@@ -3,7 +3,6 @@
 import argparse
 import difflib
 import re
-import shlex
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -15,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from omegaconf.grammar_parser import parse
 
 from .errors import InputError
+from .keys import refuse_as_flags
 
 # Keys whose values are text, whatever they look like: name=123 is a name.
 TEXT = frozenset(
@@ -63,7 +63,7 @@ def tidy(
     if plain is None:
         parser.add_argument("--why", nargs="*", action="extend")
     if meant_by is not None:
-        _refuse_keys_as_flags(arguments, list(parser._option_string_actions), meant_by)
+        refuse_as_flags(arguments, list(parser._option_string_actions), meant_by)
     options = parser.parse_intermixed_args(_with_what_to_show(parser, arguments))
     for name, instead in _NO_FLAGS.items():
         if getattr(options, name) is not None:
@@ -142,26 +142,6 @@ def quoted(text: str) -> str:
 
 def _fail(message: str) -> NoReturn:
     raise InputError(message, fix="--help shows what there is; settings are written key=value")
-
-
-def _refuse_keys_as_flags(
-    arguments: Sequence[str], known: Sequence[str], meant_by: Callable[[str], list[str]]
-) -> None:
-    """Say how a key is set that is written as other tools have it: --steps 100, -lr=1e-3."""
-    for i, argument in enumerate(arguments):
-        flag, has_value, value = argument.partition("=")
-        word = flag.lstrip("-")
-        is_flag = flag in known or (flag.startswith("--") and any(option.startswith(flag) for option in known))
-        if is_flag or not re.fullmatch(r"--?[A-Za-z][\w.-]*", flag):
-            continue
-        keys = meant_by(word)
-        if not keys:
-            continue
-        following = arguments[i + 1] if i + 1 < len(arguments) else "-"
-        if not has_value:
-            value = "..." if following.startswith("-") or "=" in following else following
-        settings = [key if "=" in key else f"{key}={shlex.quote(value)}" for key in keys]
-        raise InputError(f"{flag} is no flag; settings are written key=value", fix=" or ".join(settings))
 
 
 def _with_what_to_show(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> list[str]:

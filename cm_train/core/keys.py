@@ -2,12 +2,14 @@
 
 import difflib
 import re
-from collections.abc import Collection, Mapping
+import shlex
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
+from .errors import InputError
 from .synonyms import HINTS, SAMPLE, TRAIN
 
 _SYNONYMS = {"train": TRAIN, "sample": SAMPLE}
@@ -76,3 +78,29 @@ def keys_of_options(conf: Path, groups: Collection[str]) -> dict[str, list[str]]
         for key in keys:
             found.setdefault(key, []).append(f"{group}={path.stem}")
     return found
+
+
+def refuse_as_flags(arguments: Sequence[str], known: Sequence[str], meant_by: Callable[[str], list[str]]) -> None:
+    """Say how a key is set that is written as other tools have it: --steps 100, -lr=1e-3.
+
+    Args:
+        known: the flags that there are.
+        meant_by: see `Keys`.
+
+    Raises:
+        InputError: for the first of them.
+    """
+    for i, argument in enumerate(arguments):
+        flag, has_value, value = argument.partition("=")
+        word = flag.lstrip("-")
+        is_flag = flag in known or (flag.startswith("--") and any(option.startswith(flag) for option in known))
+        if is_flag or not re.fullmatch(r"--?[A-Za-z][\w.-]*", flag):
+            continue
+        keys = meant_by(word)
+        if not keys:
+            continue
+        following = arguments[i + 1] if i + 1 < len(arguments) else "-"
+        if not has_value:
+            value = "..." if following.startswith("-") or "=" in following else following
+        settings = [key if "=" in key else f"{key}={shlex.quote(value)}" for key in keys]
+        raise InputError(f"{flag} is no flag; settings are written key=value", fix=" or ".join(settings))
