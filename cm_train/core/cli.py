@@ -3,12 +3,13 @@
 import contextlib
 import difflib
 import errno
+import io
 import logging
 import os
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -24,9 +25,12 @@ from .command_line import tidy, with_configs_of_plugins
 from .errors import ExitCode, InputError, TrainingFailed, printable
 from .keys import Keys, all_keys, keys_of_options
 from .streams import give_up_stdout, hold_streams
+from .wrapping import columns_of, fitted
 
 # What the user says; for Hydra it is then set in any case, so that it raises its errors to us.
 FULL_ERRORS = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("0", "")
+
+_SCREEN = 80  # columns of help that goes to no terminal
 
 
 def conf_dir() -> Path:
@@ -110,7 +114,8 @@ def under_hydra(config_name: str, task: Callable[[DictConfig], Any]) -> ExitCode
     os.environ["HYDRA_FULL_ERROR"] = "1"
     warnings.filterwarnings("error", ".* is not available")  # what hydra.searchpath names, and is not there
     try:
-        hydra.main(version_base=None, config_path=str(conf_dir()), config_name=config_name)(begun)()
+        with _help_fitted():
+            hydra.main(version_base=None, config_path=str(conf_dir()), config_name=config_name)(begun)()
     except (HydraException, OmegaConfBaseException, InputError) as error:
         if FULL_ERRORS:
             raise
@@ -135,6 +140,20 @@ def under_hydra(config_name: str, task: Callable[[DictConfig], Any]) -> ExitCode
         restore_cursor()
         return ExitCode.FAILED
     return ExitCode.DONE
+
+
+@contextlib.contextmanager
+def _help_fitted() -> Iterator[None]:
+    """What Hydra prints for --help, with the options of a group in lines of a screen's width, in a file too."""
+    if "--help" not in sys.argv:
+        yield
+        return
+    taken = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(taken):
+            yield
+    finally:
+        print(fitted(taken.getvalue().rstrip("\n"), columns_of(sys.stdout) or _SCREEN), flush=True)
 
 
 def begin(config_name: str, plain: str | None = None) -> None:
@@ -181,7 +200,7 @@ def _heed_quiet() -> None:
 def tell(text: str) -> None:
     """Print what was asked for. Exits with 1 where nobody can take it."""
     try:
-        print(text, flush=True)
+        print(fitted(text, columns_of(sys.stdout)), flush=True)
     except OSError as error:
         give_up_stdout()
         complain(f"can't write: {error.strerror}")
@@ -192,7 +211,7 @@ def complain(text: str) -> None:
     """One line on stderr, in the command's name."""
     name = Path(sys.argv[0]).name
     with contextlib.suppress(OSError):  # nobody listens; the exit code still tells
-        print(f"{name}: {printable(text)}", file=sys.stderr, flush=True)
+        print(fitted(f"{name}: {printable(text)}", columns_of(sys.stderr)), file=sys.stderr, flush=True)
 
 
 def _one_line(error: BaseException, config_name: str) -> str:
