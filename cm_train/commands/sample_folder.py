@@ -18,6 +18,8 @@ from ..core.settings import Settings, excerpt, typed
 from ..runs.lock import FolderInUse, refuse_links
 
 REQUEST, IMAGES, PACKED, UNPACKED = "request.json", "images", "samples.npz", ".samples.writing"
+PARTS = ".samples.parts"  # images that processes have drawn for an npz, and which are not in their turn yet
+SHARES = ".shares"  # what the processes of a command are told to draw, and how far they are
 
 _MOST_LEVELS = 4  # in a name
 _MAX_REQUEST_BYTES = 1 << 22
@@ -146,7 +148,8 @@ def writing(home: Path) -> Iterator[None]:
 
 def _has_images(home: Path) -> bool:
     """Whether anything was drawn: before that, a mistaken request may be corrected."""
-    return any((home / name).exists() for name in (PACKED, UNPACKED)) or any((home / IMAGES).glob("*.png"))
+    is_there = any((home / name).exists() for name in (PACKED, UNPACKED))
+    return is_there or any(any((home / name).glob("*.png")) for name in (IMAGES, PARTS))
 
 
 def _check_ours(home: Path) -> Request | None:
@@ -161,7 +164,7 @@ def _check_ours(home: Path) -> Request | None:
     if others and REQUEST not in names:
         found = ", ".join(excerpt(name) for name in others[:3]) + (", ..." if len(others) > 3 else "")
         raise InputError(f"{home} holds other files and no {REQUEST}", found, _OTHERS, "set out=...")
-    refuse_links(home, (IMAGES,), "out")
+    refuse_links(home, (IMAGES, PARTS, SHARES), "out")
     return _stored(home / REQUEST) if others else None
 
 

@@ -3,7 +3,7 @@
 import argparse
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from omegaconf.grammar_parser import parse
 
 from .errors import InputError
+from .keys import refuse_as_flags
 
 # Keys whose values are text, whatever they look like: name=123 is a name.
 TEXT = frozenset(
@@ -43,12 +44,18 @@ _NO_FLAGS = {
 _INFO = ("--info", "-i")
 
 
-def tidy(arguments: Sequence[str], groups: Iterable[str], plain: str | None = None) -> list[str]:
+def tidy(
+    arguments: Sequence[str],
+    groups: Iterable[str],
+    plain: str | None = None,
+    meant_by: Callable[[str], list[str]] | None = None,
+) -> list[str]:
     """Command-line arguments as Hydra takes them: flags first, values quoted where they would mean something else.
 
     Args:
         groups: the config groups, as "mode".
         plain: the key that an argument without one is for, at most once.
+        meant_by: which keys a word stands for, see `Keys.meant_by`.
 
     Raises:
         InputError: an unknown flag, what is no setting, or what can't be had.
@@ -57,6 +64,8 @@ def tidy(arguments: Sequence[str], groups: Iterable[str], plain: str | None = No
     parser.error = _fail  # type: ignore[method-assign]
     if plain is None:
         parser.add_argument("--why", nargs="*", action="extend")
+    if meant_by is not None:
+        refuse_as_flags(arguments, list(parser._option_string_actions), meant_by)
     options = parser.parse_intermixed_args(_with_what_to_show(parser, arguments))
     for name, instead in _NO_FLAGS.items():
         if getattr(options, name) is not None:

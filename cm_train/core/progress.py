@@ -57,13 +57,17 @@ class Progress:
             return
         self._can_move = False  # whether this one works or not
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
+
+        def whole() -> Column:  # where a terminal is narrow the bar gets shorter, and nothing else
+            return Column(no_wrap=True)
 
         bar = Progress(
             TextColumn(self._what),
-            MofNCompleteColumn(),
+            MofNCompleteColumn(table_column=whole()),
             BarColumn(),
             TextColumn("{task.fields[shown]}"),
-            *([] if self.total is None else [TimeRemainingColumn(), TextColumn("left")]),
+            *([] if self.total is None else [TimeRemainingColumn(table_column=whole()), TextColumn("left")]),
             console=self._console,
             refresh_per_second=4,
             transient=not self._leads,

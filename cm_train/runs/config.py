@@ -187,7 +187,7 @@ def _typed(values: Values, unseen: Facts, is_plain: bool, images: int | None = N
     dataset = registry.settings("dataset", values.get("dataset") or {})
     facts = dataset.known_facts() or unseen
     settled = settle_plainly(values, facts) if is_plain else settle(values, facts, images)
-    config = typed(RunConfig, settled)
+    config = typed(RunConfig, settled, as_written=True)
     config = config.model_copy(update={"ema": config.ema.with_decay(config.batch_size)})
     _check_together(config)
     return config

@@ -139,6 +139,29 @@ def test_more_images_of_a_request_are_added_and_fewer_are_there_already(format, 
     assert picture.width == picture.height, "three rows of three"
 
 
+def test_every_file_that_was_written_is_said(draw, capsys):
+    for words, said in (
+        (["num=1", "out=x"], ["wrote to x:", "  images/00000000.png (1 image)", "  grid.png, request.json"]),
+        (["num=4", "out=x"], ["wrote to x:", "  images/00000001.png to images/00000003.png (3 new images)"]),
+        (["num=4", "out=x"], ["nothing to draw; the images are in x"]),
+        (["num=2", "format=npz", "out=y"], ["wrote to y:", "  samples.npz (2 images)", "  grid.png, request.json"]),
+        (["num=3", "format=npz", "out=y"], ["wrote to y:", "  samples.npz (1 new image)", "  grid.png, request.json"]),
+    ):
+        assert draw(*words) == 0
+        lines = capsys.readouterr().err.splitlines()
+        start = lines.index(said[0])
+        assert lines[start : start + len(said)] == said
+
+
+def test_a_sweep_of_samples_has_a_folder_for_each(command, tmp_path):
+    write(tmp_path / "run", 5)
+    done = command("sample", "-m", "run", "num=2", "steps=1,2", "seed=0,3")
+    assert done.returncode == 0, done.stderr
+    names = ["1-step", "1-step-seed-3", "2-steps", "2-steps-seed-3"]
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [f"run-step-5-{name}" for name in names]
+    assert done.stderr.count("images/00000003.png to images/00000004.png (2 images)") == 2
+
+
 def test_another_request_is_refused_with_its_differences_and_changes_nothing(draw):
     assert draw("num=3", "steps=2", "out=x") == 0
     before = contents(Path("x"))

@@ -208,3 +208,15 @@ def test_what_yaml_shows_is_what_a_run_does_unasked():
                 assert value == NoiseConfig.model_fields[key].default, (path, key)
     for path in (CONF / "tracking").iterdir():
         assert typed(TrackingConfig, stated(f"tracking/{path.name}")) == TrackingConfig(backend=path.stem)
+
+
+def test_integers_may_be_written_with_an_exponent(composed):
+    words = ["steps=1e5", "batch_size=2e3", "optimizer.warmup_steps=1e2", "save_every=1e3", "backbone.channels=1.6e1"]
+    config = parse(composed("mode=ict", "noise.curriculum.s1=1e3", "name=1e3", *words))
+    assert config.name == "1e3"
+    found = [config.steps, config.batch_size, config.optimizer.warmup_steps, config.save_every]
+    found += [config.backbone.channels, config.noise.curriculum.s1]
+    assert found == [100000, 2000, 100, 1000, 16, 1000] and all(type(value) is int for value in found)
+    for wrong in ("steps=100.5", "steps=1e17", "steps=true", "deterministic=1e0"):
+        with pytest.raises(InputError, match=wrong.split("=")[0]):
+            parse(composed("mode=ict", wrong))
