@@ -1,29 +1,19 @@
 """cm-train as a function: the same settings, composed and trained by the same code, in the caller's own process."""
 
-import copy
 import operator
 import os
 import re
 import signal
 import threading
 import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from hydra.version import VersionBase
-from omegaconf import DictConfig, open_dict, read_write
-from omegaconf.errors import OmegaConfBaseException
-
-from ..core import cli
-from ..core.command_line import quoted, tidy, with_configs_of_plugins
+from ..core.command_line import quoted
+from ..core.composing import composed_of
 from ..core.errors import ExitCode, InputError
 from ..core.settings import excerpt
 from ..core.signals import StopFlag
@@ -67,6 +57,7 @@ def train(settings: Mapping[str, Any] | None = None, **more: Any) -> Path:
 def _train(arguments: list[str]) -> Path:
     from ..core.world import is_launched
     from ..runs.config import Composed
+    from ..runs.naming import named_for_its_pictures
     from ..runs.train import train as train_as_composed
 
     began = time.monotonic()
@@ -75,8 +66,8 @@ def _train(arguments: list[str]) -> Path:
     # Signals are the main thread's; in another one a deadline is all that stops a run.
     stop = StopFlag()
     heeding = stop if threading.current_thread() is threading.main_thread() else nullcontext()
-    with heeding, _composed(arguments) as cfg:
-        composed = Composed.of(cfg)
+    with heeding, composed_of(arguments) as cfg:
+        composed = named_for_its_pictures(Composed.of(cfg))
         code = train_as_composed(composed, stop, began)
     if code == ExitCode.STOPPED and stop.caught:
         if signal.SIGINT in stop.caught:
@@ -126,30 +117,3 @@ def _apart(settings: Mapping[str, Any], more: Mapping[str, Any]) -> Mapping[str,
         if key in settings:
             raise InputError(f"{key} is set twice", f"{excerpt(settings[key])} and {excerpt(more[key])}", "once")
     return settings
-
-
-@contextmanager
-def _composed(arguments: list[str]) -> Iterator[DictConfig]:
-    """The config of these words; within this context, in which Hydra is as the command has it, and then as it was."""
-    hydra, config, base = GlobalHydra.instance(), HydraConfig.instance(), VersionBase.instance()
-    before = hydra.hydra, config.cfg, base.version_base
-    hydra.clear()
-    try:
-        with initialize_config_dir(str(cli.conf_dir()), "cm-train", version_base=None):
-            cfg = _compose(with_configs_of_plugins(tidy(arguments, cli.groups("train"))))
-            config.set_config(cfg)
-            task = copy.deepcopy(cfg)
-            with read_write(task), open_dict(task):
-                del task["hydra"]
-            yield task
-    finally:
-        GlobalHydra.instance().hydra, config.cfg, base.version_base = before
-
-
-def _compose(words: list[str]) -> DictConfig:
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", ".* is not available")  # what hydra.searchpath names, and is not there
-            return compose("train", words, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, UserWarning) as error:
-        raise InputError(cli.one_line(error, "train")) from None

@@ -53,8 +53,12 @@ class Composed:
     _facts: Facts | None = None
 
     @classmethod
-    def of(cls, cfg: DictConfig) -> "Composed":
-        """Raises InputError, see `parse`."""
+    def of(cls, cfg: DictConfig, in_sweep: bool = False) -> "Composed":
+        """Raises InputError, see `parse`.
+
+        Args:
+            in_sweep: whether it stands for a job of a sweep, although it was composed alone.
+        """
         hydra = HydraConfig.get()
         # ${...} in a word is not for the list of words to resolve.
         words: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
@@ -68,9 +72,8 @@ class Composed:
         values, is_plain = plain_values(cfg), hydra.runtime.choices.get("recipe") == "none"
         if values.get("budget") is not None and values.get("steps") != AUTO:
             raise InputError("budget and steps say one thing", f"budget={values['budget']}", fix="drop one of them")
-        return cls(
-            _typed(values, _UNSEEN, is_plain), asked, hydra.mode == RunMode.MULTIRUN, cfg, values, is_plain, experiment
-        )
+        is_sweep = in_sweep or hydra.mode == RunMode.MULTIRUN
+        return cls(_typed(values, _UNSEEN, is_plain), asked, is_sweep, cfg, values, is_plain, experiment)
 
     def called(self, data_name: str) -> "Composed":
         """The same for runs that are called after `data_name`, where no word of the command says otherwise."""

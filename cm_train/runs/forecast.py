@@ -136,7 +136,7 @@ def forecast(composed: Composed, machine: Machine, swept: frozenset[str]) -> boo
         dataset = registry.build(composed.config.dataset)
         dataset.load()
         found, classes = description.describe(dataset), dataset.num_classes
-    runs = _forecasts(composed, machine, swept, found, classes)
+    runs = forecasts(composed, machine, swept, found, classes)
     if runs is None:
         return False
     for line in _all_lines(composed, found, runs):
@@ -168,15 +168,25 @@ def _all_lines(composed: Composed, found: dict[str, Any] | None, runs: list[Fore
     return out
 
 
-def _forecasts(
-    composed: Composed, machine: Machine, swept: frozenset[str], found: dict[str, Any] | None, classes: int
+def forecasts(
+    composed: Composed,
+    machine: Machine,
+    swept: frozenset[str],
+    found: dict[str, Any] | None = None,
+    classes: int = 0,
 ) -> list[Forecast] | None:
-    """Of the teacher, where that would be trained first, and of the run; None where measuring was stopped."""
+    """Of the teacher, where that would be trained first, and of the run; None where measuring was stopped.
+
+    Args:
+        swept: the keys that the jobs of a sweep set differently.
+        found: see `description.describe`; None where the images were not looked at.
+        classes: how many labels there are.
+    """
     config = composed.config
     is_published, home = composed.experiment is not None, config.usual_teacher
     wants = config.needs_teacher() and config.teacher is None
     comes_first = wants and not is_ready(home)
-    own, part = parts_of(config, comes_first)
+    own, part = parts_of(config, comes_first or composed.is_sweep)
 
     def student(images: int | None) -> RunConfig:
         run = config if is_published else composed.settled(images=images).config
