@@ -171,6 +171,8 @@ def _as_meant(text: str, groups: frozenset[str], is_sweep: bool) -> str:
     name = key.lstrip("+~").split("@")[0]
     if not name:
         raise InputError("this is no setting", text, "key=value")
+    if text == "recipe=null":
+        return "recipe=none"
     if text in {f"{group}=null" for group in OPTIONAL_GROUPS & groups}:
         return f"~{name}"  # Hydra takes null in YAML alone
     if key.startswith("~") and name in groups - OPTIONAL_GROUPS:

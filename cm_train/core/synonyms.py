@@ -44,7 +44,7 @@ TRAIN = {
     "optimizer.warmup_steps": "warmup lr_warmup lr_warmup_steps num_warmup_steps",
     "plan": "dry_run dryrun",
     "preview_every": "sample_every sample_interval validation_steps",
-    "run_dir": "out outdir out_dir output output_dir logdir log_dir logging_dir save_dir work_dir workdir",
+    "run_dir": "outdir out_dir output output_dir logdir log_dir logging_dir save_dir work_dir workdir",
     "save_every": "save_interval save_freq save_steps checkpoint_every ckpt_every checkpointing_steps",
     "steps": "iters iterations max_iters num_iterations max_steps num_steps total_steps train_steps max_train_steps "
     "epochs num_epochs max_epochs kimg nimg",

@@ -70,7 +70,7 @@ class Composed:
         if cfg.plan is True and experiment is not None and OmegaConf.is_missing(cfg.dataset, "root"):
             with open_dict(cfg):
                 cfg.dataset.root = NO_DATA
-        values, is_plain = plain_values(cfg), hydra.runtime.choices.get("recipe") == "none"
+        values, is_plain = plain_values(cfg), hydra.runtime.choices.get("recipe") in (None, "none")
         if values.get("budget") is not None and values.get("steps") != AUTO:
             raise InputError("budget and steps say one thing", f"budget={values['budget']}", fix="drop one of them")
         is_sweep = in_sweep or hydra.mode == RunMode.MULTIRUN

@@ -23,26 +23,28 @@ def named_for_its_pictures(composed: Composed) -> Composed:
     Where the same pictures have a run of this kind under another name, that is said.
     """
     config = composed.config
-    if not isinstance(config.dataset, ImageFolder.Config) or {"data_name", "name", "run_dir"} & composed.asked:
+    if not isinstance(config.dataset, ImageFolder.Config):
         return composed
     home, name = config.folder.parent, config.data_name or config.dataset.run_name
     others = list(_runs(home))
     if not others:
         return composed
     pictures = _Pictures(config.dataset)
-    if any(_is_called(run, name) and not pictures.are_in(run, recorded) for run, recorded in others):
+    is_asked = bool({"data_name", "name", "run_dir"} & composed.asked)
+    if not is_asked and any(_is_called(run, name) and not pictures.are_in(run, known) for run, known in others):
         own = f"{name}-{pictures.digest()}"
         say(f"{home} has runs called {name} on other pictures, so those on {config.dataset.root} are called {own}")
         composed, name = composed.called(own), own
-    same = [
-        run
-        for run, recorded in others
-        if run.mode in (config.mode, "edm") and not _is_called(run, name) and pictures.are_in(run, recorded)
-    ]
-    for run in same[:2]:
-        what = "a run" if run.mode == config.mode else "a teacher"
-        how = f"name={run.name} goes on with it" if run.mode == config.mode else f"teacher={run.folder} takes it"
-        say(f"note: the same pictures have {what} of another name, {run.folder}: {how}")
+    folder = composed.config.folder
+    for run, recorded in others:
+        is_teacher = run.mode == "edm" and config.needs_teacher() and config.teacher is None
+        is_same_kind = run.mode == config.mode and not is_asked
+        if folder.exists() or _is_called(run, name) or not (is_teacher or is_same_kind):
+            continue
+        if pictures.are_in(run, recorded):
+            what = "a teacher" if is_teacher else "a run"
+            how = f"teacher={run.folder} takes it" if is_teacher else f"name={run.folder.name} goes on with it"
+            say(f"note: the same pictures have {what} of another name, {run.folder}: {how}")
     return composed
 
 

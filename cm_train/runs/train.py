@@ -63,6 +63,17 @@ def train_in_order(composed: "Composed", machine: "Machine", stop: StopFlag, swe
 
     With plan=true, what they would be and cost is said instead.
     """
+    from ..core.signals import Stopped
+    from ..core.terminal import say
+
+    try:
+        return _in_order(composed, machine, stop, swept)
+    except Stopped:  # while the images were looked at
+        say("stopped before the first step; the same command starts again")
+        return False
+
+
+def _in_order(composed: "Composed", machine: "Machine", stop: StopFlag, swept: frozenset[str]) -> bool:
     from .forecast import forecast
     from .inheritance import begun_backbone
     from .lifecycle import claimed

@@ -76,6 +76,8 @@ class RunConfig(Settings):
         if isinstance(self.micro_batch, int) and self.batch_size % self.micro_batch:
             raise ValueError(f"batch_size {self.batch_size} must divide by micro_batch {self.micro_batch}")
         save_interval(self.save_every)
+        if self.out is not None and not self.plan:
+            raise ValueError("out is where plan=true writes plan.json; fix: run_dir=... says where a run lies")
         budgets = self.budgets()
         if budgets is None and self.teacher_budget != "auto":
             raise ValueError("teacher_budget is a share of budget, which is not set")

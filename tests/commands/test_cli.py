@@ -320,7 +320,7 @@ def test_image_folder_trains(command, tmp_path):
         *TINY,
     )
     assert done.returncode == 0, done.stderr
-    done = command("sample", "ckpt=runs/image_folder-ict", "num=2", "out=pictures")
+    done = command("sample", "ckpt=runs/photos-ict", "num=2", "out=pictures")
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "pictures" / "images" / "00000000.png").mode == "RGB"
 

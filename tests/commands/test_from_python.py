@@ -124,8 +124,8 @@ def test_runs_are_trained_one_after_the_other_their_teacher_first(monkeypatch, c
 def shortened(compose_teacher):
     """The teacher's own recipe, of a few steps."""
 
-    def compose(self, folder, swept):
-        return compose_teacher(self, folder, swept).model_copy(update={"steps": 2, "batch_size": 16})
+    def compose(self, folder, swept, images=None):
+        return compose_teacher(self, folder, swept, images).model_copy(update={"steps": 2, "batch_size": 16})
 
     return compose
 

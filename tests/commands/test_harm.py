@@ -392,7 +392,7 @@ def test_a_run_its_teacher_and_their_pictures_move_together(command, tmp_path):
         places = [f"dataset.root={home / 'set'}", f"run_dir={home / 'runs' / name}"]
         return command("train", f"mode={mode}", *options, *places, *more)
 
-    for mode, name in (("edm", "image_folder-edm"), ("cd", "x")):
+    for mode, name in (("edm", "set-edm"), ("cd", "x")):
         first = train(here, mode, name)
         assert first.returncode == 0, first.stderr
     here.rename(there)

@@ -60,7 +60,7 @@ def test_what_counts_is_what_hydra_composed(word):
 
 
 FILES = {
-    "experiment/mine": "# @package _global_\ndefaults: [override /noise: wide, override /recipe: null]\nseed: 7\n",
+    "experiment/mine": "# @package _global_\ndefaults: [override /noise: wide, override /recipe: none]\nseed: 7\n",
     "noise/wide": "defaults: [lognormal]\nproposal: {std: 9}\n",
 }
 ANSWER = """\
@@ -92,14 +92,14 @@ mode = edm
   command line: mode=edm            <- counts
   read: conf/mode/edm.yaml
 
-recipe = null
+recipe = none
   conf/train.yaml          recipe: auto
-  my/experiment/mine.yaml  override /recipe: null  <- counts
-  read: conf/recipe/null.yaml
+  my/experiment/mine.yaml  override /recipe: none  <- counts
+  read: conf/recipe/none.yaml
 
 ema.half_life_images = null
   conf/ema/warmup.yaml                       null
-  conf/mode/edm.yaml                         500000
+  conf/mode/edm.yaml                         auto
   command line: ++ema.half_life_images=null          <- counts  (since ema.decay is set)
 """
 

@@ -150,7 +150,7 @@ def test_an_image_that_one_rank_cannot_read_ends_all_with_everything_saved(comma
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("077.png") == 1
     assert "Traceback" not in done.stderr
-    (saved,) = (tmp_path / "runs" / "image_folder-ict" / "checkpoints").iterdir()
+    (saved,) = (tmp_path / "runs" / "photos-ict" / "checkpoints").iterdir()
     done = command("train", *options, "dataset.skip_broken=true")
     assert done.returncode == 0, done.stderr
     assert f"resuming at step {int(saved.name.removeprefix('step_'))}" in done.stderr

@@ -59,33 +59,33 @@ def test_a_teacher_is_known_by_its_pictures_and_not_by_where_they_lie(command, t
     pictures(tmp_path / "photos")
     done = command("train", "mode=edm", *OPTIONS, "dataset.root=photos")
     assert done.returncode == 0, done.stderr
-    teacher = weights(tmp_path, "image_folder-edm", 6)
+    teacher = weights(tmp_path, "photos-edm", 6)
     done = command("train", "mode=cd", *OPTIONS, "dataset.root=./photos/", "dataset.memory_gb=0")
     assert done.returncode == 0, done.stderr
     assert "other data" not in done.stderr and "training it first" not in done.stderr
 
     (tmp_path / "photos").rename(tmp_path / "renamed")
     pictures(tmp_path / "photos", first=1)
-    done = command("train", "mode=cd", *OPTIONS, "dataset.root=renamed", "name=renamed")
+    done = command("train", "mode=cd", *OPTIONS, "dataset.root=renamed", "data_name=photos", "name=renamed")
     assert done.returncode == 0, done.stderr
     assert "other data" not in done.stderr and "training it first" not in done.stderr
 
     # What lies now where the teacher's pictures lay is not taken for them.
     done = command("train", "mode=cd", *OPTIONS, "dataset.root=photos", "name=other")
     assert done.returncode == 2
-    assert "the teacher in runs/image_folder-edm was trained on other data; fix: set teacher=..." in done.stderr
-    chosen = tmp_path / "runs" / "image_folder-edm"
+    assert "the teacher in runs/photos-edm was trained on other data; fix: set teacher=..." in done.stderr
+    chosen = tmp_path / "runs" / "photos-edm"
     done = command("train", "mode=cd", *OPTIONS, "dataset.root=photos", "name=other", f"teacher={chosen}")
     assert done.returncode == 0, done.stderr
     assert f"note: teacher {chosen} was trained on other data than this run's" in done.stderr
     shutil.rmtree(chosen / "checkpoints" / "step_00000006")  # as if it had been stopped at 3
     done = command("train", "mode=cd", *OPTIONS, "dataset.root=photos", "name=another")
     assert done.returncode == 2
-    assert "the dataset of runs/image_folder-edm changed since the run began" in done.stderr
+    assert "the dataset of runs/photos-edm changed since the run began" in done.stderr
     assert "or run_dir=... where it is a teacher" in done.stderr
-    done = command("train", "mode=cd", *OPTIONS, "dataset.root=renamed", "name=another")
+    done = command("train", "mode=cd", *OPTIONS, "dataset.root=renamed", "data_name=photos", "name=another")
     assert done.returncode == 0, done.stderr
-    assert weights(tmp_path, "image_folder-edm", 6) == teacher
+    assert weights(tmp_path, "photos-edm", 6) == teacher
 
 
 @pytest.mark.parametrize("memory_gb", [4.0, 0.0])
