@@ -1,7 +1,9 @@
-"""Running out of memory: told from other errors, and said in one line."""
+"""Memory: how much this process takes, and running out of it: told from other errors, and said in one line."""
 
 import contextlib
+import os
 import re
+import resource
 from collections.abc import Iterator
 
 import torch
@@ -32,6 +34,17 @@ def needed_memory(error: BaseException) -> str | None:
         return f"tried to allocate {int(tried[1]) / 2**30:.2f} GiB" if tried else "no memory left"
     found = _OF_CUDA.search(text)
     return f"{found[0]}, no device memory left" if found else None
+
+
+def taken_gib(device: torch.device) -> float:
+    """The most that was allocated on a GPU since this was last asked; on a CPU what this process holds now. In GiB."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak / 2**30
+    with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # macOS, which counts bytes; its peak
 
 
 @contextlib.contextmanager

@@ -70,6 +70,15 @@ class World:
             dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.host_group)
         return votes.bool().tolist()
 
+    def largest(self, value: float) -> float:
+        """The largest of the ranks' values, on every rank."""
+        if self.size == 1:
+            return value
+        values = torch.tensor(value, dtype=torch.float64)
+        with self.waiting():
+            dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.host_group)
+        return values.item()
+
     def run_on_main(self, choose: Callable[[], Any]) -> Any:
         """What rank 0 chooses, on every rank. Raises its InputError or Stopped on every rank too."""
         if self.size == 1:

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import torch
 
 from ..core.errors import InputError, TrainingFailed
+from ..core.memory import taken_gib
 from ..core.rng import NEWEST, Versions
 from ..core.run_layout import SAMPLES
 from ..core.world import ALONE, World
@@ -84,6 +85,7 @@ class Trainer(Steps):
         first_step, longest_s = self.step, 0.0  # from one vote to the next
         self._saved_at = self._logged_at = time.monotonic()
         self._logged_step = self.step
+        self.state.clock.start()
         while self.step < self.config.steps:
             began = time.monotonic()
             data, trouble = self._try_fetch()
@@ -154,12 +156,17 @@ class Trainer(Steps):
     def _log(self, tracker: SilentTracker, draws: bool) -> None:
         """One line of metrics, with a preview's measures where one is drawn."""
         step = self.step
+        self.state.measure()
         means = self.state.window.close(self.world)  # the one place that waits for the device
         rate = (step - self._logged_step) / max(time.monotonic() - self._logged_at, 1e-9)
-        values: dict[str, float | None] = {"step": step, "images": step * self.config.batch_size, **means}
+        images = step * self.config.batch_size
+        values: dict[str, float | None] = {"step": step, "images": images}
+        values |= {"epoch": round(images / len(self.loader.dataset), 4), **means}
         values |= {"lr": self.state.optimizer.lr(step - 1), "skipped": int(self.state.skipped)}
         values |= self.objective.schedule(step - 1)
         values |= {"images_per_s": round(rate * self.config.batch_size, 1), "steps_per_s": round(rate, 3)}
+        values |= {"time_s": round(self.state.clock.seconds(), 1)}
+        values |= {"memory_gib": round(self.world.largest(taken_gib(self.device)), 3)}
         picture = None
         if draws:
             picture, measured = self.previews.make(self.state.averages[0].denoiser, step)
