@@ -45,7 +45,9 @@ class Composed:
         # ${...} in a word is not for the list of words to resolve.
         words: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
         asked = frozenset(str(word).lstrip("+").split("=")[0] for word in words)
-        return cls(parse(cfg), asked, hydra.mode == RunMode.MULTIRUN, cfg)
+        config = parse(cfg)
+        config = config.model_copy(update={"tracking": config.tracking.if_asked_for(asked)})
+        return cls(config, asked, hydra.mode == RunMode.MULTIRUN, cfg)
 
     def teacher(self, folder: Path, swept: Set[str]) -> RunConfig:
         """The config of a teacher for this run: mode=edm with its own recipe on the same data, by the same network.

@@ -266,6 +266,33 @@ def config(composed, tmp_path):
     return parse(composed("mode=cd", "teacher=runs/t", f"run_dir={tmp_path}", "tracking=wandb", *TINY[1:]))
 
 
+def test_header_tells_where_pictures_go(config, tmp_path, monkeypatch, capsys):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+    def shown(**changes):
+        tracking = {key: changes.pop(key) for key in ("previews", "backend") if key in changes}
+        tracking = config.tracking.model_copy(update=tracking)
+        announce.header(config.model_copy(update={"preview_every": 5, **changes, "tracking": tracking}))
+        return capsys.readouterr().err.split("tracking: ")[1].strip()
+
+    stay = "previews stay here, tracking.previews=true sends them"
+    assert shown() == "wandb project cm_train (offline without a login, with previews)"
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret")
+    assert shown() == "wandb project cm_train (online, with previews)"
+    assert shown(previews=False) == f"wandb project cm_train (online; {stay})"
+    assert shown(previews=False, preview_every=0) == "wandb project cm_train (online)", "there are none"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.our-lab.org")
+    assert shown(previews=True) == "wandb project cm_train (offline without a login, with previews)"
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    assert shown(previews=True) == "wandb project cm_train (online, with previews)"
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert shown(previews=False) == f"wandb project cm_train (WANDB_MODE=offline; {stay})"
+    assert shown(previews=False, backend="tensorboard").endswith(f"/tensorboard ({stay})")
+    assert shown(backend="tensorboard").endswith("/tensorboard")
+
+
 @pytest.fixture
 def four_gpus(monkeypatch):
     """A machine that seems to have four, none of which can be touched."""

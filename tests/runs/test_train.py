@@ -33,17 +33,19 @@ class Plan:
 
     Attributes:
         trained: the configs of what was trained, in order.
+        usual: words of each command.
         ends: of runs that end otherwise, by their folder's name: an error, or the step at which they are stopped.
     """
 
     trained: list = field(default_factory=list)
+    usual: list = field(default_factory=lambda: TINY)
     ends: dict = field(default_factory=dict)
 
     def __call__(self, *words, swept=(), stop=None):
         self.trained.clear()
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(cli.conf_dir()), version_base=None), hydra_config() as known:
-            overrides = tidy([*TINY, *words], cli.groups("train"))
+            overrides = tidy([*self.usual, *words], cli.groups("train"))
             cfg = hydra.compose("train", overrides=overrides, return_hydra_config=True)
             known.set_config(cfg)
             with open_dict(cfg):
@@ -101,6 +103,27 @@ def test_a_missing_teacher_is_trained_first_by_its_own_recipe_on_the_same_data_a
     shared = ("seed", "precision", "devices", "dataset", "backbone", "tracking")
     assert all(getattr(teacher, key) == getattr(student, key) for key in shared)
     assert "no finished teacher in runs/digits-edm: training it first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["ict", "cd"])
+def test_own_pictures_go_to_a_tracker_only_where_that_was_chosen(mode, plan):
+    """Of a run, and of a teacher that is trained on the way."""
+    plan.usual, plan.ends = TINY[1:], SimpleNamespace(get=lambda *_: 0)  # nothing is built: there are no photos
+    own = ["dataset=image_folder", "dataset.root=photos", "dataset.image_size=8", f"run_dir=runs/photos-{mode}"]
+    for words, sent in (
+        ([], False),
+        (["tracking.group=night", "tracking.tags=[a]"], False),  # as a sweep sets them
+        (["tracking=wandb"], True),
+        (["tracking=tensorboard"], True),
+        (["tracking.project=faces"], True),
+        (["tracking.previews=true"], True),
+        (["tracking=wandb", "tracking.previews=false"], False),
+    ):
+        assert not plan(f"mode={mode}", *own, *words)
+        assert [config.sends_pictures for config in plan.trained] == [sent], words
+    for words, sent in (([], True), (["tracking.previews=false"], False)):
+        assert not plan(f"mode={mode}", *words)
+        assert [config.sends_pictures for config in plan.trained] == [sent], "everybody has these"
 
 
 def test_a_finished_teacher_is_taken_as_it_is(plan):

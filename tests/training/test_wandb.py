@@ -12,6 +12,7 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 
 from cm_train import load_denoiser
 from cm_train.models.checkpoints import read as checkpoint
@@ -109,6 +110,24 @@ def test_online_run_sends_curves_and_the_model_which_can_be_sampled(train, serve
     assert checkpoint.verify(downloaded).step == 6
     again, kept = load_denoiser(downloaded), load_denoiser(tmp_path / "runs" / "a b")
     assert all(map(torch.equal, again.state_dict().values(), kept.state_dict().values()))
+
+
+def test_own_pictures_are_not_uploaded_unasked(train, server, tmp_path):
+    """There is a login, for whatever other work; `tracking=wandb` would be a choice."""
+    (tmp_path / "photos").mkdir()
+    for i in range(16):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / "photos" / f"{i}.png")
+    fine = server("fine")
+    own = ["dataset=image_folder", "dataset.root=photos", "dataset.image_size=8", "backbone=unet_xs", "name=own"]
+    sent = {}
+    for words in ((), ("tracking=wandb", "name=asked")):
+        fine.uploads.clear()
+        done, _ = train(*own, "preview_every=3", "steps=3", *words, **login(fine))
+        assert done.returncode == 0, done.stderr
+        sent[words] = [name for name in fine.uploads if name.endswith(".png")]
+    assert [len(names) for names in sent.values()] == [0, 1]
+    assert (tmp_path / "runs" / "own" / "samples" / "step_00000003.png").exists(), "here they are"
+    assert "(online, with previews)" in done.stderr
 
 
 def test_model_is_not_uploaded_unasked(train, server):

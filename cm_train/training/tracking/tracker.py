@@ -40,6 +40,7 @@ class Tracker(SilentTracker):
     Args:
         folder: the run folder; step: the step that the run starts from; total: the step it ends at.
         give_up: whether the end may not wait for a slow network any more.
+        pictures: whether a tracker beside the run folder gets the previews.
     """
 
     def __init__(
@@ -51,8 +52,9 @@ class Tracker(SilentTracker):
         step: int,
         total: int,
         give_up: Callable[[], bool] = lambda: False,
+        pictures: bool = True,
     ):
-        self._name, self._give_up = name, give_up
+        self._name, self._give_up, self._pictures = name, give_up, pictures
         self._metrics = MetricsFile(folder / METRICS, step)
         self._backend = _backend(config, folder, name, run_config, step)
         self._terminal = TrainingProgress(total, step)
@@ -74,7 +76,7 @@ class Tracker(SilentTracker):
         self._terminal.values(values)
         if self._backend is not None:
             self._backend.log(values)
-            if picture is not None:
+            if picture is not None and self._pictures:
                 self._backend.image("samples", picture, int(values["step"] or 0))
 
     def sync(self) -> None:
