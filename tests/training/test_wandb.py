@@ -17,6 +17,7 @@ from PIL import Image
 from cm_train import load_denoiser
 from cm_train.models.checkpoints import read as checkpoint
 from cm_train.training.tracking import TrackingConfig, base, wandb_run
+from cm_train.training.tracking.names import shown
 from cm_train.training.tracking.wandb_run import Wandb
 from conftest import ENVIRONMENT, TINY, wait_for
 from wandb_tools import FakeWandb, history, of_kind, run_config
@@ -81,15 +82,18 @@ def test_offline_run_keeps_everything_under_one_id_across_a_resume(train, tmp_pa
         assert begun.run_id == (run / "wandb_id").read_text().strip()
         assert (begun.project, begun.display_name, begun.run_group) == ("mine", "digits-ict", "sweep-7")
         assert list(begun.tags) == ["a", "b"]
-        assert begun.job_type == ""
+        assert begun.job_type == "ict"
+        axes = {metric.name or metric.glob_name: metric.step_metric for metric in of_kind(file, "metric")}
+        assert axes == {"images": "", "*": "images"}
         config = run_config(file)
         assert config["mode"] == "ict"
         assert config["backbone"]["name"] == "unet"
         rows = history(file)
         assert [row["_step"] for row in rows] == steps
         for row in rows:
-            assert {k: row[k] for k in written[row["step"]]} == written[row["step"]], "the names and values of metrics"
-            picture = file.parent / "files" / row["samples/path"]
+            assert {k: row[shown(k)] for k in written[row["step"]]} == written[row["step"]], "the values of metrics"
+            assert {"train/loss", "perf/images_per_s", "perf/memory_gib", "images", "epoch", "step"} < row.keys()
+            picture = file.parent / "files" / row["preview/samples/path"]
             assert picture.read_bytes() == (run / "samples" / f"step_{row['step']:08d}.png").read_bytes()
 
 
