@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..core.errors import ExitCode
 from ..core.signals import StopFlag
+from ..core.terminal import in_parts
 from .surroundings import NOTHING_AROUND, Surroundings
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def train_in_order(composed: "Composed", execute: "Execute", stop: StopFlag, swe
     from .teachers import find_again, ready_teacher
 
     config = composed.config
-    with claimed(config.folder) as claim:
+    with claimed(config.folder) as claim, in_parts():
         if claim.stored is None:
             config = inherit_backbone(config, config.start, composed.asked)
             if config.needs_teacher() and config.teacher is None:

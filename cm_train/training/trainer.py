@@ -59,6 +59,7 @@ class Trainer(Steps):
         self._steps_between, self._seconds_between = save_interval(config.save_every)
         self._saved_at = self._logged_at = time.monotonic()
         self._logged_step = self.step
+        self._save_s = 0.0  # what training waits for a save that is written beside it
         self.previews = Previews(config.folder / SAMPLES, self.micro_batch, world, teacher)
 
     # ------------------------------------------------------------------------------------------------------ the loop
@@ -70,6 +71,7 @@ class Trainer(Steps):
             InputError: some rank could not read an image; what was trained until then is saved.
             TrainingFailed: `max_skipped` steps in a row were not finite, or the last checkpoint can't be written.
         """
+        self._doing = tracker.doing
         self.saver = RunSaver(self.config, self.state, self.provenance, self.versions, self.world, tracker.sync)
         try:
             finished = self._run(tracker)
@@ -135,8 +137,12 @@ class Trainer(Steps):
             self._save(must=is_last)
 
     def _save(self, must: bool) -> None:
-        self.saver.save(must=must)
+        began = time.monotonic()
+        with self._doing("saving"):
+            self.saver.save(must=must)
         self._saved_at = time.monotonic()
+        self._save_s = self._saved_at - began
+        self._logged_at += self._save_s  # the rate is that of steps
 
     def _try_fetch(self) -> tuple[Any, str]:
         """The coming step's data, and what was wrong where there is none."""
@@ -169,10 +175,28 @@ class Trainer(Steps):
         values |= {"memory_gib": round(self.world.largest(taken_gib(self.device)), 3)}
         picture = None
         if draws:
-            picture, measured = self.previews.make(self.state.averages[0].denoiser, step)
+            with tracker.doing("preview"):
+                picture, measured = self.previews.make(self.state.averages[0].denoiser, step)
             values |= measured
-        tracker.log({k: v if v is None or math.isfinite(v) else None for k, v in values.items()}, picture)
+        finite = {k: v if v is None or math.isfinite(v) else None for k, v in values.items()}
+        tracker.log(finite, picture, self._beside_s(step))
         self._logged_at, self._logged_step = time.monotonic(), step
+
+    def _beside_s(self, step: int) -> float:
+        """What previews and saves will take between here and the end, as far as is known."""
+        if step == self.config.steps:
+            return 0.0
+        saves = 0 if self._steps_between is None else self._times_left(step, self._steps_between) - 1
+        return self._previews_left(step) * self.previews.took_s + saves * self._save_s + self.saver.longest_s
+
+    def _previews_left(self, step: int) -> int:
+        """How many are drawn after `step`."""
+        every = self.config.preview_every
+        return self._times_left(step, every) if every > 0 else 0
+
+    def _times_left(self, step: int, every: int) -> int:
+        """How often after `step` something is done that is done each `every` steps and at the end."""
+        return -(-self.config.steps // every) - step // every
 
     def _check_finite(self) -> None:
         """Give up where nothing has been learnt for long; every rank finds the same. Raises TrainingFailed."""

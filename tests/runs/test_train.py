@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
-from cm_train.core import cli
+from cm_train.core import cli, terminal
 from cm_train.core.command_line import tidy
 from cm_train.core.errors import InputError, TrainingFailed
 from cm_train.core.signals import StopFlag
@@ -32,17 +32,19 @@ class Plan:
     """Stands for a command: `plan("mode=cd")` is whether that came to its end.
 
     Attributes:
-        trained: the configs of what was trained, in order.
+        trained: the configs of what was trained, in order; parts: as which part of the command.
         usual: words of each command.
         ends: of runs that end otherwise, by their folder's name: an error, or the step at which they are stopped.
     """
 
     trained: list = field(default_factory=list)
+    parts: list = field(default_factory=list)
     usual: list = field(default_factory=lambda: TINY)
     ends: dict = field(default_factory=dict)
 
     def __call__(self, *words, swept=(), stop=None):
         self.trained.clear()
+        self.parts.clear()
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(cli.conf_dir()), version_base=None), hydra_config() as known:
             overrides = tidy([*self.usual, *words], cli.groups("train"))
@@ -54,6 +56,7 @@ class Plan:
 
     def _execute(self, config):
         self.trained.append(config)
+        self.parts.append(terminal.part())
         end = self.ends.get(config.folder.name, config.steps)
         if isinstance(end, Exception):
             raise end
@@ -103,6 +106,8 @@ def test_a_missing_teacher_is_trained_first_by_its_own_recipe_on_the_same_data_a
     shared = ("seed", "precision", "devices", "dataset", "backbone", "tracking")
     assert all(getattr(teacher, key) == getattr(student, key) for key in shared)
     assert "no finished teacher in runs/digits-edm: training it first" in capsys.readouterr().err
+    assert plan.parts == ["(1 of 2: the teacher)", "(2 of 2)"]
+    assert plan("mode=cd", "steps=8", "name=other", "seed=3") and plan.parts == [""], "it has its teacher"
 
 
 @pytest.mark.parametrize("mode", ["ict", "cd"])

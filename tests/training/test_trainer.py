@@ -2,6 +2,8 @@ import json
 import math
 import shutil
 import weakref
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from cm_train.models.checkpoints import write as saving
 from cm_train.runs import worker
 from cm_train.runs.config import parse
 from cm_train.training.meters import Stopwatch
-from cm_train.training.tracking import Tracker
+from cm_train.training.tracking import SilentTracker, Tracker
 from conftest import TINY, timeless
 
 
@@ -363,6 +365,39 @@ def test_previews_show_the_ema_and_measure_agreement(build, teacher, tmp_path):
     assert [row["step"] for row in measured] == [6]
     assert 0 < measured[0]["agreement_rms"] < 2
     assert math.isfinite(measured[0]["agreement_std_ratio"])
+
+
+def test_time_left_has_previews_and_saves_in_it(build):
+    """At step 2 of 10: previews at 4, 8 and 10, saves at 3, 6, 9 and at the end, which is waited for."""
+    trainer = build("mode=ict", "steps=10", "preview_every=4", "save_every=3")
+    trainer.saver = SimpleNamespace(longest_s=1000.0)
+    trainer.previews.took_s, trainer._save_s = 10.0, 1.0
+    assert trainer._beside_s(2) == 30 + 3 + 1000
+    assert trainer._beside_s(9) == 10 + 0 + 1000
+    assert trainer._beside_s(10) == 0
+    rare = build("mode=ict", "steps=10", "preview_every=0", "save_every=15m", name="rare")
+    rare.saver, rare._save_s = trainer.saver, 1.0
+    assert rare._beside_s(2) == 1000
+
+
+def test_the_tracker_hears_what_is_being_done(build):
+    heard = []
+
+    class Listener(SilentTracker):
+        def step(self, step):
+            heard.append(step)
+
+        @contextmanager
+        def doing(self, what):
+            heard.append(what)
+            yield
+
+        def log(self, values, picture=None, beside_s=0.0):
+            heard.append(f"log {values['step']}")
+
+    build("mode=ict", "steps=4", "log_every=3", "preview_every=2", "save_every=3").run(Listener())
+    log_2, log_3, log_4 = (f"log {step}" for step in (2, 3, 4))
+    assert heard == [1, 2, "preview", log_2, 3, log_3, "saving", 4, "preview", log_4, "saving"]
 
 
 def test_class_conditional_training_uses_the_labels(build):
