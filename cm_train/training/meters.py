@@ -1,7 +1,6 @@
-"""What is measured of a run: means of what the steps report, read once a log line; norms, time, memory."""
+"""Means of what the steps report, summed on the device and read once a log line; norms of long vectors."""
 
 import math
-import time
 from collections.abc import Mapping
 
 import torch
@@ -82,26 +81,6 @@ class Window:
         if not parts:
             return [], torch.zeros(0, 2, dtype=torch.float64)
         return names, world.sum_(torch.cat(parts))
-
-
-class Stopwatch:
-    """How long a run has trained, from `start` on; before it and for ever without it, `seconds` says what was before.
-
-    Args:
-        before_s: what the command that ended before had counted.
-    """
-
-    def __init__(self, before_s: float = 0.0) -> None:
-        self._before_s = before_s
-        self._began: float | None = None
-
-    def start(self) -> None:
-        """Count from here."""
-        self._began = time.monotonic()
-
-    def seconds(self) -> float:
-        """Those so far."""
-        return self._before_s + (0.0 if self._began is None else time.monotonic() - self._began)
 
 
 def norm(flat: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from ..models.checkpoints.weights import open_weights
 from ..models.denoiser import Denoiser
 from ..objectives.base import Objective
 from .config import RunConfig
-from .meters import Stopwatch, Window, norm
+from .meters import Window, norm
 
 
 @dataclass
@@ -61,9 +61,8 @@ class TrainState:
         self.loss_scale = LossScale(autocast, device)
         self.skipped = torch.zeros((), device=device)  # steps that were not finite, and how many of them just now
         self.skipped_in_a_row = torch.zeros((), device=device)
-        # What the steps since the last log line reported, and how long this run has trained.
+        # What the steps since the last log line reported.
         self.window = Window(device, config.noise.sigma_min, config.noise.sigma_max)
-        self.clock = Stopwatch()
 
     def advance(self) -> None:
         """One optimizer step on the gathered gradient, and all that follows it; nothing in it waits for the device."""
@@ -108,7 +107,6 @@ class TrainState:
             "loss_scale": self.loss_scale.state(),
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
-            "time_s": self.clock.seconds(),
         }
 
     def load(self, folder: Path, manifest: Manifest, world: World) -> None:
@@ -123,7 +121,7 @@ class TrainState:
         stored = checkpoint.read_state(folder)
         try:
             self._load_other(stored, world)
-        except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError) as error:
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise InputError(f"{folder}/state.pt does not fit this run: {error}") from None
         self.step, self.snapshots = manifest.step, manifest.snapshots
         if manifest.threads not in (None, torch.get_num_threads()) and world.is_main and self.device.type == "cpu":
@@ -138,7 +136,6 @@ class TrainState:
         for name in ("skipped", "skipped_in_a_row"):
             _fill(own[name], stored[name], name)
         self.loss_scale.load(stored["loss_scale"])
-        self.clock = Stopwatch(float(stored.get("time_s", 0.0)))  # 0.1.0 did not store it
         self.window.load(stored["window"], world)
 
 

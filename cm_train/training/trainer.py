@@ -10,7 +10,7 @@ import torch
 from ..core.errors import InputError, TrainingFailed
 from ..core.memory import taken_gib
 from ..core.rng import NEWEST, Versions
-from ..core.run_layout import SAMPLES
+from ..core.run_layout import METRICS, SAMPLES
 from ..core.world import ALONE, World
 from ..data.loader import Loader
 from ..models.checkpoints import read as checkpoint
@@ -21,7 +21,7 @@ from .config import RunConfig, save_interval
 from .previews import Previews
 from .saver import RunSaver
 from .steps import Steps
-from .tracking import SilentTracker
+from .tracking import SilentTracker, last_values
 
 _NO_RENAMING = "its file system can't rename folders, by which checkpoints appear whole; fix: run_dir=... elsewhere"
 
@@ -87,7 +87,9 @@ class Trainer(Steps):
         first_step, longest_s = self.step, 0.0  # from one vote to the next
         self._saved_at = self._logged_at = time.monotonic()
         self._logged_step = self.step
-        self.state.clock.start()
+        # Where the log of the command before ends; a checkpoint that knew the time would differ from run to run.
+        earlier = last_values(self.config.folder / METRICS).get("time_s", 0.0)
+        self._began = time.monotonic() - earlier
         while self.step < self.config.steps:
             began = time.monotonic()
             data, trouble = self._try_fetch()
@@ -171,7 +173,7 @@ class Trainer(Steps):
         values |= {"lr": self.state.optimizer.lr(step - 1), "skipped": int(self.state.skipped)}
         values |= self.objective.schedule(step - 1)
         values |= {"images_per_s": round(rate * self.config.batch_size, 1), "steps_per_s": round(rate, 3)}
-        values |= {"time_s": round(self.state.clock.seconds(), 1)}
+        values |= {"time_s": round(time.monotonic() - self._began, 1)}
         values |= {"memory_gib": round(self.world.largest(taken_gib(self.device)), 3)}
         picture = None
         if draws:

@@ -156,6 +156,8 @@ def test_signal_saves_and_exits_3_and_the_same_command_goes_on(number, command, 
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 3, err
+    assert err.count("stopping as soon as everything is saved") == 1
+    assert ("Ctrl-C again quits without" in err) == (number == signal.SIGINT)
     (saved,) = (tmp_path / "runs" / "digits-ict" / "checkpoints").iterdir()
     step = json.loads((saved / "manifest.json").read_text())["step"]
     assert json.loads(metrics.read_text().splitlines()[-1])["step"] == step

@@ -75,6 +75,7 @@ def test_stopped_on_two_ranks_and_resumed_on_one_equals_one_process(command, sta
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 3, err
+    assert err.count("stopping as soon as everything is saved") == 1, "the command says it, not its ranks"
     done = command("train", *options, "name=parts")
     assert done.returncode == 0, done.stderr
     assert "resuming at step" in done.stderr

@@ -1,11 +1,9 @@
-import math
-
 import pytest
 import torch
 
 from cm_train.core.world import ALONE, World
 from cm_train.training import meters
-from cm_train.training.meters import NUM_BANDS, Stopwatch, Window, norm
+from cm_train.training.meters import NUM_BANDS, Window, norm
 
 CPU = torch.device("cpu")
 NAN = float("nan")
@@ -91,13 +89,3 @@ def test_norm_of_a_long_vector_is_exact_enough(monkeypatch):
     flat = torch.randn(1_000_003, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(meters, "_PART", 1000)
     assert norm(flat).item() == pytest.approx(flat.double().norm().item(), rel=1e-6)
-
-
-def test_stopwatch_adds_to_what_was_before(monkeypatch):
-    clock = [100.0]
-    monkeypatch.setattr(meters.time, "monotonic", lambda: clock[0])
-    watch = Stopwatch(20.0)
-    assert watch.seconds() == 20.0
-    watch.start()
-    clock[0] += 3
-    assert math.isclose(watch.seconds(), 23.0)
