@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import cm_train
@@ -57,3 +59,11 @@ def test_package_has_a_version_and_lists_what_it_offers():
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?", cm_train.__version__)
     assert set(cm_train.__all__) <= set(dir(cm_train))
     assert all(getattr(cm_train, name) for name in cm_train.__all__)
+
+
+def test_package_lists_nothing_else_and_imports_little_for_it():
+    listed = "import cm_train, sys; print(*(name for name in dir(cm_train) if name[0] != '_'), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [*sorted(name for name in cm_train.__all__ if name[0] != "_"), "False"]
+    assert set(cm_train._HOMES) == set(cm_train.__all__) - {"__version__"}
+    assert all(getattr(cm_train, name).__doc__ for name in cm_train._HOMES)

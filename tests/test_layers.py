@@ -13,7 +13,7 @@ from cm_train.core.settings import Settings
 from coverage_floors import FLOORS
 from draw_rooms import PACKAGE, PICTURE, ROOMS, between_rooms, dotted, draw, internal_imports, modules
 
-HYDRA_ALLOWED = {"commands", "sweeps", "runs/config.py", "core/cli.py", "core/command_line.py"}
+HYDRA_ALLOWED = {"commands", "sweeps", "runs/config.py", "core/cli.py", "core/command_line.py"} | {"core/composing.py"}
 TRACKERS = {"wandb", "tensorboard"}
 
 

@@ -2,9 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,19 +12,15 @@ from pydantic import Field, field_validator
 
 from .. import __version__
 from ..core.errors import ExitCode, InputError
-from ..core.settings import Settings, Text, typed
-from ..core.signals import Stopped, heed
-from .sample_folder import Request, claimed, default_name, writing
+from ..core.settings import Count, Settings, Text, typed
+from ..core.signals import StopFlag, Stopped
+from .sample_folder import REQUEST, SHARES, Request, claimed, default_name, writing
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..models.denoiser import Denoiser
-    from ..sampling.guidance import Guided
-    from ..sampling.samplers.base import Sampler
+    from .draw_batches import Job
     from .sample_files import ImageFiles
 
-GRID_IMAGES = 100
+GRID, GRID_IMAGES = "grid.png", 100
 
 
 class SampleConfig(Settings):
@@ -45,6 +39,7 @@ class SampleConfig(Settings):
     out: Text | None
     format: Literal["png", "npz"]
     device: str
+    devices: Count | Literal["auto"] = "auto"
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     compile: bool = False
     plugins: list[Text] = []
@@ -68,8 +63,12 @@ class SampleConfig(Settings):
         return value
 
 
-def sample(cfg: DictConfig) -> ExitCode:
-    """The command on its composed config; its exit code."""
+def sample(cfg: DictConfig, stop: StopFlag | None = None) -> ExitCode:
+    """The command on its composed config; its exit code.
+
+    Args:
+        stop: which hears of signals, and has processes that draw hear of them too.
+    """
     try:
         values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue:
@@ -78,9 +77,9 @@ def sample(cfg: DictConfig) -> ExitCode:
     from ..core import plugins
 
     plugins.load(plugins.names_in(values))  # before the config is typed, which may name a sampler of theirs
-    config = typed(SampleConfig, {str(k): v for k, v in values.items()})
+    config = typed(SampleConfig, {str(k): v for k, v in values.items()}, as_written=True)
     try:
-        _sample(config)
+        _sample(config, stop or StopFlag())
     except Stopped as stopped:
         from ..core.terminal import say
 
@@ -89,18 +88,7 @@ def sample(cfg: DictConfig) -> ExitCode:
     return ExitCode.DONE
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A request, what draws it, and where its images go."""
-
-    request: Request
-    checkpoint: Path  # the folder that `denoiser` is from
-    denoiser: "Denoiser | Guided"
-    sampler: "Sampler"
-    out: Path
-
-
-def _sample(config: SampleConfig) -> None:
+def _sample(config: SampleConfig, stop: StopFlag) -> None:
     from ..core.terminal import say
     from .sample_files import open_files
 
@@ -115,20 +103,24 @@ def _sample(config: SampleConfig) -> None:
             say(f"{config.num - len(missing)} of {config.num} images are there already")
         if missing:
             try:
-                _draw(job, files, missing, config.batch_size, config.compile)
+                _draw(config, job, files, missing, stop)
             except Stopped:
                 # By its checkpoint: what a run's folder means is another one once it has trained on.
-                same = shlex.quote(f"ckpt={job.checkpoint}")
-                raise Stopped(
-                    f"stopped: what was drawn is kept in {out}, and the command with {same} goes on"
-                ) from None
-        picture = _finish(out, files, whole.num, bool(missing))
+                again = f"the command with {shlex.quote(f'ckpt={job.checkpoint}')} goes on"
+                raise Stopped(f"stopped: what was drawn is kept in {out}, and {again}") from None
+        _finish(job, whole, files, bool(missing))
     if whole.num > config.num:
         say(f"note: {out} is of a request with num={whole.num}")
-    say(f"wrote {picture} and the images beside it" if missing else f"nothing to draw; the images are in {out}")
+    if not missing:
+        say(f"nothing to draw; the images are in {out}")
+        return
+    say(f"wrote to {out}:")
+    new = " new" if len(missing) < config.num else ""
+    say(f"  {files.names(missing)} ({len(missing)}{new} image{'s' * (len(missing) > 1)})")
+    say(f"  {GRID}, {REQUEST}")
 
 
-def _prepare(config: SampleConfig) -> _Job:
+def _prepare(config: SampleConfig) -> "Job":
     """Load the checkpoint, and find out what is wanted of it; nothing is written yet. Raises InputError."""
     from ..core.memory import shortage_explained
     from ..models.checkpoints.load import load_checkpoint
@@ -136,8 +128,12 @@ def _prepare(config: SampleConfig) -> _Job:
     from ..sampling.choosing import choose_levels, find_sampler
     from ..sampling.guidance import guided
     from ..sampling.labels import class_numbers
+    from .draw_batches import Job
+    from .draw_shares import num_processes
 
     device = _device(config.device)
+    if num_processes(config.devices, device) > 1 and config.num > config.batch_size:
+        device = "cpu"  # others draw: a GPU has no memory for two of us
     with shortage_explained("while the checkpoint was being loaded", "device=cpu, or less beside it on this machine"):
         folder, manifest, denoiser = load_checkpoint(config.ckpt, config.weights, device)
     known = denoiser.config
@@ -163,10 +159,10 @@ def _prepare(config: SampleConfig) -> _Job:
         out = Path("samples") / default_name(folder, request, unusual, has_levels, known.class_names)
     else:
         out = Path(os.path.expanduser(config.out))
-    return _Job(request, folder, guided(denoiser, config.guidance), sampler, out)
+    return Job(request, folder, guided(denoiser, config.guidance), sampler, out)
 
 
-def _announce(job: _Job) -> None:
+def _announce(job: "Job") -> None:
     from ..core.terminal import say
     from ..sampling.labels import in_words
 
@@ -177,61 +173,49 @@ def _announce(job: _Job) -> None:
         say(f"of class {named}")
 
 
-def _draw(job: _Job, files: "ImageFiles", places: list[int], batch_size: int, compiled: bool) -> None:
-    """Draw the images of `places`, and write each batch as it comes; a signal is heeded at each network call."""
-    from ..core.memory import shortage_explained
-    from ..core.precision import arithmetic
+def _draw(config: SampleConfig, job: "Job", files: "ImageFiles", missing: list[int], stop: StopFlag) -> None:
+    """Draw what is missing: here, or by several processes where there are batches for them."""
     from ..core.progress import progress
-    from ..core.world import ALONE
-    from ..models.compiling import CompiledBlocks
-    from ..sampling.generate import generate_batches
-    from ..sampling.labels import one_an_image
-    from ..training.compile_policy import compile_alike
+    from ..core.terminal import say
+    from .draw_batches import draw
+    from .draw_shares import Order, draw_in_shares, num_processes
 
-    request, batch_size, classes = job.request, min(batch_size, len(places)), None
-    if request.labels is not None:
-        classes = one_an_image(request.labels, request.num, job.denoiser.config.num_classes)
-
-    def batches(places: list[int], levels: list[float]) -> "Iterator[Tensor]":
-        return generate_batches(
-            job.denoiser,
-            job.sampler,
-            levels,
-            [request.seed + place for place in places],
-            None if classes is None else [classes[place] for place in places],
-            batch_size=batch_size,
-            precision=request.precision,
-            whole_batches=compiled,
+    device, size = _device(config.device), min(config.batch_size, len(missing))
+    wanted, batches = num_processes(config.devices, device), -(-len(missing) // size)
+    num = min(wanted, batches)
+    if num < wanted and config.devices != "auto":
+        smaller = max(1, len(missing) // wanted)
+        say(f"note: batches of {size} leave {wanted - num} of {wanted} processes idle; fix: batch_size={smaller}")
+    if num > 1:
+        order = Order(
+            request=job.request,
+            checkpoint=str(job.checkpoint),
+            on_gpus=device != "cpu",
+            places=missing,
+            batch_size=size,
+            compile=config.compile,
         )
-
-    def try_out() -> "Tensor":  # at one level: that is one network call, and all are alike
-        return next(batches(places[:batch_size], request.sigmas[:1]))
-
-    fix = f"batch_size={max(1, batch_size // 2)} (now {batch_size})"
-    job.denoiser.register_forward_pre_hook(lambda *_: heed())
-    with shortage_explained(f"drawing {batch_size} images at once", fix), progress(len(places), "sampling") as bar:
-        if compiled:
-            blocks = CompiledBlocks(job.denoiser)
-            with arithmetic(request.precision):
-                compile_alike(blocks, try_out, "true", ALONE, lambda: False)
-        left = iter(places)
-        for images in batches(places, request.sigmas):
-            with writing(job.out):
-                files.add([*islice(left, len(images))], images)
-            bar.advance(len(images))
+        draw_in_shares(num, order, job.out, stop)
+        return
+    job.denoiser.to(device)
+    with progress(len(missing), "sampling") as bar:
+        draw(job, files, missing, size, config.compile, bar.advance)
 
 
-def _finish(out: Path, files: "ImageFiles", num: int, has_new: bool) -> Path:
-    """Make the grid and whatever else comes last; returns the grid's path."""
+def _finish(job: "Job", whole: Request, files: "ImageFiles", has_new: bool) -> None:
+    """Make the grid of what `whole` asked for, and whatever else comes last."""
     from ..data.pixels import grid
+    from ..sampling.by_hand import captions
     from .sample_files import save_whole
 
-    picture = out / "grid.png"
-    with writing(out):
+    picture, seed = job.out / GRID, whole.seed
+    with writing(job.out):
         if has_new or not picture.exists():
-            save_whole(grid(files.read(min(num, GRID_IMAGES))), picture, out / ".grid.png.writing")
+            images = files.read(min(whole.num, GRID_IMAGES))
+            words = captions(job.denoiser, range(seed, seed + len(images)), whole.classes(len(images)))
+            save_whole(grid(images, captions=words), picture, job.out / f".{GRID}.writing")
         files.finish()
-    return picture
+    shutil.rmtree(job.out / SHARES, ignore_errors=True)  # of a command that was killed
 
 
 def _device(asked: str) -> str:

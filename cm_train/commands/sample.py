@@ -8,14 +8,14 @@ from ..core.signals import StopFlag
 
 def main() -> None:
     """The command; ends the process with its exit code."""
-    with StopFlag():  # before all other imports: a signal is heeded from the first moment
+    with StopFlag() as stop:  # before all other imports: a signal is heeded from the first moment
         try:
             from ..core import cli
 
             cli.begin("sample", plain="ckpt")
             from .draw import sample
 
-            cli.run("sample", sample)
+            cli.run("sample", lambda cfg: sample(cfg, stop))
         except KeyboardInterrupt:
             sys.exit(ExitCode.FAILED)  # asked for twice
 

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,9 @@ from ..core.progress import progress
 from ..core.settings import excerpt
 from ..core.signals import heed
 from ..data.pixels import read_png, save_png
-from .sample_folder import IMAGES, PACKED, UNPACKED
+from .sample_folder import IMAGES, PACKED, PARTS, UNPACKED
+
+_TOGETHER = 256  # images in memory at once
 
 Shape = tuple[int, int, int]  # of an image, [C, H, W]
 
@@ -38,18 +41,35 @@ class ImageFiles(Protocol):
     def finish(self) -> None:
         """All that were asked for are there."""
 
+    def names(self, places: list[int]) -> str:
+        """What a user finds the images of `places` under, from `home`."""
 
-def open_files(format: str, home: Path, shape: Shape, seed: int) -> ImageFiles:
-    """What is there of a request in `home`, as `format` says: png or npz. Raises OSError."""
-    return Pngs(home, shape, seed) if format == "png" else Packed(home, shape)
+
+def open_files(format: str, home: Path, shape: Shape, seed: int, share: int | None = None) -> ImageFiles:
+    """What is there of a request in `home`, as `format` says: png or npz.
+
+    Args:
+        share: of the process that draws, where there are several; for an npz, which one alone can write, these draw
+            into a folder that is then packed.
+
+    Raises:
+        OSError: there is no room.
+    """
+    beside = home / (".image.png.writing" if share is None else f".image-{share}.png.writing")
+    if format == "png":
+        return Pngs(home / IMAGES, beside, shape, seed)
+    return Packed(home, shape) if share is None else Pngs(home / PARTS, beside, shape, 0)
 
 
 class Pngs(ImageFiles):
-    """images/00000000.png, ...: a file an image, with its seed for a name."""
+    """images/00000000.png, ...: a file an image, named by its number, of which the first has `first`.
 
-    def __init__(self, home: Path, shape: Shape, seed: int):
-        self._folder, self._shape, self._seed = home / IMAGES, shape, seed
-        self._beside = home / ".image.png.writing"
+    Args:
+        beside: what an image is called until it is whole.
+    """
+
+    def __init__(self, folder: Path, beside: Path, shape: Shape, first: int):
+        self._folder, self._beside, self._shape, self._first = folder, beside, shape, first
         self._folder.mkdir(exist_ok=True)
 
     def missing(self, num: int) -> list[int]:
@@ -67,9 +87,9 @@ class Pngs(ImageFiles):
         for place, image in zip(places, images, strict=True):
             save_whole(image, self._path(place), self._beside)
 
-    def read(self, num: int) -> Tensor:
+    def read(self, num: int, start: int = 0) -> Tensor:
         found = []
-        for place in range(num):
+        for place in range(start, start + num):
             image = read_png(self._path(place), self._shape)
             if image is None:
                 break
@@ -77,10 +97,14 @@ class Pngs(ImageFiles):
         return torch.stack(found) if found else torch.empty(0, *self._shape, dtype=torch.uint8)
 
     def finish(self) -> None:
-        self._beside.unlink(missing_ok=True)  # of one that was killed
+        for left in self._beside.parent.glob(".image*.png.writing"):  # of one that was killed
+            left.unlink(missing_ok=True)
+
+    def names(self, places: list[int]) -> str:
+        return " to ".join(dict.fromkeys(f"{IMAGES}/{self._path(place).name}" for place in (places[0], places[-1])))
 
     def _path(self, place: int) -> Path:
-        return self._folder / f"{self._seed + place:08d}.png"
+        return self._folder / f"{self._first + place:08d}.png"
 
 
 class Packed(ImageFiles):
@@ -88,20 +112,48 @@ class Packed(ImageFiles):
 
     def __init__(self, home: Path, shape: Shape):
         channels, height, width = shape
+        self._home, self._shape = home, shape
         self._row, self._size = (height, width, channels), math.prod(shape)
         self._packed, self._beside, self._unpacked = home / PACKED, home / f".{PACKED}.writing", home / UNPACKED
 
     def missing(self, num: int) -> list[int]:
-        return list(range(max(self._num_packed(), self._num_unpacked()), num))
+        count = self._gather()
+        parts = self._parts()
+        return [*range(count, num)] if parts is None else [place for place in parts.missing(num) if place >= count]
 
     def add(self, places: list[int], images: Tensor) -> None:
+        count = max(self._num_packed(), self._num_unpacked())
+        parts = self._parts()
+        if parts is None or places == [*range(count, count + len(places))]:
+            self._append(places, images)
+        else:
+            parts.add(places, images)
+
+    def _append(self, places: list[int], images: Tensor) -> None:
         if places[0] > self._num_unpacked():
             self._unpack()
         with open(self._unpacked, "ab", opener=not_through_a_link) as file:
             file.truncate(places[0] * self._size)  # what is torn is drawn again
             file.write(images.permute(0, 2, 3, 1).contiguous().numpy().data)
 
+    def _parts(self) -> Pngs | None:
+        """What processes have drawn, where they have."""
+        folder = self._home / PARTS
+        return Pngs(folder, self._home / ".image.png.writing", self._shape, 0) if folder.is_dir() else None
+
+    def _gather(self) -> int:
+        """Append what processes have drawn, as far as it goes in one piece; returns how many there are then."""
+        count, parts = max(self._num_packed(), self._num_unpacked()), self._parts()
+        while parts is not None and len(some := parts.read(_TOGETHER, count)):
+            self._append([*range(count, count + len(some))], some)
+            count += len(some)
+        return count
+
+    def names(self, places: list[int]) -> str:
+        return PACKED
+
     def read(self, num: int) -> Tensor:
+        self._gather()
         count = self._num_unpacked()
         if count > self._num_packed():
             with open(self._unpacked, "rb", opener=not_through_a_link) as file:
@@ -112,6 +164,7 @@ class Packed(ImageFiles):
         return torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(-1, *self._row).permute(0, 3, 1, 2)
 
     def finish(self) -> None:
+        self._gather()
         count = self._num_unpacked()
         if count > self._num_packed():
             with (
@@ -123,6 +176,9 @@ class Packed(ImageFiles):
                 os.fsync(packed.fileno())
             os.replace(self._beside, self._packed)
         self._unpacked.unlink(missing_ok=True)
+        shutil.rmtree(self._home / PARTS, ignore_errors=True)
+        for left in self._home.glob(".image*.png.writing"):
+            left.unlink(missing_ok=True)
 
     def _num_unpacked(self) -> int:
         try:

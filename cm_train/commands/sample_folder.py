@@ -18,6 +18,8 @@ from ..core.settings import Settings, excerpt, typed
 from ..runs.lock import FolderInUse, refuse_links
 
 REQUEST, IMAGES, PACKED, UNPACKED = "request.json", "images", "samples.npz", ".samples.writing"
+PARTS = ".samples.parts"  # images that processes have drawn for an npz, and which are not in their turn yet
+SHARES = ".shares"  # what the processes of a command are told to draw, and how far they are
 
 _MOST_LEVELS = 4  # in a name
 _MAX_REQUEST_BYTES = 1 << 22
@@ -37,20 +39,24 @@ class Request(Settings):
     seed: Annotated[int, Field(ge=0)]
     sampler: str
     sigmas: list[float]  # the noise levels, one a step
-    labels: int | list[int] | None
+    labels: int | Annotated[list[int], Field(min_length=1)] | None  # of several each has its turn
     guidance: float
     precision: str
     format: Literal["png", "npz"]
 
+    def classes(self, num: int) -> int | list[int] | None:
+        """The class of each of the first `num` images, or of all; None leaves them to the seeds."""
+        several = self.labels
+        return [several[i % len(several)] for i in range(num)] if isinstance(several, list) else several
+
     def differences(self, other: "Request") -> list[str]:
         """The keys in which `other` means other images than this one, beside their number, and both values."""
         mine, theirs = self.model_dump(), other.model_dump()
-        for values in (mine, theirs):
+        for request, values in ((self, mine), (other, theirs)):
             del values["num"]
             # The last digits are another processor's to choose.
             values["sigmas"] = [float(f"{sigma:.9g}") for sigma in values["sigmas"]]
-            if isinstance(values["labels"], list):  # one an image
-                values["labels"] = values["labels"][: min(self.num, other.num)]
+            values["labels"] = request.classes(min(self.num, other.num))
         if self.sha256 == other.sha256:
             del mine["ckpt"]  # a run may be called and lie as it likes
         return [
@@ -142,7 +148,8 @@ def writing(home: Path) -> Iterator[None]:
 
 def _has_images(home: Path) -> bool:
     """Whether anything was drawn: before that, a mistaken request may be corrected."""
-    return any((home / name).exists() for name in (PACKED, UNPACKED)) or any((home / IMAGES).glob("*.png"))
+    is_there = any((home / name).exists() for name in (PACKED, UNPACKED))
+    return is_there or any(any((home / name).glob("*.png")) for name in (IMAGES, PARTS))
 
 
 def _check_ours(home: Path) -> Request | None:
@@ -157,7 +164,7 @@ def _check_ours(home: Path) -> Request | None:
     if others and REQUEST not in names:
         found = ", ".join(excerpt(name) for name in others[:3]) + (", ..." if len(others) > 3 else "")
         raise InputError(f"{home} holds other files and no {REQUEST}", found, _OTHERS, "set out=...")
-    refuse_links(home, (IMAGES,), "out")
+    refuse_links(home, (IMAGES, PARTS, SHARES), "out")
     return _stored(home / REQUEST) if others else None
 
 

@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ..core import cli
 from ..core.command_line import IMPLIED, OTHER
 from ..core.errors import ExitCode, InputError, printable
+from ..core.keys import Keys, all_keys
 
 _FLAG = "--why="
 
@@ -75,11 +76,11 @@ class Composition:
         found, value = _at(self._values, key)
         is_ours = key.split(".")[0] != "hydra"
         if found != key and not (is_ours and any(source.is_exact for source in self._settings(key))):
-            known = [*cli.all_keys(self._values), *set(self._repo.get_group_options("", ObjectType.GROUP)) - {"hydra"}]
-            near = [k for k in known if k.rpartition(".")[2] == key] or difflib.get_close_matches(key, known, 3, 0.6)
+            known = [*all_keys(self._values), *set(self._repo.get_group_options("", ObjectType.GROUP)) - {"hydra"}]
+            near = Keys("train", known).meant_by(key) or difflib.get_close_matches(key, known, 3, 0.6)
             fix = f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else "--cfg job shows all keys"
             raise InputError(f"unknown key {key}", fix=fix)
-        inner = cli.all_keys(value)
+        inner = all_keys(value)
         leaves = [k for k in inner if not any(other.startswith(f"{k}.") for other in inner)]
         return [f"{key}.{leaf}" for leaf in leaves] or [key]
 

@@ -3,11 +3,13 @@
 import contextlib
 import difflib
 import errno
+import io
 import logging
 import os
+import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,10 +23,15 @@ from omegaconf.errors import OmegaConfBaseException
 from .. import __version__
 from .command_line import tidy, with_configs_of_plugins
 from .errors import ExitCode, InputError, TrainingFailed, printable
+from .keys import Keys, all_keys, keys_of_options
+from .run_layout import called_after
 from .streams import give_up_stdout, hold_streams
+from .wrapping import columns_of, fitted
 
 # What the user says; for Hydra it is then set in any case, so that it raises its errors to us.
 FULL_ERRORS = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("0", "")
+
+_SCREEN = 80  # columns of help that goes to no terminal
 
 
 def conf_dir() -> Path:
@@ -34,15 +41,12 @@ def conf_dir() -> Path:
     return packed if packed.is_dir() else package.parent / "conf"
 
 
-def _recipe_of(choice: str | None, pair: str) -> str:
-    """${recipe_of:${recipe},${dataset}-${mode}}: that pair's, which may be missing, unless somebody names another.
-
-    What is named is an entry of its own in the defaults list, which is not optional, so that Hydra refuses a slip.
-    """
-    return pair if choice == "auto" else "null"
+def _named_after(dataset: str, root: str | None) -> str:
+    """${named_after:${dataset.name},${dataset.root}}: own pictures are known by their folder, others by their name."""
+    return called_after(root) if dataset == "image_folder" and root else dataset
 
 
-OmegaConf.register_new_resolver("recipe_of", _recipe_of)
+OmegaConf.register_new_resolver("named_after", _named_after)
 
 
 def version(package: str) -> str:
@@ -108,11 +112,12 @@ def under_hydra(config_name: str, task: Callable[[DictConfig], Any]) -> ExitCode
     os.environ["HYDRA_FULL_ERROR"] = "1"
     warnings.filterwarnings("error", ".* is not available")  # what hydra.searchpath names, and is not there
     try:
-        hydra.main(version_base=None, config_path=str(conf_dir()), config_name=config_name)(begun)()
+        with _help_fitted():
+            hydra.main(version_base=None, config_path=str(conf_dir()), config_name=config_name)(begun)()
     except (HydraException, OmegaConfBaseException, InputError) as error:
         if FULL_ERRORS:
             raise
-        complain(_one_line(error, config_name))
+        complain(one_line(error, config_name))
         return ExitCode.WRONG_INPUT
     except BrokenPipeError:  # as in --info | head
         give_up_stdout()
@@ -135,6 +140,20 @@ def under_hydra(config_name: str, task: Callable[[DictConfig], Any]) -> ExitCode
     return ExitCode.DONE
 
 
+@contextlib.contextmanager
+def _help_fitted() -> Iterator[None]:
+    """What Hydra prints for --help, with the options of a group in lines of a screen's width, in a file too."""
+    if "--help" not in sys.argv:
+        yield
+        return
+    taken = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(taken):
+            yield
+    finally:
+        print(fitted(taken.getvalue().rstrip("\n"), columns_of(sys.stdout) or _SCREEN), flush=True)
+
+
 def begin(config_name: str, plain: str | None = None) -> None:
     """What every command does first, before it looks at its arguments; it may be all that a command does.
 
@@ -152,7 +171,7 @@ def begin(config_name: str, plain: str | None = None) -> None:
         complain(f"the current folder is not there any more: {error.strerror}; fix: cd to one that is")
         sys.exit(ExitCode.WRONG_INPUT)
     try:
-        arguments = tidy(sys.argv[1:], groups(config_name), plain)
+        arguments = tidy(sys.argv[1:], groups(config_name), plain, lambda word: keys_of(config_name).meant_by(word))
         sys.argv[1:] = with_configs_of_plugins(arguments)
     except InputError as error:
         complain(str(error))
@@ -179,7 +198,7 @@ def _heed_quiet() -> None:
 def tell(text: str) -> None:
     """Print what was asked for. Exits with 1 where nobody can take it."""
     try:
-        print(text, flush=True)
+        print(fitted(text, columns_of(sys.stdout)), flush=True)
     except OSError as error:
         give_up_stdout()
         complain(f"can't write: {error.strerror}")
@@ -190,11 +209,11 @@ def complain(text: str) -> None:
     """One line on stderr, in the command's name."""
     name = Path(sys.argv[0]).name
     with contextlib.suppress(OSError):  # nobody listens; the exit code still tells
-        print(f"{name}: {printable(text)}", file=sys.stderr, flush=True)
+        print(fitted(f"{name}: {printable(text)}", columns_of(sys.stderr)), file=sys.stderr, flush=True)
 
 
-def _one_line(error: BaseException, config_name: str) -> str:
-    """Hydra's message without its layout, with the cause, what is allowed and the nearest known key."""
+def one_line(error: BaseException, config_name: str) -> str:
+    """What Hydra found wrong: without its layout, with the cause, what is allowed and the nearest known key."""
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         near = difflib.get_close_matches(option.lower(), error.options, 1)
@@ -206,25 +225,28 @@ def _one_line(error: BaseException, config_name: str) -> str:
         text = f"{text} {str(cause).splitlines()[0]}"
     if "Could not override '" in text:
         key = text.split("Could not override '")[1].split("'")[0]
-        known = _known_keys(config_name)
-        beside = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
-        near = difflib.get_close_matches(key, beside, 1, 0.5) or difflib.get_close_matches(key, known, 1, 0.5)
         text = f"unknown key {key}" if "not in" in text else text
-        text += f"; did you mean {near[0]}?" if near else "; see --help, or --cfg job for all keys"
+        text += f"; {keys_of(config_name).advice(key)}"
     return text
 
 
-def all_keys(values: object, prefix: str = "") -> list[str]:
-    """The dotted keys of nested mappings, each mapping's own before those in it."""
-    keys: list[str] = []
-    for k, v in values.items() if isinstance(values, dict) else ():
-        keys += [f"{prefix}{k}", *all_keys(v, f"{prefix}{k}.")]
-    return keys
-
-
-def _known_keys(config_name: str) -> list[str]:
+def keys_of(config_name: str) -> Keys:
+    """What this command line can set: its groups' options chosen as it says, where that can be."""
     from hydra.core.global_hydra import GlobalHydra
 
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(conf_dir()), version_base=None):
-        return all_keys(OmegaConf.to_container(hydra.compose(config_name)))
+    known = groups(config_name)
+    chosen = [word for word in sys.argv[1:] if word.partition("=")[0] in known and re.fullmatch(r"\w+=\w+", word)]
+    config = None
+    for words in (chosen, []):
+        GlobalHydra.instance().clear()
+        with contextlib.suppress(HydraException, OmegaConfBaseException), _composing():
+            config = hydra.compose(config_name, overrides=words)
+            break
+    here = [*known, *all_keys(OmegaConf.to_container(config))] if config is not None else known
+    ours = [group for group in known if group not in ("experiment", "recipe")]  # whose keys all are others' too
+    elsewhere = keys_of_options(conf_dir(), ours)
+    return Keys(config_name, dict.fromkeys(here), {k: v for k, v in elsewhere.items() if k not in here})
+
+
+def _composing() -> contextlib.AbstractContextManager[None]:
+    return hydra.initialize_config_dir(str(conf_dir()), version_base=None)

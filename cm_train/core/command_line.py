@@ -3,7 +3,7 @@
 import argparse
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
@@ -14,12 +14,15 @@ from omegaconf.errors import OmegaConfBaseException
 from omegaconf.grammar_parser import parse
 
 from .errors import InputError
+from .keys import refuse_as_flags
 
 # Keys whose values are text, whatever they look like: name=123 is a name.
 TEXT = frozenset(
-    ["name", "run_dir", "teacher", "init", "dataset.root", "ckpt", "out", "weights"]
+    ["name", "data_name", "run_dir", "teacher", "teacher_experiment", "init", "dataset.root", "ckpt", "out", "weights"]
+    + ["budget", "teacher_budget", "notice"]
     + [f"tracking.{key}" for key in ("project", "entity", "group")]
 )
+LISTS = frozenset(["labels"])  # keys that take several values without brackets around them
 OPTIONAL_GROUPS = frozenset(["experiment"])  # null stands for none of their options
 # Two ways to say one thing: the one that is typed overrules the other, whatever file that is from.
 OTHER = {"ema.decay": "ema.half_life_images", "ema.half_life_images": "ema.decay"}
@@ -41,12 +44,18 @@ _NO_FLAGS = {
 _INFO = ("--info", "-i")
 
 
-def tidy(arguments: Sequence[str], groups: Iterable[str], plain: str | None = None) -> list[str]:
+def tidy(
+    arguments: Sequence[str],
+    groups: Iterable[str],
+    plain: str | None = None,
+    meant_by: Callable[[str], list[str]] | None = None,
+) -> list[str]:
     """Command-line arguments as Hydra takes them: flags first, values quoted where they would mean something else.
 
     Args:
         groups: the config groups, as "mode".
         plain: the key that an argument without one is for, at most once.
+        meant_by: which keys a word stands for, see `Keys.meant_by`.
 
     Raises:
         InputError: an unknown flag, what is no setting, or what can't be had.
@@ -55,6 +64,8 @@ def tidy(arguments: Sequence[str], groups: Iterable[str], plain: str | None = No
     parser.error = _fail  # type: ignore[method-assign]
     if plain is None:
         parser.add_argument("--why", nargs="*", action="extend")
+    if meant_by is not None:
+        refuse_as_flags(arguments, list(parser._option_string_actions), meant_by)
     options = parser.parse_intermixed_args(_with_what_to_show(parser, arguments))
     for name, instead in _NO_FLAGS.items():
         if getattr(options, name) is not None:
@@ -172,6 +183,10 @@ def _as_meant(text: str, groups: frozenset[str], is_sweep: bool) -> str:
             "this is no setting", text, "key=value", f"{near[0]}=..., see --help" if near else "see --help"
         )
     override = _parsed(text)
+    are_several = override is not None and isinstance(override._value, ChoiceSweep) and override._value.simple_form
+    may_be = override is None and "," in value and value[0] not in "[\"'"
+    if name in LISTS and (are_several or may_be) and not is_sweep:
+        return _as_meant(f"{key}=[{value}]", groups, is_sweep)
     if override is not None and override.is_sweep_override() and not is_sweep and name not in TEXT:
         raise InputError(
             f"{name} has several values", value, "one", f"-m for a run of each, or {key}=[{value}] for a list"

@@ -10,7 +10,6 @@ from .terminal import duration, has_cursor, is_quiet, is_shared, live_bars, part
 
 EVERY_S = 10.0  # between two lines where there is no terminal
 _BAR_AFTER_S = 0.5  # a job that is over before that shows no bar
-_LONGEST_BAR, _BESIDE_BAR = 40, 70  # columns, and those that are kept for what stands beside it
 
 
 class Progress:
@@ -62,7 +61,11 @@ class Progress:
             return
         self._can_move = False  # whether this one works or not
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
+        from rich.table import Column
         from rich.text import Text
+
+        def whole() -> Column:  # where a terminal is narrow the bar gets shorter, and nothing else
+            return Column(no_wrap=True)
 
         class Left(TimeRemainingColumn):
             """Counts down to what `update` was told; the bar's own guess until then."""
@@ -73,14 +76,13 @@ class Progress:
                     return super().render(task)
                 return Text(duration(max(0.0, ends_at - time.monotonic())), style="progress.remaining")
 
-        room = self._console.width - _BESIDE_BAR - len(self._part)
         bar = Progress(
-            TextColumn("{task.description}"),
-            MofNCompleteColumn(),
-            *([TextColumn(self._part)] if self._part else []),
-            *([BarColumn(min(room, _LONGEST_BAR))] if room > 0 else []),
+            TextColumn("{task.description}", table_column=whole()),
+            MofNCompleteColumn(table_column=whole()),
+            *([TextColumn(self._part, table_column=whole())] if self._part else []),
+            BarColumn(),
             TextColumn("{task.fields[shown]}"),
-            *([] if self.total is None else [Left(), TextColumn("left")]),
+            *([] if self.total is None else [Left(table_column=whole()), TextColumn("left")]),
             console=self._console,
             refresh_per_second=4,
             transient=not self._leads,

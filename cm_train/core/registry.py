@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any, ClassVar, Self, TypeVar
 
-from pydantic import model_validator
+from pydantic import ValidationInfo, model_validator
 from pydantic.functional_validators import ModelWrapValidatorHandler  # the package itself has it from 2.10 on
 
 from .errors import InputError
-from .settings import Mark, Settings, excerpt, typed
+from .settings import AS_WRITTEN, Mark, Settings, excerpt, typed
 
 # Of each kind of component: the key of a run's config that names one, and where the classes live. A folder is searched
 # file by file, so a new component is one new file.
@@ -59,9 +59,11 @@ class ComponentConfig(Settings):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _of_the_named(cls, values: Any, validate: ModelWrapValidatorHandler[Self]) -> Any:
+    def _of_the_named(cls, values: Any, validate: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Any:
         is_base = cls.model_fields["name"].is_required()
-        return settings(cls.kind, values) if is_base and not isinstance(values, cls) else validate(values)
+        if not is_base or isinstance(values, cls):
+            return validate(values)
+        return settings(cls.kind, values, bool((info.context or {}).get(AS_WRITTEN)))
 
 
 def register(cls: C) -> C:
@@ -128,8 +130,11 @@ def find(kind: str, name: object) -> Any:
     return _classes[kind, name]
 
 
-def settings(kind: str, values: Mapping[str, Any]) -> Any:
+def settings(kind: str, values: Mapping[str, Any], as_written: bool = False) -> Any:
     """The settings of the component that `values["name"]` names, of its own class.
+
+    Args:
+        as_written: see `typed`.
 
     Raises:
         InputError: there is no such component, or a key of it is wrong.
@@ -137,7 +142,7 @@ def settings(kind: str, values: Mapping[str, Any]) -> Any:
     if not isinstance(values, Mapping):
         raise InputError(f"{kind} must be a group of keys with a name", excerpt(values), ", ".join(names(kind)))
     config: type[ComponentConfig] = find(kind, values.get("name")).Config
-    return typed(config, values, _group(kind))
+    return typed(config, values, _group(kind), as_written)
 
 
 def marked(mark: Mark) -> set[str]:

@@ -4,9 +4,10 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from .errors import InputError
 
@@ -57,11 +58,46 @@ class Settings(BaseModel):
         """The names of the keys that `mark` is true of."""
         return {name for name, field in cls.model_fields.items() if mark in field.metadata}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_whole_numbers(cls, values: Any, info: ValidationInfo) -> Any:
+        """A person writes 1e5 for an integer, which YAML and Hydra read as the float 100000.0."""
+        if not (info.context or {}).get(AS_WRITTEN) or not isinstance(values, dict):
+            return values
+        counts = {name for name, field in cls.model_fields.items() if _takes_integers(field.annotation)}
+        return {key: _whole(value) if key in counts else value for key, value in values.items()}
 
-def typed(cls: type[S], values: Mapping[str, Any], where: str = "") -> S:
-    """`values` as `cls`. Raises InputError naming the first wrong key, what it got and what is allowed."""
+
+AS_WRITTEN = "as written"  # of a validation's context: the values are what a person wrote, not what a program stored
+
+
+def _takes_integers(annotation: Any) -> bool:
+    """Whether a number of that type can only be an integer."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _takes_integers(parts[0])
+    if origin in (Union, UnionType):
+        return float not in parts and any(map(_takes_integers, parts))
+    return annotation is int
+
+
+def _whole(value: Any) -> Any:
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) <= MAX_EXACT
+    return int(value) if is_whole else value
+
+
+def typed(cls: type[S], values: Mapping[str, Any], where: str = "", as_written: bool = False) -> S:
+    """`values` as `cls`.
+
+    Args:
+        where: what stands before the keys in a message.
+        as_written: whether a person wrote them, who may write an integer as 1e5.
+
+    Raises:
+        InputError: the first wrong key, what it got and what is allowed.
+    """
     try:
-        return cls.model_validate(dict(values), strict=True)
+        return cls.model_validate(dict(values), strict=True, context={AS_WRITTEN: as_written})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = [part for part in first["loc"] if not re.search(r"[-\[(]", str(part))]  # not which type of several

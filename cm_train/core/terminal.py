@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from .errors import printable
 from .run_log import note
+from .wrapping import fitted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +26,20 @@ def silence() -> None:
     os.environ[_QUIET] = "1"
     os.environ["PYTHONWARNINGS"] = "ignore"
     warnings.simplefilter("ignore")
+
+
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """While something is tried out, here and in ranks: only errors are shown."""
+    before = os.environ.get(_QUIET)
+    os.environ[_QUIET] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_QUIET]
+        else:
+            os.environ[_QUIET] = before
 
 
 def is_quiet() -> bool:
@@ -83,10 +98,11 @@ def complain(text: str) -> None:
 
 
 def put(text: str, console: "Console") -> None:
-    """One line of plain text on `console`."""
+    """One line of plain text on `console`; several where a terminal is too narrow for it."""
     with contextlib.suppress(OSError, SystemExit):  # a full disk or a closed pipe behind stderr must not end a run
         label = f"[{os.environ[_LABEL]}] " if is_shared() else ""
-        console.print(printable(label + text), highlight=False, markup=False, soft_wrap=True)
+        line = fitted(printable(label + text), console.width if console.is_terminal else None)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _let_go_of_stderr() -> None:

@@ -1,5 +1,6 @@
 """Ranks: who this process is among them, what they agree on, and what they make of one that is gone."""
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -78,6 +79,20 @@ class World:
         with self.waiting():
             dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.host_group)
         return values.item()
+
+    @property
+    def num_here(self) -> int:
+        """How many of the ranks are on this machine, as far as the launcher says."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", self.size)) if self.size > 1 else 1
+
+    def gather_values(self, value: int) -> list[int]:
+        """Every rank's value, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        with self.waiting():
+            dist.all_gather_object(values, value, group=self.host_group)
+        return values
 
     def run_on_main(self, choose: Callable[[], Any]) -> Any:
         """What rank 0 chooses, on every rank. Raises its InputError or Stopped on every rank too."""

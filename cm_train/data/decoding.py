@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 # Nothing else is tried: Pillow also knows formats that start other programs (EPS) or that nobody has tested much.
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 MAX_MEGAPIXELS = 89.478485  # an image: where Pillow starts to warn of decompression bombs; a third of a GiB in memory
 _LARGE_PIXELS = 2**24  # an image above which only one is decoded at a time, whatever the number of threads
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # of TIFF
@@ -67,7 +67,7 @@ def decode(
     import numpy as np
     from PIL import Image, ImageOps
 
-    with Image.open(io.BytesIO(data), formats=[f for f in _FORMATS if f in Image.OPEN]) as image:
+    with Image.open(io.BytesIO(data), formats=[f for f in FORMATS if f in Image.OPEN]) as image:
         if image.width * image.height > max_megapixels * 1e6:
             size = f"{image.width}x{image.height} pixels are more than {max_megapixels:.4g} million"
             raise ValueError(f"{size} (dataset.max_megapixels)")

@@ -2,12 +2,14 @@
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..core.files import not_through_a_link
+from .captions import NARROWEST, written
 
 _GAP_GREY = 90  # neither the black nor the white that images end in
 _MOST_OVERHEAD = 1 << 16  # of a PNG, in bytes
@@ -23,22 +25,33 @@ def to_uint8(images: Tensor) -> Tensor:
     return (images.clamp(-1, 1) * 127.5 + 128).floor().clamp(0, 255).to(torch.uint8)
 
 
-def grid(images: Tensor, columns: int | None = None, min_side: int = 640) -> Tensor:
-    """One picture of uint8 images [N, C, H, W] with gaps between them; uint8 [C, H', W'].
+def grid(
+    images: Tensor, columns: int | None = None, min_side: int = 640, captions: Sequence[str] | None = None
+) -> Tensor:
+    """One picture of uint8 images [N, C, H, W], N at least 1, with gaps between them; uint8 [C, H', W'].
 
     Args:
         columns: None makes the grid about square.
         min_side: small images are enlarged by a whole factor until the picture's longer side is about this.
+        captions: what to write under each image, cut where it is too long; small images are enlarged more where that
+            takes it. None, or empty: no captions.
     """
-    count, channels, height, width = images.shape
+    count, _, height, width = images.shape
     columns = min(count, columns or math.ceil(math.sqrt(count)))
     rows, gap = math.ceil(count / columns), max(1, height // 16)
-    picture = images.new_full((channels, rows * (height + gap) + gap, columns * (width + gap) + gap), _GAP_GREY)
-    for i, image in enumerate(images):
+    factor = max(1, round(min_side / max(rows * (height + gap) + gap, columns * (width + gap) + gap)))
+    if captions:
+        factor = max(factor, math.ceil(NARROWEST / width))
+    cells, gap = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3), factor * gap
+    if captions:
+        strips = written(captions, width * factor, _GAP_GREY).to(cells.device)  # [N, 1, height of a line, W]
+        cells = torch.cat([cells, strips.expand(-1, cells.shape[1], -1, -1)], 2)
+    _, channels, height, width = cells.shape
+    picture = cells.new_full((channels, rows * (height + gap) + gap, columns * (width + gap) + gap), _GAP_GREY)
+    for i, cell in enumerate(cells):
         y, x = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
-        picture[:, y : y + height, x : x + width] = image
-    factor = max(1, round(min_side / max(picture.shape[1:])))
-    return picture.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+        picture[:, y : y + height, x : x + width] = cell
+    return picture
 
 
 def save_png(picture: Tensor, path: str | os.PathLike[str]) -> None:

@@ -51,6 +51,11 @@ def flatten_gradients(parameters: Iterable[nn.Parameter]) -> Tensor:
     return flat
 
 
+def flat_size(parameters: Iterable[nn.Parameter]) -> int:
+    """How many numbers `parameters` hold together."""
+    return sum(p.numel() for p in parameters)
+
+
 def _view(chunk: Tensor, like: Tensor) -> Tensor:
     if like.ndim != 4:
         return chunk.view(like.shape)

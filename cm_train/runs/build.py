@@ -23,6 +23,7 @@ from ..models.denoiser import Denoiser, DenoiserConfig
 from ..objectives.base import Objective
 from ..objectives.noise import NoiseSchedule
 from ..sampling.guidance import Guided, guided
+from ..training import micro_batch as fitting
 from ..training.compile_policy import compiles
 from ..training.config import RunConfig
 from ..training.trainer import Trainer
@@ -33,9 +34,16 @@ T = TypeVar("T")
 
 
 def build_trainer(
-    config: RunConfig, should_stop: Callable[[float], bool] = lambda reserve_s: False, world: World = ALONE
+    config: RunConfig,
+    should_stop: Callable[[float], bool] = lambda reserve_s: False,
+    world: World = ALONE,
+    stand_in: bool = False,
 ) -> Trainer:
-    """Data, networks, objective and trainer of a run, resumed where the folder holds a checkpoint."""
+    """Data, networks, objective and trainer of a run, resumed where the folder holds a checkpoint.
+
+    Args:
+        stand_in: whether random weights stand for a teacher that is not there, to measure what a step takes.
+    """
     check_divides(config, world.size)
     dataset = _load_dataset(config, world)
     data = world.run_on_main(dataset.fingerprint)
@@ -62,9 +70,17 @@ def build_trainer(
         its_data = manifest.provenance.get("dataset")
         world.run_on_main(lambda: check_data_of_teacher(config, its_data, dataset))
 
+    elif stand_in and config.needs_teacher():
+        teacher = _stand_in(config, dataset, world)
     denoiser = _build_student(config, dataset, teacher, None if found is None else found[1].denoiser, world)
     guide = None if teacher is None else world.run_on_all(lambda: guided(teacher, config.guidance))
     objective = world.run_on_all(lambda: _build_objective(config, dataset, denoiser, guide, versions))
+    autocast = autocast_type(config.precision, world.device, config.relative_gap)
+    if config.micro_batch == "auto":
+        micro_batch = fitting.settle(config, objective, world.device, autocast, world)
+        config = config.model_copy(update={"micro_batch": micro_batch})
+    elif found is not None:
+        fitting.check_fits(config, objective, world.device, autocast, world)
     images = config.num_schedule_steps * config.batch_size
     compiled, why = compiles(config.compile, world.device, denoiser, config.backbone, images)
     if world.is_main:
@@ -74,7 +90,7 @@ def build_trainer(
         objective,
         Loader(dataset, config.seed, config.batch_size, versions),
         world.device,
-        autocast=autocast_type(config.precision, world.device, config.relative_gap),
+        autocast=autocast,
         compiled=compiled,
         provenance=provenance,
         versions=versions,
@@ -124,6 +140,22 @@ def _build_student(
     elif resumed is None and config.init == "teacher" and teacher is not None:
         denoiser.load_state_dict(teacher.state_dict())
     return denoiser
+
+
+def _stand_in(config: RunConfig, dataset: Dataset, world: World) -> Denoiser:
+    """A diffusion model that has learnt nothing, of the network that a teacher of this run would have."""
+    teacher = DenoiserConfig(
+        kind="diffusion",
+        boundary="zero",
+        image_size=dataset.image_size,
+        image_channels=dataset.channels,
+        num_classes=dataset.num_classes,
+        null_label=config.guidance != 1,
+        sigma_data=0.5,
+        sigma_min=config.noise.sigma_min,
+        sigma_max=config.noise.sigma_max,
+    )
+    return random_student(config, teacher, world.device).requires_grad_(False).eval()
 
 
 def _build_objective(
@@ -211,7 +243,7 @@ def check_data_of_teacher(config: RunConfig, its_data: str | None, dataset: Data
 
 def check_divides(config: RunConfig, ranks: int) -> None:
     """Refuse a batch that `ranks` processes can't share evenly. Raises InputError."""
-    micro = 1 if config.micro_batch is None else config.micro_batch
+    micro = config.micro_batch if isinstance(config.micro_batch, int) else 1
     if config.batch_size % (ranks * micro):
         raise InputError(
             "batch_size must divide by processes times micro_batch",

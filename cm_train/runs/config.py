@@ -1,10 +1,12 @@
 """Between what Hydra composes, what a run folder stores, and the typed config of a run."""
 
+import dataclasses
 from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -15,13 +17,20 @@ from ..core import plugins, registry
 from ..core.errors import InputError
 from ..core.run_layout import CONFIG
 from ..core.settings import typed
+from ..data.datasets.base import Facts
 from ..objectives.noise import check_noise
-from ..training.config import RunConfig
+from ..training.config import RunConfig, dump
+from ..training.tracking import chooses_tracker
+from .plan import AUTO, Values, settle, settle_as, settle_plainly
+from .published import check_alone
 from .stored import stored_config
 
 # What a teacher that is trained for a student has in common with it, beside data and network.
-_SHARED_WITH_TEACHER = frozenset(["devices", "precision", "compile", "deterministic", "seed", "plugins"])
+_SHARED_WITH_TEACHER = frozenset(["devices", "precision", "compile", "deterministic", "seed", "plugins", "data_name"])
 _USUAL_DROPOUT = 0.1  # of a teacher's labels, so that it can be guided
+_LARGEST, _LARGEST_ON_CPU = 64, 32  # side of own pictures, where nobody sets it
+NO_DATA = "(no data)"  # stands for the root of a published recipe that is planned without its data
+_UNSEEN = Facts(32, 3, 10_000)  # stands for pictures that nobody has looked at yet
 
 
 @dataclass(frozen=True)
@@ -29,50 +38,113 @@ class Composed:
     """The config that a command composed, and what Hydra alone knows of how it came about.
 
     Attributes:
+        config: typed. Until it is `settled`, what the data decide is as for usual ones, and all else as it stays.
         asked: the keys and groups that words of the command line set.
         is_sweep: whether it is one of a multirun's.
+        experiment: the published recipe that was chosen, if any.
     """
 
     config: RunConfig
     asked: frozenset[str]
     is_sweep: bool
     _cfg: DictConfig
+    _values: Values
+    _is_plain: bool
+    experiment: str | None = None
+    _facts: Facts | None = None
 
     @classmethod
-    def of(cls, cfg: DictConfig) -> "Composed":
-        """Raises InputError, see `parse`."""
+    def of(cls, cfg: DictConfig, in_sweep: bool = False) -> "Composed":
+        """Raises InputError, see `parse`.
+
+        Args:
+            in_sweep: whether it stands for a job of a sweep, although it was composed alone.
+        """
         hydra = HydraConfig.get()
         # ${...} in a word is not for the list of words to resolve.
         words: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
         asked = frozenset(str(word).lstrip("+").split("=")[0] for word in words)
-        config = parse(cfg)
-        config = config.model_copy(update={"tracking": config.tracking.if_asked_for(asked)})
-        return cls(config, asked, hydra.mode == RunMode.MULTIRUN, cfg)
+        places = [source.path for source in hydra.runtime.config_sources]
+        check_alone(asked, hydra.runtime.choices, places)
+        experiment = hydra.runtime.choices.get("experiment")
+        if cfg.plan is True and experiment is not None and OmegaConf.is_missing(cfg.dataset, "root"):
+            with open_dict(cfg):
+                cfg.dataset.root = NO_DATA
+        if chooses_tracker(asked) and OmegaConf.select(cfg, "tracking.previews") == AUTO:
+            cfg.tracking.previews = True
+        values, is_plain = plain_values(cfg), hydra.runtime.choices.get("recipe") == "none"
+        if values.get("budget") is not None and values.get("steps") != AUTO:
+            raise InputError("budget and steps say one thing", f"budget={values['budget']}", fix="drop one of them")
+        is_sweep = in_sweep or hydra.mode == RunMode.MULTIRUN
+        return cls(_typed(values, _UNSEEN, is_plain), asked, is_sweep, cfg, values, is_plain, experiment)
 
-    def teacher(self, folder: Path, swept: Set[str]) -> RunConfig:
-        """The config of a teacher for this run: mode=edm with its own recipe on the same data, by the same network.
+    def called(self, data_name: str) -> "Composed":
+        """The same for runs that are called after `data_name`, where no word of the command says otherwise."""
+        if {"data_name", "name", "run_dir"} & self.asked:
+            return self
+        cfg = self._cfg.copy()
+        with open_dict(cfg):
+            cfg.data_name = data_name
+        values = plain_values(cfg)
+        config = _typed(values, self._facts or _UNSEEN, self._is_plain)
+        return dataclasses.replace(self, config=config, _cfg=cfg, _values=values)
+
+    def looked(self) -> "Composed":
+        """The same after a look at the images, as far as something hangs on them. Raises InputError without any."""
+        largest = _LARGEST if torch.cuda.is_available() else _LARGEST_ON_CPU
+        return self if self._facts else dataclasses.replace(self, _facts=self.config.dataset.facts(largest))
+
+    @property
+    def facts(self) -> Facts:
+        """What is known of the images once somebody has `looked`."""
+        return self._facts or _UNSEEN
+
+    def settled(self, stored: RunConfig | None = None, images: int | None = None) -> "Composed":
+        """The same with a number for each `auto`.
+
+        Args:
+            stored: the run that goes on, whose numbers count; None for a new one.
+            images: how many the run shall train on; None: what its settings say.
+        """
+        if stored is not None:
+            config = _typed(settle_as(self._values, dump(stored)), _UNSEEN, self._is_plain)
+            return dataclasses.replace(self, config=config)
+        known = self.looked()
+        return dataclasses.replace(known, config=_typed(self._values, known.facts, self._is_plain, images))
+
+    def teacher(self, folder: Path, swept: Set[str], images: int | None = None) -> RunConfig:
+        """The config of a teacher for this run: mode=edm, or a published recipe, on the same data.
+
+        By mode=edm it has this run's network.
 
         Args:
             folder: where the teacher's run lies.
             swept: keys in which the jobs of a sweep differ: whichever came first would have a say.
+            images: how many it shall train on; None: what its recipe says.
         """
         config = self.config
         hydra = HydraConfig.get()
         places = [word for word in hydra.overrides.hydra if word.startswith("hydra.searchpath")]
-        cfg = compose("train", overrides=[*places, "mode=edm", f"dataset={hydra.runtime.choices['dataset']}"])
+        named = config.teacher_experiment
+        choice = ["mode=edm", f"dataset={hydra.runtime.choices['dataset']}"]
+        cfg = compose("train", overrides=[*places, *([f"experiment={named}"] if named else choice)])
         with open_dict(cfg):
             cfg.dataset = self._cfg.dataset
-        teacher = parse(cfg)
+            cfg.data_name = self._cfg.data_name
+        values = plain_values(cfg)
+        values["dataset"] = dict(config.dataset)
+        teacher = _typed(values, self.facts, False, images)
         tags = [tag for tag in config.tracking.tags if tag.split("=")[0] not in swept]
         tracking = teacher.tracking if "tracking" in swept else config.tracking
         may_hide = bool({"guidance", "label_dropout"} & swept) and config.dataset.conditional
         hides = config.guidance != 1 or config.label_dropout > 0 or may_hide
+        own = teacher.backbone if named else config.backbone.with_recipe_of(teacher.backbone)
         return teacher.model_copy(
             update={key: getattr(config, key) for key in _SHARED_WITH_TEACHER - swept}
             | {
                 "name": folder.name,
                 "run_dir": str(folder),
-                "backbone": config.backbone.with_recipe_of(teacher.backbone),
+                "backbone": own,
                 "tracking": tracking.model_copy(update={"tags": tags}),
                 "label_dropout": _USUAL_DROPOUT if hides else teacher.label_dropout,
             }
@@ -88,11 +160,16 @@ OmegaConf.register_new_resolver("half_life", _refuse_half_life)
 
 
 def parse(cfg: DictConfig) -> RunConfig:
-    """The typed config of a composed one.
+    """The typed config of a composed one; what own pictures decide is as for usual ones, until somebody looks at them.
 
     Raises:
         InputError: a missing, unknown or ill-typed key, with its full name.
     """
+    return _typed(plain_values(cfg), _UNSEEN, False)
+
+
+def plain_values(cfg: DictConfig) -> Values:
+    """A composed config as plain values. Raises InputError where one is missing, or stands for nothing."""
     try:
         values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -103,7 +180,20 @@ def parse(cfg: DictConfig) -> RunConfig:
     if isinstance(values.get("compile"), bool):  # YAML reads true as a boolean, beside "auto"
         values["compile"] = str(values["compile"]).lower()
     plugins.load(plugins.names_in(values))
-    config = typed(RunConfig, values)
+    return values
+
+
+def _typed(values: Values, unseen: Facts, is_plain: bool, images: int | None = None) -> RunConfig:
+    """The typed config of plain values, each `auto` in them settled; see `plan.settle`.
+
+    Args:
+        unseen: what is taken for the images where they aren't known without a look.
+        is_plain: whether no recipe is wanted.
+    """
+    dataset = registry.settings("dataset", values.get("dataset") or {})
+    facts = dataset.known_facts() or unseen
+    settled = settle_plainly(values, facts) if is_plain else settle(values, facts, images)
+    config = typed(RunConfig, settled, as_written=True)
     config = config.model_copy(update={"ema": config.ema.with_decay(config.batch_size)})
     _check_together(config)
     return config

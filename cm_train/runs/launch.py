@@ -32,13 +32,13 @@ _NEW_S = 60.0
 _MEETING_BYTES = 1 << 16  # what they write there at most
 
 
-def num_ranks(devices: int | str) -> int:
-    """How many ranks `devices` means on this machine.
+def num_ranks(devices: int | str, on_cpu: bool = False) -> int:
+    """How many ranks `devices` means on this machine; `on_cpu` where its GPUs are not to be used.
 
     Raises:
         InputError: more than there are, or a value that means nothing.
     """
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() and not on_cpu else 0
     if devices == "auto":
         return max(gpus, 1)
     most = gpus if gpus else max(8, os.cpu_count() or 1)

@@ -1,7 +1,7 @@
 """One run, from its config to a trained folder: claimed, new or resumed, executed, summed up. It knows no teacher."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,10 +15,9 @@ from ..training.config import RunConfig, dump
 from . import announce
 from .config import read_back
 from .lock import check_ours, lock
+from .machine import Execute
 from .same_run import check_same_run
 from .stored import store_config
-
-Execute = Callable[[RunConfig], bool]  # trains the run whose config lies in its folder; False where stopped early
 
 
 def run_one(config: RunConfig, execute: Execute) -> bool:

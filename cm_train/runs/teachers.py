@@ -13,12 +13,14 @@ from ..models.checkpoints import read as checkpoint
 from ..models.checkpoints.manifest import Manifest
 from ..training.config import RunConfig
 from ..training.tracking import OF_ONE_RUN
+from .budget import as_long_as
 from .config import Composed, read_back
-from .lifecycle import Execute, run_one
+from .lifecycle import run_one
 from .lock import FolderInUse
+from .machine import Machine
 
 
-def ready_teacher(composed: Composed, execute: Execute, stop: StopFlag, swept: frozenset[str]) -> str | None:
+def ready_teacher(composed: Composed, machine: Machine, stop: StopFlag, swept: frozenset[str]) -> str | None:
     """Where the usual teacher of a run is, trained first where it is missing or unfinished: within `in_parts`.
 
     Args:
@@ -35,14 +37,16 @@ def ready_teacher(composed: Composed, execute: Execute, stop: StopFlag, swept: f
     if home.resolve() == student.folder.resolve():
         raise InputError(f"{home} can't be its own teacher", fix="set teacher=..., or init=random")
     is_said = False
-    while not _is_finished(home):
-        teacher = _next_config(composed, home, swept)
+    while not is_ready(home):
         try:
             if not is_said:
                 say(f"no finished teacher in {home}: training it first (teacher=... names another)")
+            teacher = _next_config(composed, home, swept, machine)
+            if teacher is None:
+                return None
             begin_part("1 of 2: the teacher")
             with without_variables_of_one_run():
-                if not run_one(teacher, execute):
+                if not run_one(teacher, machine.train):
                     return None
             begin_part("2 of 2")
             break
@@ -59,17 +63,23 @@ def ready_teacher(composed: Composed, execute: Execute, stop: StopFlag, swept: f
     return str(home)
 
 
-def _is_finished(home: Path) -> bool:
+def is_ready(home: Path) -> bool:
     """Whether the run in `home` is as long as it shall be; its `steps` may have been lowered to what it had."""
     newest = checkpoint.newest_manifest(home)
     return newest is not None and (newest.finished or newest.step >= read_back(home).steps)
 
 
-def _next_config(composed: Composed, home: Path, swept: frozenset[str]) -> RunConfig:
-    """What the teacher in `home` is trained with: once begun, its own settings, whatever they were."""
+def _next_config(composed: Composed, home: Path, swept: frozenset[str], machine: Machine) -> RunConfig | None:
+    """What the teacher in `home` is trained with: once begun, its own settings, whatever they were.
+
+    None where what it takes was to be measured, and that was stopped.
+    """
     student = composed.config
     if checkpoint.newest_manifest(home) is None:
-        return composed.teacher(home, swept)
+        budgets = student.budgets()
+        if budgets is None:
+            return composed.teacher(home, swept)
+        return as_long_as(budgets[1], lambda images: composed.teacher(home, swept, images), machine)
     teacher = read_back(home)
     _check_same_data(student, teacher, home)
     # Where its curves go is this command's to say: a stored tracker must not put private pictures online unasked.

@@ -13,8 +13,10 @@ from ..core.terminal import in_parts
 from .surroundings import NOTHING_AROUND, Surroundings
 
 if TYPE_CHECKING:
+    from ..training.config import RunConfig
     from .config import Composed
-    from .lifecycle import Execute
+    from .lifecycle import Claim
+    from .machine import Execute, Machine, Measure
 
 _STARTED = time.monotonic()
 SWEPT = "CM_TRAIN_SWEPT"  # how the ranks of a job on several nodes hear of the keys that its sweep sets differently
@@ -29,47 +31,94 @@ def train(
         started: what max_hours counts from, as time.monotonic() counts.
     """
     from ..core.world import is_launched
-    from .execution import check_launched, execute, execute_under_torchrun
+    from .execution import check_launched, execute, execute_under_torchrun, measured
+    from .machine import Machine
     from .rank import heed_parent
 
     limit = composed.config.max_hours
     stop.deadline = None if limit is None else started + limit * 3600
+
+    def spent_s() -> float:
+        return time.monotonic() - started
+
     if is_launched():
         heed_parent(stop)
         swept = frozenset(os.environ.get(SWEPT, "").split())
 
-        def plan(execute: "Execute") -> None:
+        def plan(execute: "Execute", measure: "Measure") -> None:
             check_launched(composed.config, composed.is_sweep)
-            train_in_order(composed, execute, stop, swept)
+            train_in_order(composed, Machine(execute, measure, spent_s), stop, swept)
 
         execute_under_torchrun(plan, stop)
-    finished = train_in_order(composed, lambda run: execute(run, stop, around), stop, around.swept)
+    machine = Machine(
+        lambda run: execute(run, stop, around),
+        lambda run: around.remembered(run, lambda: measured(run, stop, around)),
+        spent_s,
+    )
+    finished = train_in_order(composed, machine, stop, around.swept)
     return ExitCode.DONE if finished else ExitCode.STOPPED
 
 
-def train_in_order(composed: "Composed", execute: "Execute", stop: StopFlag, swept: frozenset[str]) -> bool:
-    """The run, and before it the teacher that it needs and that isn't there; False where either was stopped early."""
-    from ..models.checkpoints import read as checkpoint
-    from .inheritance import begun_backbone, inherit_backbone
-    from .lifecycle import claimed
-    from .teachers import find_again, ready_teacher
+def train_in_order(composed: "Composed", machine: "Machine", stop: StopFlag, swept: frozenset[str]) -> bool:
+    """The run, and before it the teacher that it needs and that isn't there; False where either was stopped early.
 
-    config = composed.config
-    with claimed(config.folder) as claim, in_parts():
+    With plan=true, what they would be and cost is said instead.
+    """
+    from .forecast import forecast
+    from .inheritance import begun_backbone
+    from .lifecycle import claimed
+    from .naming import named_for_its_pictures
+    from .teachers import find_again
+
+    composed = named_for_its_pictures(composed)
+    if composed.config.plan:
+        return forecast(composed, machine, swept)
+    with claimed(composed.config.folder) as claim, in_parts():
         if claim.stored is None:
-            config = inherit_backbone(config, config.start, composed.asked)
-            if config.needs_teacher() and config.teacher is None:
-                config.check_machine()  # now rather than after a teacher has trained
-                if config.start is not None:
-                    checkpoint.resolve(config.start)  # likewise
-                teacher = ready_teacher(composed, execute, stop, swept)
-                if teacher is None:
-                    return False
-                config = config.model_copy(update={"teacher": teacher})
-            if config.start is None:
-                config = inherit_backbone(config, config.teacher, composed.asked)
+            config = _new(composed, machine, stop, swept)
+            if config is None:
+                return False
         else:
+            config = _resumed(composed, claim, claim.stored)
             config = claim.resumed(begun_backbone(config, claim.stored, composed.asked))
             if not claim.is_finished(config):
                 config = find_again(config, claim.stored, claim.newest)
-        return claim.train(config, execute)
+        return claim.train(config, machine.train)
+
+
+def _new(composed: "Composed", machine: "Machine", stop: StopFlag, swept: frozenset[str]) -> "RunConfig | None":
+    """The config of a run that begins: settled, with its teacher and what that passes on; None where stopped early."""
+    from ..models.checkpoints import read as checkpoint
+    from .budget import planned
+    from .inheritance import inherit_backbone
+    from .teachers import is_ready, ready_teacher
+
+    composed = composed.settled()
+    config = inherit_backbone(composed.config, composed.config.start, composed.asked)  # refused before anything trains
+    teacher, was_ready = config.teacher, True
+    if config.needs_teacher() and teacher is None:
+        config.check_machine()  # now rather than after a teacher has trained
+        if config.start is not None:
+            checkpoint.resolve(config.start)  # likewise
+        was_ready = is_ready(config.usual_teacher)
+        teacher = ready_teacher(composed, machine, stop, swept)
+        if teacher is None:
+            return None
+
+    def settled(images: int | None) -> "RunConfig":
+        config = composed.settled(images=images).config.model_copy(update={"teacher": teacher})
+        return inherit_backbone(config, config.teacher if config.start is None else config.start, composed.asked)
+
+    is_shared = composed.is_sweep or not was_ready
+    return planned(settled, machine, is_shared, composed.is_sweep)
+
+
+def _resumed(composed: "Composed", claim: "Claim", stored: "RunConfig") -> "RunConfig":
+    """The config of a run that goes on, with the numbers that were settled when it began."""
+    from .budget import check_same_budget
+
+    config = composed.settled(stored).config
+    check_same_budget(config, stored, claim.folder)
+    if config.budget is None and "steps" not in composed.asked:
+        config = config.model_copy(update={"budget": stored.budget})
+    return config

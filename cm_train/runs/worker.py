@@ -22,7 +22,7 @@ from ..training.tracking import SilentTracker, Tracker
 from ..training.trainer import Trainer
 from .build import build_trainer
 from .rank import as_rank, stop_of_parent
-from .stored import stored_config
+from .stored import store_config, stored_config
 
 
 def run(config: RunConfig, should_stop: Callable[[float], bool], world: World = ALONE) -> bool:
@@ -49,6 +49,8 @@ def _run(config: RunConfig, should_stop: Callable[[float], bool], world: World) 
     with shortage_explained("before the first step", "a smaller backbone= or batch_size="):
         trainer = build_trainer(config, should_stop, world)
     if world.is_main:
+        if trainer.config.micro_batch != config.micro_batch:  # settled for good
+            store_config(config.folder, dump(trainer.config))
         show_data(trainer.loader, config.folder / SAMPLES, anew=trainer.step == 0)
     if not trainer.prepare(lambda: should_stop(0.0)):  # before the clocks of progress and rate begin to count
         return False

@@ -1,6 +1,6 @@
 """Seeds to images: the one path that previews, cm-sample and the measures share."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -9,21 +9,24 @@ from ..core.precision import arithmetic, autocast_type
 from ..core.rng import PerImageNoise
 from ..data.pixels import to_uint8
 from ..models.denoiser import Denoiser
+from .by_hand import Labels, Model, Seeds, as_denoiser, as_labels, as_seeds, check_noise
 from .choosing import choose_levels, find_sampler
 from .guidance import Guided, guided
-from .labels import one_an_image
+from .labels import drawn_labels
 from .samplers.base import Sampler
 
 
 def generate(
-    denoiser: Denoiser | Guided,
-    seeds: Iterable[int],
+    denoiser: Model,
+    seeds: Seeds,
     *,
     sampler: str = "auto",
     steps: int | None = None,
     sigmas: Sequence[float] | None = None,
-    labels: Sequence[int] | int | None = None,
+    labels: Labels | None = None,
     guidance: float | None = None,
+    noise: Tensor | None = None,
+    as_float: bool = False,
     batch_size: int = 256,
     precision: str = "fp32",
     whole_batches: bool = False,
@@ -34,35 +37,46 @@ def generate(
     checkpoint, sampler and number of steps.
 
     Args:
+        denoiser: what `load_denoiser` returns, or the path of a run or checkpoint, whose averaged weights are then
+            loaded for this call, to a GPU where there is one.
+        seeds: the seed of each image, or how many images: 0, 1, 2, ...
         sampler: see `find_sampler`.
         steps, sigmas: see `choose_levels`.
-        labels: class of each image, or one for all; None draws them from the seeds where the network wants any.
+        labels: class of each image, or one for all, by name or number; None draws them from the seeds where the network
+            wants any.
         guidance: of a diffusion model that was trained with label dropout; 1 is none, more is closer to the class. None
             takes the model as it is.
+        noise: what the images begin as in place of their seeds' noise, unit normals [N, C, H, W]; see `initial_noise`.
+            Labels, and what a sampler adds later, are the seeds' own as ever.
+        as_float: float32 images, nominally in [-1, 1], as the network made them: neither clamped nor rounded.
         batch_size: images at once, 1 or more.
         precision: fp32, tf32, bf16 or fp16; what the network computes in.
         whole_batches: fill the last batch up, as compiled networks need it, and throw away what is too much.
 
     Raises:
-        InputError: labels that the network doesn't have, an impossible choice of levels, no model to guide, or one that
-            is guided already.
+        InputError: no such checkpoint, labels that the network doesn't have, an impossible choice of levels, noise of
+            another shape, no model to guide, or one that is guided already.
     """
-    denoiser = guided(denoiser, guidance)
-    seeds, config = list(seeds), denoiser.config
+    model, numbers = guided(as_denoiser(denoiser), guidance), as_seeds(seeds)
+    config = model.config
     _, chosen = find_sampler(sampler, config.kind)
     levels = choose_levels(chosen, config, steps, sigmas)
-    classes = None if labels is None else one_an_image(labels, len(seeds), config.num_classes)
+    classes = None if labels is None else as_labels(labels, len(numbers), config)
+    if noise is not None:
+        check_noise(noise, len(numbers), config)
     batches = generate_batches(
-        denoiser,
+        model,
         chosen,
         levels,
-        seeds,
+        numbers,
         classes,
         batch_size=batch_size,
         precision=precision,
         whole_batches=whole_batches,
+        noise=noise,
+        as_float=as_float,
     )
-    return torch.cat([torch.empty(0, *config.image_shape, dtype=torch.uint8), *batches])
+    return torch.cat([torch.empty(0, *config.image_shape, dtype=torch.float32 if as_float else torch.uint8), *batches])
 
 
 def generate_batches(
@@ -75,6 +89,8 @@ def generate_batches(
     batch_size: int,
     precision: str,
     whole_batches: bool,
+    noise: Tensor | None = None,
+    as_float: bool = False,
 ) -> Iterator[Tensor]:
     """The images of `generate` as they come, `batch_size` at a time, in the order of the seeds.
 
@@ -83,7 +99,7 @@ def generate_batches(
         labels: a class that the network has for each seed, or None.
 
     Yields:
-        uint8 [B, C, H, W] on the CPU.
+        uint8 [B, C, H, W] on the CPU, or float32 where that is asked for.
     """
     for start in range(0, len(seeds), batch_size):
         rows = [*range(start, min(start + batch_size, len(seeds)))]
@@ -91,7 +107,9 @@ def generate_batches(
         if whole_batches:
             rows += [rows[-1]] * (batch_size - num)
         some = None if labels is None else [labels[row] for row in rows]
-        yield _draw(denoiser, sampler, levels, [seeds[row] for row in rows], some, precision)[:num]
+        begun = None if noise is None else noise[rows]
+        x = _draw(denoiser, sampler, levels, [seeds[row] for row in rows], some, begun, precision)[:num]
+        yield (x.float() if as_float else to_uint8(x)).cpu()
 
 
 @torch.no_grad()
@@ -101,15 +119,15 @@ def _draw(
     levels: Sequence[float],
     seeds: Sequence[int],
     labels: Sequence[int] | None,
+    begun: Tensor | None,
     precision: str,
 ) -> Tensor:
-    """One batch; see `generate_batches`."""
+    """One batch, where the network is; not clamped. See `generate_batches`."""
     config, device = denoiser.config, next(denoiser.parameters()).device
     noise = PerImageNoise(seeds, device)
-    if labels is not None:
-        classes: Tensor | None = torch.tensor(labels, device=device)
-    else:
-        classes = noise.randint("label", config.num_classes) if config.num_classes else None
+    if labels is None and config.num_classes:
+        labels = drawn_labels(seeds, config.num_classes)
+    classes = None if labels is None else torch.tensor(labels, device=device)
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         return denoiser(x, sigma, classes)
@@ -117,8 +135,9 @@ def _draw(
     def renoise(i: int) -> Tensor:
         return noise.randn(f"renoise-{i}", config.image_shape)
 
-    x = noise.randn("initial", config.image_shape) * levels[0]
+    unit = noise.randn("initial", config.image_shape) if begun is None else begun.to(device, torch.float32)
+    x = unit * levels[0]
     autocast = autocast_type(precision, device)
     with arithmetic(precision), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
         x = sampler.sample(denoise, x, levels, config.sigma_boundary, renoise)
-    return to_uint8(x).cpu()
+    return x

@@ -22,6 +22,7 @@ from ..runs.lock import FolderInUse
 from ..runs.surroundings import Surroundings
 from ..runs.train import SWEPT, train
 from .launchers.register import works_side_by_side
+from .measured import remembered
 from .naming import name_run, own_settings
 from .records import Job, JobState, SweepRecord, ask_to_stop, read_jobs, stop_file
 
@@ -126,7 +127,7 @@ class _Job:
     def _train(self, stop: StopFlag, began: float) -> ExitCode:
         from ..runs.config import Composed
 
-        return train(Composed.of(self.cfg), stop, self._started(began), self._surroundings())
+        return train(Composed.of(self.cfg), stop, self._started(began), self._surroundings(stop))
 
     def _started(self, began: float) -> float:
         """What max_hours counts from: not the wait in a cluster's queue, nor by another machine's clock."""
@@ -134,12 +135,17 @@ class _Job:
 
         return self.sweep.clock if self.is_leading or (self._is_child and not slurm.in_job()) else began
 
-    def _surroundings(self) -> Surroundings:
+    def _surroundings(self, stop: StopFlag) -> Surroundings:
         from . import gpus
         from . import slurm_job as slurm
 
         keys = frozenset(self.sweep.keys)
-        around = Surroundings(keys, own_process=True, shares_machine=self.is_beside_others)
+        around = Surroundings(
+            keys,
+            own_process=True,
+            shares_machine=self.is_beside_others,
+            remembered=lambda run, measure: remembered(self.folder, run, measure, stop),
+        )
         # Slurm sees to its jobs' GPUs itself, and calls the first one of each job 0.
         return around if slurm.in_job() else replace(around, reserved=gpus.reserved)
 

@@ -26,13 +26,13 @@ from ..core import cli, launched
 from ..core.child_python import import_paths
 from ..core.command_line import IMPLIED, quoted
 from ..core.errors import ExitCode, InputError
-from ..core.run_layout import LOCK
+from ..core.run_layout import LOCK, clean
 from ..core.signals import StopFlag
 from ..runs.lock import check_words, lock, refuse_links
 from . import job as sweep_job
 from . import table as sweep_table
 from .launchers import register as plugins
-from .naming import clean
+from .measured import measure_first
 from .records import Job, JobState, SweepRecord, ask_to_stop, is_sweeps, jobs_folder, read_jobs, stop_file
 
 # Keys that tell one sweep from another, although a resume may change them.
@@ -64,6 +64,8 @@ def lead(stop: StopFlag) -> NoReturn:
             _set_folder(folder)
             keys = [o.key_or_group for o in overrides if o.is_sweep_override()]
             SweepRecord(sys.argv, keys, len(grid), os.getpid(), started, clock).write(folder)
+            if any(o.key_or_group == "budget" for o in overrides) and _share_this_machine(overrides):
+                measure_first([o.input_line or "" for o in overrides], keys, grid, folder, stop)
             code = _sweep(folder)
     except InputError as error:
         cli.complain(str(error))
@@ -155,6 +157,11 @@ def _is_no_matter(key: str) -> bool:
 
     no_matter = may_change() - _OF_THE_SWEEP
     return (key.startswith("hydra") and key != "hydra/sweeper") or bool({key, key.split(".")[0]} & no_matter)
+
+
+def _share_this_machine(overrides: list[Override]) -> bool:
+    """Whether the jobs run beside one another here, so that none of them could measure anything alone."""
+    return any(o.key_or_group == "hydra/launcher" and o.value() == "joblib" for o in overrides)
 
 
 def grid_of(overrides: list[Override]) -> list[str]:

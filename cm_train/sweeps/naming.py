@@ -9,6 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from ..core.run_layout import clean
 from ..training.tracking import OF_ONE_RUN, group_of_environment, tags_of_environment
 from .records import SweepRecord
 
@@ -19,7 +20,7 @@ _LONGEST_RUN = 120  # of a run; what is longer is cut and told apart by a hash
 def name_run(cfg: DictConfig, sweep: SweepRecord) -> None:
     """Name the job's run after what it sets, tag its curves with that, and group them by the sweep."""
     own = own_settings(sweep)
-    named = {"dataset", "mode"} if str(cfg.name) == f"{cfg.dataset.name}-{cfg.mode}" else set()
+    named = {"dataset", "dataset.root", "mode"} if str(cfg.name) == f"{cfg.data_name}-{cfg.mode}" else set()
     # In one order, whatever the command line's.
     parts = sorted(p for p in own if p.split("=")[0] not in named and p != f"experiment={cfg.name}")
     if parts and not {"name", "run_dir"} & set(sweep.keys):
@@ -29,11 +30,6 @@ def name_run(cfg: DictConfig, sweep: SweepRecord) -> None:
         cfg.tracking.group = group_of_environment() or Path(HydraConfig.get().sweep.dir).name
     for variable in OF_ONE_RUN:
         os.environ.pop(variable, None)
-
-
-def clean(text: str) -> str:
-    """`text` as part of a folder's name, which must not hold an = since ckpt=... could not be parsed."""
-    return "".join(c if c.isalnum() or c in "-._" else "-" for c in text)
 
 
 def _shortened(name: str) -> str:

@@ -14,8 +14,10 @@ from ..data.loader import Loader
 from ..data.pixels import grid, save_png
 from ..evaluation.metrics.agreement import agreement
 from ..models.denoiser import Denoiser
+from ..sampling.by_hand import captions
 from ..sampling.generate import generate
 from ..sampling.guidance import Guided
+from ..sampling.labels import captions_of
 
 NUM_PREVIEWS = 64
 
@@ -32,11 +34,12 @@ def show_data(loader: Loader, folder: Path, anew: bool) -> None:
     if path.exists() and not anew:
         return
     try:
-        images, _ = loader.dataset.gather(loader.first(NUM_PREVIEWS))
+        images, labels = loader.dataset.gather(loader.first(NUM_PREVIEWS))
     except (InputError, OSError):
         return  # training comes to that image too, and says which it is
+    classes = None if labels is None else captions_of(labels.tolist(), loader.dataset.class_names)
     try:
-        save_png(grid(images.cpu()), path)
+        save_png(grid(images.cpu(), captions=classes), path)
     except OSError as error:
         complain(f"could not write {path}: {error.strerror or error}")
 
@@ -83,7 +86,7 @@ class Previews:
             values = {"agreement_rms": measured.rms, "agreement_std_ratio": measured.std_ratio}
         path = self.folder / f"{step_name(step)}.png"
         try:
-            save_png(grid(images), path)
+            save_png(grid(images, captions=captions(denoiser, NUM_PREVIEWS)), path)
         except OSError as error:
             complain(f"could not write the preview of step {step}: {error.strerror}")
             return None, values

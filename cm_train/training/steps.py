@@ -48,7 +48,8 @@ class Steps:
         self.config, self.objective, self.loader, self.device = config, objective, loader, device
         self.autocast, self.world = autocast, world
         self.rows = world.share(config.batch_size)
-        self.micro_batch = len(self.rows) if config.micro_batch is None else config.micro_batch
+        whole, given = len(self.rows), config.micro_batch
+        self.micro_batch = given if isinstance(given, int) else whole
         self.state = TrainState(config, objective, device, autocast)
         # After the weights have moved: blocks and wrapper remember where they are.
         self.blocks = CompiledBlocks(objective, self.state.averages[0].denoiser) if compiled else None

@@ -130,7 +130,7 @@ class Trainer(Steps):
         config, step = self.config, self.step
         tracker.step(step)
         is_last = step == config.steps
-        draws = config.preview_every > 0 and (step % config.preview_every == 0 or is_last)
+        draws = config.draws_at(step)
         if step % config.log_every == 0 or draws or is_last:
             self._log(tracker, draws)
             self._check_finite()

@@ -18,13 +18,14 @@ from PIL import Image
 from test_checkpoints import BACKBONE, CONFIG, write
 from test_choosing import midpoint  # noqa: F401 - a fixture
 
-from cm_train import generate, load_denoiser
+from cm_train import captions, generate, load_denoiser
 from cm_train.commands.draw import sample
 from cm_train.commands.sample_folder import Request, default_name
 from cm_train.core import cli, registry
 from cm_train.core.command_line import tidy
 from cm_train.core.errors import ExitCode, InputError
 from cm_train.core.signals import StopFlag
+from cm_train.data.pixels import grid
 from cm_train.models.checkpoints import read as checkpoint
 from cm_train.models.checkpoints import write as saving
 from cm_train.models.denoiser import build_denoiser
@@ -138,6 +139,29 @@ def test_more_images_of_a_request_are_added_and_fewer_are_there_already(format, 
     assert picture.width == picture.height, "three rows of three"
 
 
+def test_every_file_that_was_written_is_said(draw, capsys):
+    for words, said in (
+        (["num=1", "out=x"], ["wrote to x:", "  images/00000000.png (1 image)", "  grid.png, request.json"]),
+        (["num=4", "out=x"], ["wrote to x:", "  images/00000001.png to images/00000003.png (3 new images)"]),
+        (["num=4", "out=x"], ["nothing to draw; the images are in x"]),
+        (["num=2", "format=npz", "out=y"], ["wrote to y:", "  samples.npz (2 images)", "  grid.png, request.json"]),
+        (["num=3", "format=npz", "out=y"], ["wrote to y:", "  samples.npz (1 new image)", "  grid.png, request.json"]),
+    ):
+        assert draw(*words) == 0
+        lines = capsys.readouterr().err.splitlines()
+        start = lines.index(said[0])
+        assert lines[start : start + len(said)] == said
+
+
+def test_a_sweep_of_samples_has_a_folder_for_each(command, tmp_path):
+    write(tmp_path / "run", 5)
+    done = command("sample", "-m", "run", "num=2", "steps=1,2", "seed=0,3")
+    assert done.returncode == 0, done.stderr
+    names = ["1-step", "1-step-seed-3", "2-steps", "2-steps-seed-3"]
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [f"run-step-5-{name}" for name in names]
+    assert done.stderr.count("images/00000003.png to images/00000004.png (2 images)") == 2
+
+
 def test_another_request_is_refused_with_its_differences_and_changes_nothing(draw):
     assert draw("num=3", "steps=2", "out=x") == 0
     before = contents(Path("x"))
@@ -222,7 +246,9 @@ def test_two_commands_do_not_write_into_one_folder(draw):
     assert draw("num=3", "out=x") == 0
 
 
-def test_classes_are_asked_for_by_name(draw, capsys):
+@pytest.fixture
+def draw_classes(draw):
+    """`draw` from a checkpoint that has classes."""
     config = CONFIG.model_copy(update={"num_classes": 3, "class_names": ["10", "9", "cat"]})
     denoiser = build_denoiser(config, BACKBONE)
     for p in denoiser.parameters():
@@ -231,6 +257,11 @@ def test_classes_are_asked_for_by_name(draw, capsys):
     saving.write(
         checkpoint.step_folder(Path("run"), 7), {"ema_0.9": denoiser.state_dict()}, {}, provenance={}, **manifest
     )
+    return draw
+
+
+def test_classes_are_asked_for_by_name(draw_classes, capsys):
+    draw = draw_classes
     for out, typed, said, numbers in (
         ("a", "cat", "cat (2)", 2),
         ("b", "10", "10 (0)", 0),
@@ -245,6 +276,25 @@ def test_classes_are_asked_for_by_name(draw, capsys):
         draw("labels=cats")
     with pytest.raises(InputError, match="labels: a class is a name or a number; got 1.5"):
         draw("labels=1.5")
+
+
+def test_several_classes_take_turns_however_many_images(draw_classes):
+    for num in (4, 5, 3):
+        assert draw_classes(f"num={num}", *tidy(["labels=cat,9"], []), "out=x") == 0
+    assert np.array_equal(pixels(Path("x")), expected(5, labels=["cat", "9", "cat", "9", "cat"]))
+    assert json.loads(Path("x/request.json").read_text())["labels"] == [2, 1]
+    with pytest.raises(InputError, match=r"holds the images of another request: labels"):
+        draw_classes("num=4", "labels=[cat,9,10]", "out=x")
+
+
+@pytest.mark.parametrize("labels", [["labels=cat,9"], []])
+def test_the_grid_names_the_classes(labels, draw_classes):
+    assert draw_classes("num=5", *tidy(labels, []), "seed=3", "out=x") == 0
+    seeds, asked = range(3, 8), ["cat", "9", "cat", "9", "cat"] if labels else None
+    images = generate("run", seeds, labels=asked)
+    words = captions("run", seeds, asked)
+    assert set(words) <= {"10", "9", "cat"} and len(set(words)) > 1
+    assert np.array_equal(np.asarray(Image.open("x/grid.png")), grid(images, captions=words)[0].numpy())
 
 
 def test_a_new_sampler_is_drawn_by_without_a_word_of_it_here(draw, midpoint, capsys):  # noqa: F811

@@ -98,14 +98,16 @@ def test_training_previews_and_samples_all_compute_in_the_float32_that_was_asked
     forward = denoiser.Denoiser.forward
     monkeypatch.setattr(denoiser.Denoiser, "forward", lambda *a, **k: (seen.add(float32_flags()), forward(*a, **k))[1])
     config = build("mode=ict", "preview_every=3").config
+    seen.clear()  # what building tries out is within `worker.run` there
     worker.run(config, lambda reserve_s: False)
     assert seen == {(False, False)}
     generate(load_denoiser(config.folder), range(2))
     assert seen == {(False, False)}
     generate(load_denoiser(config.folder), range(2), precision="tf32")
     assert (True, True) in seen
+    config = build("mode=ict", "precision=tf32", name="tf32").config
     seen.clear()
-    worker.run(build("mode=ict", "precision=tf32", name="tf32").config, lambda reserve_s: False)
+    worker.run(config, lambda reserve_s: False)
     assert seen == {(True, True)}
 
 

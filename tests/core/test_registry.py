@@ -244,3 +244,24 @@ def test_settings_are_frozen():
 
 def test_input_error_stays_one_line_for_values_with_line_breaks():
     assert "outer.count" in refusal({"count": "a\nb"})
+
+
+def test_a_person_may_write_an_integer_with_an_exponent_and_a_program_may_not():
+    """1e5 is read as the float 100000.0; also deeper down, and where another word would do too."""
+
+    class Wide(Outer):
+        every: int | str = 1
+        most: Annotated[int, Field(ge=1)] | None = None
+        either: int | float = 0
+
+    values = {"count": 1e5, "rate": 1e1, "inner": {"width": 8e0}, "every": 2e3, "most": 3e3, "either": 4e0}
+    config = typed(Wide, values, as_written=True)
+    found = [config.count, config.inner.width, config.every, config.most]
+    assert found == [100000, 8, 2000, 3000] and all(type(value) is int for value in found)
+    assert type(config.rate) is float and type(config.either) is float
+    assert "outer.count" in refusal({"count": 1e5})
+    for wrong in ({"count": 100.5}, {"count": 2.0**54}, {"count": float("inf")}, {"count": 1, "flag": 1.0}):
+        with pytest.raises(InputError, match="got"):
+            typed(Outer, wrong, as_written=True)
+    with pytest.raises(InputError, match=r"width: input should be less than or equal to 8; got '9'"):
+        typed(Outer, {"count": 1, "inner": {"width": 9e0}}, as_written=True)

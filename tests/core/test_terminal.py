@@ -303,11 +303,13 @@ def test_sampling_prints_plain_lines_where_there_is_no_terminal(command, warm, t
     assert command("train", "mode=edm", *TINY).returncode == 0
     every_time = "import cm_train.core.progress as p; p.EVERY_S = 0; from cm_train.commands.sample import main; main()"
     done = warm.run(["-c", every_time, "ckpt=runs/digits-edm", "num=5", "batch_size=2", "steps=2"], cwd=tmp_path)
-    first, *middle, last = done.stderr.splitlines()
+    first, *middle, where, images, beside = done.stderr.splitlines()
     assert first.startswith("5 images from runs/digits-edm/checkpoints/step_00000006, ema weights, 3 network calls")
     assert [line.split("  ")[0] for line in middle] == ["sampling 2/5", "sampling 4/5", "sampling 5/5"]
     assert all(line.endswith(" left") for line in middle)
-    assert last == "wrote samples/digits-edm-step-6-2-steps/grid.png and the images beside it"
+    assert where == "wrote to samples/digits-edm-step-6-2-steps:"
+    assert images == "  images/00000000.png to images/00000004.png (5 images)"
+    assert beside == "  grid.png, request.json"
 
 
 def test_train_tells_what_runs_where_and_what_came_of_it(command):

@@ -34,7 +34,7 @@ def test_config_composes_for_every_mode_and_dataset(dataset, composed):
         cfg = composed(f"mode={mode}", f"dataset={dataset}", *filter(None, [backbone]), *arguments(dataset))
         config = parse(cfg)
         assert config.mode == mode
-        assert config.name == f"{dataset}-{mode}"
+        assert config.name == f"{'somewhere' if arguments(dataset) else dataset}-{mode}"
         assert config.dataset.name == dataset, "the run's name must be what the user typed"
         assert typed(RunConfig, dump(config)) == config
 
@@ -46,66 +46,29 @@ def test_config_composes_for_every_option_of_a_group(group, composed):
         parse(composed(f"{group}={option}", f"mode={mode}"))
 
 
-def test_recipe_names_are_pairs_that_exist():
-    for recipe in set(options("recipe")) - {"auto", "null"}:
-        dataset, mode = recipe.rsplit("-", 1)
-        assert dataset in options("dataset")
-        assert mode in options("mode")
-
-
-def test_recipe_wins_over_mode_and_command_line_over_both(composed):
-    assert composed("mode=ict").batch_size == 128
-    assert composed("mode=ict", "dataset=cifar10").batch_size == 1024
-    assert composed("mode=ict", "batch_size=7").batch_size == 7
-
-
-@pytest.mark.parametrize(
-    ("arguments", "steps"),
-    [
-        (["recipe=auto"], 1200),
-        (["recipe=auto", "dataset=cifar10"], 800_000),  # which has none
-        (["recipe='null'"], 800_000),
-        (["recipe=mnist-ict"], 12_000),
-        (["recipe=fashion_mnist-ict", "mode=ct"], 12_000),
-    ],
-)
-def test_recipe_is_the_one_that_is_named_or_that_of_data_set_and_mode(arguments, steps, composed):
-    assert composed(*arguments).steps == steps
-
-
-def test_recipe_may_be_named_by_an_experiment_and_lie_in_a_folder_of_the_users(tmp_path, composed):
+def test_a_recipe_of_the_users_lies_in_a_folder_and_may_be_named_by_an_experiment(tmp_path, composed):
     for name, text in {
-        "experiment/typo": "defaults: [override /recipe: digits-dc]",
-        "experiment/none": "defaults: [override /recipe: null]",
+        "experiment/typo": "defaults: [override /recipe: mien]",
         "experiment/mine": "defaults: [override /recipe: mine]",
         "recipe/mine": "steps: 7",
-        "recipe/cifar10-ct": "steps: 8",
     }.items():
         path = tmp_path / f"{name}.yaml"
         path.parent.mkdir(exist_ok=True)
         path.write_text(f"# @package _global_\n{text}\n")
     place = f"hydra.searchpath=[file://{tmp_path}]"
-    for words, steps in {"experiment=none": 800_000, "experiment=mine": 7, "dataset=cifar10 mode=ct": 8}.items():
-        assert composed(place, *words.split()).steps == steps
-    with pytest.raises(MissingConfigException, match="recipe/digits-dc"):
+    for words in ("experiment=mine", "recipe=mine"):
+        assert composed(place, words).steps == 7
+    assert parse(composed(place, "recipe=mine")).optimizer.warmup_steps == 1, "the rest suits what it sets"
+    assert parse(composed(place, "recipe=mine", "steps=9")).steps == 9
+    with pytest.raises(MissingConfigException, match="recipe/mien"):
         composed(place, "experiment=typo")
-
-
-def test_published_modes_without_a_recipe(composed):
-    """Song et al. 2023, table 3, and Song & Dhariwal 2023: the CIFAR-10 columns."""
-    cd, ct, ict = (composed(f"mode={m}", "dataset=cifar10") for m in ("cd", "ct", "ict"))
-    assert (cd.optimizer.lr, cd.batch_size, cd.steps, cd.noise.curriculum.num_scales) == (4e-4, 512, 800_000, 18)
-    assert (ct.noise.curriculum.s0, ct.noise.curriculum.s1, ct.objective.target_decay) == (2, 150, 0.9)
-    assert (ict.optimizer.lr, ict.batch_size, ict.steps, ict.backbone.dropout) == (1e-4, 1024, 400_000, 0.3)
-    assert ict.objective.target_decay == 0.0
-    assert (cd.ema.decay, ct.ema.decay, ict.ema.decay) == (0.9999, 0.9999, 0.99993)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("backbone", options("backbone"))
 def test_backbone_yaml_builds_and_runs_on_the_meta_device(channels, backbone, composed):
     config = parse(composed(f"backbone={backbone}"))
-    size = {"unet_xs": 8, "unet_s": 28, "unet_m": 32, "adm_imagenet64": 64, "adm_lsun256": 256}[backbone]
+    size = {"auto": 8, "unet_xs": 8, "unet_s": 28, "unet_m": 32, "adm_imagenet64": 64, "adm_lsun256": 256}[backbone]
     with torch.device("meta"):
         network = registry.build(config.backbone, size, channels, 0)
         assert network(torch.empty(2, channels, size, size), torch.empty(2)).shape == (2, channels, size, size)
@@ -118,6 +81,8 @@ def test_backbone_yaml_builds_and_runs_on_the_meta_device(channels, backbone, co
         ("seed=-1", "seed: "),
         ("batch_size=10.5", "batch_size: "),
         ("micro_batch=5", "batch_size 128 must divide by micro_batch 5"),
+        ("budget=soon", "can't read budget; got 'soon'; allowed: a time, as 30m, 8h or 2d, or a number of images"),
+        ("teacher_budget=5m", "teacher_budget is a share of budget"),
         ("save_every=soon", "save_every='soon' is neither"),
         ("precision=fp8", "precision: input should be 'auto', 'fp32', 'tf32', 'bf16' or 'fp16'"),
         ("ema.decay=1.0", "ema.decay: .*less than 1"),
@@ -160,9 +125,9 @@ def test_decay_can_be_a_half_life_in_images(images, batch, decay, composed):
 @pytest.mark.parametrize(
     ("arguments", "decay"),
     [
-        (["dataset=cifar10"], 0.99929),  # the mode's half-life
-        (["dataset=cifar10", "batch_size=1024"], 0.99858),
-        ([], 0.998),  # the recipe's decay, which comes later
+        (["experiment=cifar10-edm"], 0.99929),
+        (["experiment=cifar10-edm", "batch_size=1024"], 0.99858),
+        ([], 0.99711),  # an eighth of the run
         (["ema.half_life_images=1e5"], 0.999113),
         (["dataset=cifar10", "ema.half_life_images=null", "ema.decay=0.5"], 0.5),
         (["dataset=cifar10", "+ema.decay=0.5"], 0.5),
@@ -179,7 +144,7 @@ def test_decay_is_the_last_of_decay_and_half_life_to_be_set(arguments, decay, co
     ("overrides", "message"),
     [
         (["ema.decay=0.9", "ema.half_life_images=5e5"], "say one thing; got '0.9, 500000.0'"),
-        (["ema.decay=null"], "say one thing; got 'None, None'.*set one of them"),
+        (["ema.decay=null", "ema.half_life_images=null"], "say one thing; got 'None, None'.*set one of them"),
         (["ema.half_life_images=0"], "ema.half_life_images: input should be greater than 0"),
         (["ema.half_life_images=many"], "ema.half_life_images: input should be a valid number"),
         (["ema.half_life_images=1e13"], "ema.half_life_images: input should be less than"),
@@ -220,8 +185,13 @@ def stated(path):
     ],
 )
 def test_what_yaml_shows_is_what_a_component_does_unasked(path, group, kind):
-    """A value stands in YAML, for a user to see, and in the class, for Python and for stored runs that lack the key."""
+    """A value stands in YAML, for a user to see, and in the class, for Python and for stored runs that lack the key.
+
+    But for what is settled by the data, whose default in the class is the published one.
+    """
     values = stated(path) if group is None else stated(path)[group]
+    fields = registry.find(kind, values["name"]).Config.model_fields
+    values = {key: fields[key].default if value == "auto" else value for key, value in values.items()}
     assert registry.settings(kind, values) == registry.settings(kind, {"name": values["name"]})
     assert values.keys() == registry.find(kind, values["name"]).Config.model_fields.keys(), "all of it is shown"
 
@@ -229,7 +199,7 @@ def test_what_yaml_shows_is_what_a_component_does_unasked(path, group, kind):
 def test_what_yaml_shows_is_what_a_run_does_unasked():
     shown = stated("train.yaml")
     for key, field in RunConfig.model_fields.items():
-        if not field.is_required():
+        if not field.is_required() and key != "data_name":  # which is made of what the data are called
             assert shown[key] == field.default, key
     assert typed(SamplingConfig, shown["sampling"]) == SamplingConfig()
     for path in (CONF / "noise").iterdir():
@@ -238,3 +208,15 @@ def test_what_yaml_shows_is_what_a_run_does_unasked():
                 assert value == NoiseConfig.model_fields[key].default, (path, key)
     for path in (CONF / "tracking").iterdir():
         assert typed(TrackingConfig, stated(f"tracking/{path.name}")) == TrackingConfig(backend=path.stem)
+
+
+def test_integers_may_be_written_with_an_exponent(composed):
+    words = ["steps=1e5", "batch_size=2e3", "optimizer.warmup_steps=1e2", "save_every=1e3", "backbone.channels=1.6e1"]
+    config = parse(composed("mode=ict", "noise.curriculum.s1=1e3", "name=1e3", *words))
+    assert config.name == "1e3"
+    found = [config.steps, config.batch_size, config.optimizer.warmup_steps, config.save_every]
+    found += [config.backbone.channels, config.noise.curriculum.s1]
+    assert found == [100000, 2000, 100, 1000, 16, 1000] and all(type(value) is int for value in found)
+    for wrong in ("steps=100.5", "steps=1e17", "steps=true", "deterministic=1e0"):
+        with pytest.raises(InputError, match=wrong.split("=")[0]):
+            parse(composed("mode=ict", wrong))

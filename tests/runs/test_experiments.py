@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from cm_train.core import cli, registry
 from cm_train.objectives.noise import NoiseSchedule
@@ -29,7 +30,7 @@ def test_there_is_one_for_every_published_pair():
     assert (
         sorted(
             [f"{d}-{m}" for d in ("cifar10", "imagenet64") for m in ("cd", "ct", "ect", "ict", "scd", "sct")]
-            + ["imagenet64-edm", "lsun256-cd", "lsun256-ct", "lsun256-edm"]
+            + ["cifar10-edm", "imagenet64-edm", "lsun256-cd", "lsun256-ct", "lsun256-edm"]
         )
         == NAMES
     )
@@ -39,17 +40,34 @@ def test_there_is_one_for_every_published_pair():
 def test_experiment_composes_as_its_mode_and_opens_with_what_it_is(name, composed):
     config = config_of(name, composed)
     assert config.mode == name.split("-")[1]
-    assert config.folder.name == name
-    if config.teacher is not None:
-        assert Path(config.teacher).name in NAMES and f"cm-train experiment={Path(config.teacher).name}" in header_of(
-            name
-        )
-    else:
-        assert name.startswith("cifar10") or not config.needs_teacher()
+    assert config.folder.name == f"{name}-paper"
+    assert (config.teacher_experiment is not None) == config.needs_teacher()
+    if config.needs_teacher():
+        teacher = config.teacher_experiment
+        assert teacher in NAMES and f"experiment={teacher}" in header_of(name)
+        assert config.usual_teacher == config_of(teacher, composed).folder
     NoiseSchedule(config.noise, config.num_schedule_steps)
     header = header_of(name)
     for word in (f"cm-train experiment={name}", "Hardware:", "Hours:", "Score:", "FID", "Network:"):
         assert word in header
+
+
+# What is not settled by a paper: when to look at the run, and what fits into a machine.
+OURS = {"preview_every", "log_every", "teacher_budget", "micro_batch", "devices", "compile", "precision"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_of_a_published_recipe_is_settled_by_the_data(name, composed):
+    missing = [] if name.startswith("cifar10") else ["dataset.root=somewhere"]
+    values = OmegaConf.to_container(composed(f"experiment={name}", *missing), resolve=True)
+    autos = {key for key in cli.all_keys(values) if dict_at(values, key) == "auto"}
+    assert {key.rpartition(".")[2] for key in autos} <= OURS
+
+
+def dict_at(values, key):
+    for part in key.split("."):
+        values = values[part] if part in values else values[int(part)]
+    return values
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -62,8 +80,10 @@ def test_network_has_the_published_size_or_the_recipe_says_that_it_waits(name, c
     if "WAITING" not in header:
         published = int(re.search(r"([\d,]+) parameters", header).group(1).replace(",", ""))
         assert sum(p.numel() for p in network.parameters()) == published
-    assert ("WAITING" in header) == (
-        dataset == "cifar10" or name in ("imagenet64-ect", "imagenet64-sct", "imagenet64-scd")
+    assert (
+        ("WAITING" in header)
+        == (config.notice is not None)
+        == (dataset == "cifar10" or name in ("imagenet64-ect", "imagenet64-sct", "imagenet64-scd"))
     )
 
 

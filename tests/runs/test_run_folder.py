@@ -61,9 +61,9 @@ def test_a_config_that_is_none_is_refused_and_runs_nothing(text, tmp_path):
 
 def test_check_same_run_names_what_differs_and_lets_pass_what_may(composed, tmp_path):
     def config(*overrides):
-        return parse(composed("mode=edm", *overrides))
+        return parse(composed("mode=edm", "steps=5", "schedule_steps=5", *overrides))
 
-    stored = config("steps=5")
+    stored = config()
     check_same_run(tmp_path, stored, config("steps=50", "tracking=none", "devices=2", "name=other"))
     for changes, message in (
         (["seed=1"], r"seed \(0 -> 1\)"),

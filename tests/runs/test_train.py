@@ -6,6 +6,7 @@ A training here saves first weights as those of its last step; `tests/commands` 
 import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 
 import hydra
@@ -13,6 +14,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
+from PIL import Image
 
 from cm_train.core import cli, terminal
 from cm_train.core.command_line import tidy
@@ -22,6 +24,8 @@ from cm_train.core.world import ALONE
 from cm_train.models.checkpoints import read as checkpoint
 from cm_train.runs import lock, teachers, worker
 from cm_train.runs.config import Composed, read_back
+from cm_train.runs.machine import Machine
+from cm_train.runs.measuring import Measured
 from cm_train.runs.train import train_in_order
 from cm_train.training.saver import RunSaver
 from conftest import TINY
@@ -35,12 +39,15 @@ class Plan:
         trained: the configs of what was trained, in order; parts: as which part of the command.
         usual: words of each command.
         ends: of runs that end otherwise, by their folder's name: an error, or the step at which they are stopped.
+        measured: the configs of what was measured, in order.
     """
 
     trained: list = field(default_factory=list)
     parts: list = field(default_factory=list)
     usual: list = field(default_factory=lambda: TINY)
     ends: dict = field(default_factory=dict)
+    measured: list = field(default_factory=list)
+    step_s: float = 0.1  # of a batch of 128
 
     def __call__(self, *words, swept=(), stop=None):
         self.trained.clear()
@@ -52,7 +59,22 @@ class Plan:
             known.set_config(cfg)
             with open_dict(cfg):
                 del cfg["hydra"]
-            return train_in_order(Composed.of(cfg), self._execute, stop or StopFlag(), frozenset(swept))
+            machine = Machine(self._execute, self._measure)
+            return train_in_order(Composed.of(cfg), machine, stop or StopFlag(), frozenset(swept))
+
+    def _measure(self, config):
+        self.measured.append(config)
+        return Measured(
+            start_s=2.0,
+            step_s=self.step_s * config.batch_size / 128,
+            call_s=0.0,
+            save_s=0.0,
+            micro_batch=4,
+            ranks=1,
+            sigma_data=0.5,
+            peak_bytes=0,
+            free_bytes=0,
+        )
 
     def _execute(self, config):
         self.trained.append(config)
@@ -113,7 +135,9 @@ def test_a_missing_teacher_is_trained_first_by_its_own_recipe_on_the_same_data_a
 @pytest.mark.parametrize("mode", ["ict", "cd"])
 def test_own_pictures_go_to_a_tracker_only_where_that_was_chosen(mode, plan):
     """Of a run, and of a teacher that is trained on the way."""
-    plan.usual, plan.ends = TINY[1:], SimpleNamespace(get=lambda *_: 0)  # nothing is built: there are no photos
+    plan.usual, plan.ends = TINY[1:], SimpleNamespace(get=lambda *_: 0)  # nothing is built
+    Path("photos").mkdir()
+    Image.new("RGB", (8, 8)).save("photos/a.png")
     own = ["dataset=image_folder", "dataset.root=photos", "dataset.image_size=8", f"run_dir=runs/photos-{mode}"]
     for words, sent in (
         ([], False),

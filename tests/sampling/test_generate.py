@@ -1,12 +1,16 @@
+import numpy as np
 import pytest
 import torch
+from test_checkpoints import write
 from torch import nn
 
 from cm_train.core.errors import InputError
 from cm_train.core.rng import PerImageNoise
 from cm_train.data.pixels import to_uint8
 from cm_train.models.backbones.unet import UNetConfig
+from cm_train.models.checkpoints.load import load_denoiser
 from cm_train.models.denoiser import DenoiserConfig, build_denoiser
+from cm_train.sampling.by_hand import captions, class_names, initial_noise
 from cm_train.sampling.choosing import find_sampler
 from cm_train.sampling.generate import generate, generate_batches
 
@@ -124,6 +128,98 @@ def test_one_step_is_the_network_at_sigma_max():
     x, sigma, _ = denoiser.calls[0]
     assert len(denoiser.calls) == 1
     assert torch.equal(images, to_uint8(x / (1 + sigma)))
+
+
+def test_a_number_stands_for_so_many_seeds():
+    whole = generate(Recorder(), range(5), steps=3)
+    for seeds in (5, np.int64(5), [0, 1, 2, 3, 4], np.arange(5), torch.arange(5), iter(range(5)), [*np.arange(5)]):
+        assert torch.equal(generate(Recorder(), seeds, steps=3), whole), seeds
+    assert generate(Recorder(), 0).shape == (0, 1, 4, 4)
+    for seeds, message in (
+        (-1, "negative number"),
+        ("16", "whole numbers; got '16'"),
+        (1.5, "whole"),
+        ([0.5], "whole"),
+    ):
+        with pytest.raises(InputError, match=message):
+            generate(Recorder(), seeds)
+
+
+def test_a_path_stands_for_the_denoiser_in_it(tmp_path):
+    write(tmp_path, 5)
+    expected = generate(load_denoiser(tmp_path), 4)
+    assert torch.equal(generate(tmp_path, 4), expected)
+    assert torch.equal(generate(str(tmp_path), 4), expected)
+    for model, message in ((tmp_path / "nothing", "nothing"), (nn.Linear(1, 1), "this is no model; got 'Linear'")):
+        with pytest.raises(InputError, match=message):
+            generate(model, 4)
+
+
+def test_float_images_are_what_rounding_is_done_to():
+    rounded = generate(Recorder(num_classes=3), 7, steps=2, batch_size=3)
+    exact = generate(Recorder(num_classes=3), 7, steps=2, batch_size=3, as_float=True)
+    assert exact.dtype == torch.float32 and exact.shape == (7, 1, 4, 4)
+    assert torch.equal(to_uint8(exact), rounded)
+    assert exact.abs().max() > 1, "not clamped"
+    assert generate(Recorder(), 0, as_float=True).dtype == torch.float32
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_noise_of_ones_own_takes_the_place_of_the_seeds(whole):
+    """The first noise alone: what the sampler adds later is the seeds'."""
+    denoiser, noise = Recorder(num_classes=5), initial_noise(Recorder(), range(10, 17))
+    options = {"steps": 3, "batch_size": 3, "whole_batches": whole}
+    generate(denoiser, 7, noise=noise, **options)
+    begun = torch.cat([denoiser.calls[i][0] for i in (0, 3, 6)])[:7]
+    assert torch.equal(begun, noise * 80)
+    plain = Recorder(num_classes=5)
+    generate(plain, 7, **options)
+    assert all(torch.equal(a[2], b[2]) for a, b in zip(denoiser.calls, plain.calls, strict=True)), "labels"
+    added, usual = ((c[1][0] - c[0][0] / (1 + c[0][1])) for c in (denoiser.calls, plain.calls))
+    torch.testing.assert_close(added, usual)
+
+
+def test_initial_noise_is_what_its_seeds_begin_as():
+    plain = generate(Recorder(), [3, 4], steps=3)
+    assert torch.equal(generate(Recorder(), [3, 4], steps=3, noise=initial_noise(Recorder(), [3, 4])), plain)
+    assert torch.equal(generate(Recorder(), [3, 4], steps=3, noise=initial_noise(Recorder(), [3, 4]).double()), plain)
+    assert initial_noise(Recorder(), 0).shape == (0, 1, 4, 4)
+    for noise in (torch.randn(2, 1, 4, 5), torch.randn(3, 1, 4, 4), torch.ones(2, 1, 4, 4).int(), [1.0, 2.0]):
+        with pytest.raises(InputError, match=r"noise is a unit normal.*allowed: a float tensor \[2, 1, 4, 4\]"):
+            generate(Recorder(), 2, noise=noise)
+
+
+def test_labels_go_by_name_and_by_number():
+    named = Recorder(num_classes=3)
+    named.config = named.config.model_copy(update={"class_names": ["2", "cat", "dog"]})
+    for labels, expected in (
+        ("cat", [1, 1, 1]),
+        (["dog", 0, "2"], [2, 0, 0]),
+        (2, [2, 2, 2]),  # in Python a number is no name
+        (torch.tensor([2, 1, 0]), [2, 1, 0]),
+        (np.int64(1), [1, 1, 1]),
+    ):
+        generate(named, 3, labels=labels)
+        assert named.calls[-1][2].tolist() == expected, labels
+    for labels, message in (
+        ("cow", "no such class; got 'cow'"),
+        (["cat"], "1 labels for 3"),
+        (1.5, "names or numbers"),
+    ):
+        with pytest.raises(InputError, match=message):
+            generate(named, 3, labels=labels)
+
+
+def test_captions_say_what_generate_makes(tmp_path):
+    named = Recorder(num_classes=3)
+    named.config = named.config.model_copy(update={"class_names": ["a", "b", "c"]})
+    generate(named, 20)
+    assert captions(named, 20) == ["abc"[label] for label in named.calls[0][2]]
+    assert captions(named, 2, labels="b") == ["b", "b"] and captions(named, 2, labels=[2, "a"]) == ["c", "a"]
+    assert class_names(named) == ["a", "b", "c"]
+    assert captions(Recorder(num_classes=3), 2, labels=1) == ["class 1", "class 1"]
+    write(tmp_path, 5)
+    assert captions(tmp_path, 4) == class_names(tmp_path) == []
 
 
 def test_package_offers_load_and_generate_even_after_the_modules_were_imported():

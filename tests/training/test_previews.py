@@ -3,11 +3,14 @@
 import numpy as np
 import torch
 from PIL import Image
+from test_generate import Recorder
 from test_trainer import build  # noqa: F401 - a fixture
 
+from cm_train import captions, generate
 from cm_train.core.errors import InputError
 from cm_train.core.run_layout import DATA_PICTURE, SAMPLES
 from cm_train.core.world import ALONE
+from cm_train.data.pixels import grid
 from cm_train.runs import worker
 from cm_train.training import previews
 from cm_train.training.previews import Previews, show_data
@@ -40,6 +43,22 @@ def test_data_are_shown_anew_where_a_run_is_and_kept_where_it_goes_on(build, tmp
     assert Image.open(tmp_path / DATA_PICTURE).size[0] >= 512
 
 
+def test_pictures_of_classes_name_them(build, tmp_path):  # noqa: F811
+    """Each image its own, of the data and of previews."""
+    loader = build("mode=ict", "dataset.conditional=true").loader
+    show_data(loader, tmp_path, anew=True)
+    images, labels = loader.dataset.gather(loader.first(64))
+    expected = grid(images, captions=[str(label) for label in labels.tolist()])
+    assert np.array_equal(np.asarray(Image.open(tmp_path / DATA_PICTURE)), expected[0].numpy())
+
+    named = Recorder(num_classes=3)
+    named.config = named.config.model_copy(update={"class_names": ["ant", "bee", "cow"]})
+    path, _ = Previews(tmp_path, 16, ALONE).make(named, 7)
+    words = captions(named, 64)
+    assert set(words) == {"ant", "bee", "cow"}
+    assert np.array_equal(np.asarray(Image.open(path)), grid(generate(named, 64), captions=words)[0].numpy())
+
+
 def test_data_that_can_not_be_shown_end_nothing(build, tmp_path, capsys, monkeypatch):  # noqa: F811
     loader = build("mode=ict").loader
     capsys.readouterr()
@@ -65,6 +84,7 @@ def test_a_preview_is_timed_without_its_teachers_pictures_which_are_made_once(tm
         return torch.zeros(len(seeds), 1, 8, 8, dtype=torch.uint8)
 
     monkeypatch.setattr(previews, "generate", generate)
+    monkeypatch.setattr(previews, "captions", lambda *_: [])
     made = Previews(tmp_path, 64, ALONE, "teacher")
     for step in (1, 2):
         made.make("student", step)

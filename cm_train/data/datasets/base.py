@@ -2,13 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from ...core import rng
+from ...core import registry, rng
 from ...core.errors import InputError
 from ...core.progress import progress
 from ...core.registry import ComponentConfig
@@ -19,6 +20,15 @@ from .. import fingerprint
 _SIGMA_IMAGES = 4096  # how many images of a set that is decoded on the fly are enough for its sigma_data
 _LISTED = 12  # names that are shown of many
 _SIGMA_PIXELS = 2**22  # values looked at in one go, so that a set that is decoded on the fly needs little memory
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What settings are settled by: the side of the images, their channels, and how many there are."""
+
+    image_size: int
+    channels: int
+    count: int
 
 
 class DatasetConfig(ComponentConfig):
@@ -35,6 +45,29 @@ class DatasetConfig(ComponentConfig):
         """Where the files lie; None for a set that comes with a package."""
         root: str | None = getattr(self, "root", None)
         return root
+
+    @property
+    def run_name(self) -> str:
+        """What runs on this set are called after."""
+        return self.name
+
+    def known_facts(self) -> Facts | None:
+        """What is known of the images without a look at any; None where that takes one."""
+        return None
+
+    def facts(self, largest: int) -> Facts:
+        """What a look at the images tells, few of them where there are many.
+
+        Args:
+            largest: the side that images have at most where nobody has set it.
+
+        Raises:
+            InputError: there are none.
+        """
+        if known := self.known_facts():
+            return known
+        dataset: Dataset = registry.build(self)
+        return Facts(dataset.image_size, dataset.channels, len(dataset))
 
     def at(self, place: str | None) -> Self:
         """The same set where its files lie elsewhere."""
@@ -101,6 +134,10 @@ class Dataset(ABC):
             uint8 [B, C, H, W] and int64 [B] (None where num_classes is 0): on `device` where the set lives there,
             else on the CPU, and pinned where `device` is a CUDA device.
         """
+
+    def all_labels(self) -> Tensor | None:
+        """The labels of all images, int64 [N], where they are at hand without reading them."""
+        return None
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -194,6 +231,9 @@ class InMemory(Dataset):
         other = InMemory(self.images, labels.to(self.images.device), class_names, self.hflip)
         other.device = self.device
         return other
+
+    def all_labels(self) -> Tensor | None:
+        return self.labels
 
     def fingerprint(self) -> str:
         return fingerprint.of_pixels(tuple(self.images.shape), [self.images], self.labels)

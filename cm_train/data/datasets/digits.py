@@ -12,7 +12,7 @@ from ...core import rng
 from ...core.errors import InputError
 from ...core.registry import register
 from ...core.world import ALONE, World
-from .base import DatasetConfig, InMemory
+from .base import DatasetConfig, Facts, InMemory
 
 _NUM = 1797
 _NUM_TEST = 360
@@ -31,6 +31,9 @@ class Digits(InMemory):
 
         name: Literal["digits"] = "digits"
         split: Literal["all", "train", "test"] = "all"  # test: 360 images, the same ones always; train: the rest
+
+        def known_facts(self) -> Facts:
+            return Facts(8, 1, {"all": _NUM, "train": _NUM - _NUM_TEST, "test": _NUM_TEST}[self.split])
 
     def __init__(self, config: Config, world: World = ALONE):
         table = torch.from_numpy(_read())  # [N, 65]

@@ -15,16 +15,18 @@ from ...core.errors import InputError
 from ...core.files import may_pass, patiently, unreadable
 from ...core.progress import progress
 from ...core.registry import register
+from ...core.run_layout import called_after
 from ...core.settings import MAY_CHANGE, NOT_IDENTITY, Count, Text
 from ...core.signals import heed
 from ...core.terminal import say
 from ...core.world import ALONE, World
 from .. import fingerprint, former, image_labels, image_notes
 from ..decoding import MAX_MEGAPIXELS, decode, prepare, reason, remarks
-from ..image_files import SUFFIXES
+from ..image_files import SUFFIXES, ImageFiles
 from ..left_out import LeftOut
 from ..open_files import open_files
-from .base import Dataset, DatasetConfig, InMemory
+from ..survey import survey
+from .base import Dataset, DatasetConfig, Facts, InMemory
 
 _MAX_BAD_IN_A_ROW = 100
 _CHUNK, _COMPARED = 32, 256  # images that a thread decodes, and that are compared, in one go
@@ -41,7 +43,8 @@ class ImageFolder(Dataset):
     class Config(DatasetConfig):
         name: Literal["image_folder"] = "image_folder"
         root: Annotated[Text, MAY_CHANGE, NOT_IDENTITY]  # a folder, a .zip, which is read in place, or a folder in one
-        image_size: Annotated[int, Field(ge=1, le=4096)] = 64
+        # auto: the largest of 16, 32 and 64 not above the pictures' median short side
+        image_size: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = 64
         channels: Literal[1, 3] = 3
         conditional: bool = False  # labels, of dataset.json where there is one, else of folders
         # Which folder of a path is its class; None: the first that divides the images
@@ -53,16 +56,26 @@ class ImageFolder(Dataset):
         # Sets that are larger than this, decoded, in 1e9 bytes, are decoded on the fly.
         memory_gb: Annotated[float, Field(ge=0), MAY_CHANGE, NOT_IDENTITY] = 4.0
 
+        @property
+        def run_name(self) -> str:
+            return called_after(self.root)
+
+        def facts(self, largest: int) -> Facts:
+            files = open_files(self.root)
+            names = sorted_names(files, self.root)
+            size = self.image_size if self.image_size != "auto" else survey(files, names).image_size(largest)
+            files.close()
+            return Facts(size, self.channels, len(names))
+
     def __init__(self, config: Config, world: World = ALONE):
         prepare()
+        size = config.image_size
+        assert size != "auto", "settled by `facts`"
         self.config, self._world = config, world
-        self.image_size, self.channels, self.hflip = config.image_size, config.channels, config.hflip
+        self.image_size: int = size
+        self.channels, self.hflip = config.channels, config.hflip
         self._files = open_files(config.root)
-        self._names = sorted(self._files.sizes)
-        if not self._names:
-            unread = image_notes.unread(self._files)
-            got = config.root + (f", which has {unread}" if unread else "")
-            raise InputError("no images found", got, f"files that end in {' '.join(SUFFIXES)}")
+        self._names = sorted_names(self._files, config.root)
         self.class_names: list[str] = []
         self._labels: Tensor | None = None
         if config.conditional:
@@ -93,6 +106,9 @@ class ImageFolder(Dataset):
         found = list(self._pool.map(self._decode_near, index.tolist()))
         images = self._host(torch.stack([image for _, image in found]))
         return images, None if self._labels is None else self._host(self._labels[[where for where, _ in found]])
+
+    def all_labels(self) -> Tensor | None:
+        return self._labels if self._held is None else self._held.labels
 
     def to(self, device: torch.device | str) -> "ImageFolder":
         super().to(device)
@@ -229,7 +245,7 @@ class ImageFolder(Dataset):
             if seen is not None:
                 seen[_row(i)] = fingerprint.of_content(data)
             with remarks() as found:
-                image = decode(data, c.image_size, c.channels, c.background, c.max_megapixels)
+                image = decode(data, self.image_size, c.channels, c.background, c.max_megapixels)
             self._pass_on(name, found)
             return image
         except Exception as error:  # a bad file makes Pillow raise nearly anything
@@ -242,6 +258,16 @@ class ImageFolder(Dataset):
             if self._left_out.add(name, why) and self.lazy:
                 self._left_out.say(name)
             return None
+
+
+def sorted_names(files: ImageFiles, root: str) -> list[str]:
+    """All images in `files`, in the order of their indices. Raises InputError without any."""
+    names = sorted(files.sizes)
+    if not names:
+        unread = image_notes.unread(files)
+        got = root + (f", which has {unread}" if unread else "")
+        raise InputError("no images found", got, f"files that end in {' '.join(SUFFIXES)}")
+    return names
 
 
 def _row(i: int) -> slice:

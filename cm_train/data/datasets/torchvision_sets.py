@@ -15,7 +15,7 @@ from ...core.registry import register
 from ...core.settings import MAY_CHANGE, NOT_IDENTITY
 from ...core.world import ALONE, World
 from .. import cifar_batches, idx_files
-from .base import DatasetConfig, InMemory
+from .base import DatasetConfig, Facts, InMemory
 
 
 class PublishedConfig(DatasetConfig):
@@ -26,6 +26,11 @@ class PublishedConfig(DatasetConfig):
     root: Annotated[str, MAY_CHANGE, NOT_IDENTITY] = "data"
     download: Annotated[bool, MAY_CHANGE, NOT_IDENTITY] = True
     split: Literal["train", "test"] = "train"
+    shape: ClassVar[tuple[int, int]]  # side and channels of its images
+    num_train: ClassVar[int]
+
+    def known_facts(self) -> Facts:
+        return Facts(*self.shape, self.num_train if self.split == "train" else 10_000)
 
 
 class _PublishedSet(InMemory):
@@ -153,6 +158,7 @@ class MNIST(_IdxSet):
 
     class Config(PublishedConfig):
         name: Literal["mnist"] = "mnist"
+        shape, num_train = (28, 1), 60_000
 
     source, folder = "MNIST", "MNIST/raw"
 
@@ -163,6 +169,7 @@ class FashionMNIST(_IdxSet):
 
     class Config(PublishedConfig):
         name: Literal["fashion_mnist"] = "fashion_mnist"
+        shape, num_train = (28, 1), 60_000
 
     source, folder = "FashionMNIST", "FashionMNIST/raw"
 
@@ -174,6 +181,7 @@ class CIFAR10(_PublishedSet):
     class Config(PublishedConfig):
         name: Literal["cifar10"] = "cifar10"
         hflip: Annotated[bool, NOT_IDENTITY] = True
+        shape, num_train = (32, 3), 50_000
 
     source, folder = "CIFAR10", ""
     rows: ClassVar = 10_000  # images of a batch

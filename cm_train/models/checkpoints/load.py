@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ...core.run_layout import run_of
+from ..calling import callable_by_hand
 from ..denoiser import Denoiser, build_denoiser
 from . import posthoc
 from . import read as checkpoint
@@ -15,16 +16,21 @@ from .weights import POWER, open_weights
 
 
 def load_denoiser(path: str | os.PathLike[str], weights: str = "ema", device: torch.device | str = "cpu") -> Denoiser:
-    """The denoiser of a run or checkpoint folder, frozen: call it as `denoiser(x, sigma, labels)`.
+    """The denoiser of a run or checkpoint folder, frozen.
+
+    Call it as `denoiser(x, sigma, labels)`: noisy images [B, C, H, W] in [-1, 1] plus noise, their noise level (a
+    number, or [B]) and, where the model has classes, their labels (a number, or [B]). It returns the denoised images,
+    [B, C, H, W], not clamped. `denoiser.config` has image_shape, sigma_min, sigma_max, num_classes and class_names.
 
     Args:
+        path: a run (its newest checkpoint), or one of its checkpoints.
         weights: "ema", "raw", one of several averages by name, "ema_0.9999", or "power_<width>", which a run with
             power-function averages holds or which is made of its snapshots.
 
     Raises:
-        InputError: there is no checkpoint, it is damaged, or it has no such weights.
+        InputError: there is no checkpoint, it is damaged, or it has no such weights; of a call, what doesn't fit.
     """
-    return load_checkpoint(path, weights, device)[2]
+    return callable_by_hand(load_checkpoint(path, weights, device)[2])
 
 
 def load_checkpoint(

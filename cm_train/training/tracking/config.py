@@ -4,7 +4,7 @@ import importlib.util
 import os
 from collections.abc import Mapping, Set
 from netrc import NetrcParseError, netrc
-from typing import Literal, Self
+from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import model_validator
@@ -29,6 +29,15 @@ def group_of_environment() -> str | None:
 def tags_of_environment() -> list[str]:
     """The tags that wandb's variable lists."""
     return [tag for part in os.environ.get(_TAGS, "").split(",") if (tag := part.strip())]
+
+
+def chooses_tracker(asked: Set[str]) -> bool:
+    """Whether somebody who set these keys and groups on the command line has chosen a tracker.
+
+    Who has knows where pictures go, so that `previews: auto` means true; a login for other work must not send one's own
+    anywhere.
+    """
+    return bool(asked & _CHOOSES)
 
 
 def has_wandb_login() -> bool:
@@ -66,15 +75,6 @@ class TrackingConfig(Settings):
         said: dict[str, object] = {key: os.environ.get(name, "").strip() for key, name in _VARIABLES.items()}
         said["tags"] = tags_of_environment()
         return {key: value for key, value in said.items() if value} | given
-
-    def if_asked_for(self, asked: Set[str]) -> Self:
-        """The same, where `asked` has the keys and groups that the command line sets.
-
-        Who chose the tracker knows where pictures go; a login for other work must not send one's own anywhere.
-        """
-        if self.previews != "auto" or not asked & _CHOOSES:
-            return self
-        return self.model_copy(update={"previews": True})
 
     def sends_pictures(self, published: bool) -> bool:
         """Whether the tracker gets pictures like those of a data set that is published, or is not."""

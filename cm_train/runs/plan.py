@@ -1,0 +1,224 @@
+"""What `auto` stands for in a run's config: settings that suit the images, the mode and the length of the run.
+
+All is stated in images, so that the same command means the same on every machine. The figures were tried on digits,
+MNIST, Fashion-MNIST and sets of a few thousand colour pictures; published settings live under experiment=.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..data.datasets.base import Facts
+
+AUTO = "auto"
+Values = dict[str, Any]  # a config as plain values, before it is typed
+
+_BATCH, _LARGE_BATCH, _LEAST_BATCH = 128, 256, 16
+_MANY_STEPS = 1000  # that a run has at least, as far as its batches can be smaller for it
+_TINY = 12  # up to this size 0.4 M parameters do
+_MANY, _VERY_MANY = 20_000, 500_000  # colour images, from which on a wider network pays
+_IMAGES_A_PIXEL = 32_000  # that a diffusion model trains on at least, times the images' side
+_EPOCHS, _MOST = 16, 20  # rather so many epochs, as far as that is no more than so many times the least
+_WARMUP_SHARE, _MOST_WARMUP = 0.05, 25_600  # of the run, in images
+_MOST_HALF_LIFE = 4e6  # in images
+_HALF_LIFE = {"cd": 0.06, "scd": 0.06, "sct": 0.06, "ct": 0.08, "ect": 0.15}  # as shares of the run; 0.12 elsewhere
+_LENGTH = {"cd": 0.6, "scd": 0.6, "sct": 0.6, "ect": 1.25, "ct": 2.0, "ict": 2.5}  # relative to a diffusion model's
+_RATE = {"edm": 1e-3, "ict": 4e-4, "ect": 3e-4}  # at 32 channels; 4e-4 elsewhere
+_TINY_RATE = {"edm": 1e-3, "cd": 1e-3, "ct": 1e-3, "ict": 3e-4, "ect": 3e-4}  # of the smallest network; 5e-4 elsewhere
+_CALLS = {"edm": 79}  # of the network for a preview's image; 1 elsewhere
+_LONG = 100_000  # steps, from which on the published target decay of CT does not trail too far behind
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the settings of a run hang on.
+
+    Attributes:
+        channels: base width of the network.
+        steps: of the run, as its schedules count.
+    """
+
+    mode: str
+    data: Facts
+    channels: int
+    batch_size: int
+    steps: int
+
+    @property
+    def images(self) -> int:
+        """In the run."""
+        return self.steps * self.batch_size
+
+    @property
+    def epochs(self) -> float:
+        """Of the run."""
+        return self.images / self.data.count
+
+
+def settle(values: Mapping[str, Any], data: Facts, images: int | None = None) -> Values:
+    """A run's config with a number for each `auto` that the data, the mode and the run's length decide.
+
+    Args:
+        images: how many the run shall train on; None: as many as suit the mode and the data.
+    """
+    settled = copy.deepcopy(dict(values))
+    _fill(settled, "dataset.image_size", lambda: data.image_size)
+    mode, backbone = str(settled.get("mode")), network(data)
+    for key, value in backbone.items():
+        _fill(settled, f"backbone.{key}", lambda value=value: value)  # type: ignore[misc]
+    if images is None:
+        images = usual_images(mode, data)
+    _fill(settled, "batch_size", lambda: usual_batch_size(data.count, images, _at(settled, "steps")))
+    batch_size = _count(settled, "batch_size", _BATCH)
+    _fill(settled, "steps", lambda: max(1, round(images / batch_size)))
+    steps = _count(settled, "schedule_steps", _count(settled, "steps", 1))
+    known = Known(mode, data, _count(settled, "backbone.channels", backbone["channels"]), batch_size, steps)
+    for key, rule in _RULES.items():
+        _fill(settled, key, lambda rule=rule: rule(known))  # type: ignore[misc]
+    return settled
+
+
+def settle_plainly(values: Mapping[str, Any], data: Facts) -> Values:
+    """As `settle`, but with each component's own defaults for all that is no matter of size: recipe=none."""
+    bare = copy.deepcopy(dict(values))
+    for key in ("steps", "batch_size", *_RULES):
+        inner, last = _around(bare, key)
+        if key not in _OF_WATCHING and inner.get(last) == AUTO:
+            del inner[last]
+    if (ema := bare.get("ema")) and "half_life_images" not in ema and ema.get("decay") is None:
+        del ema["decay"]
+    return settle(bare, data)
+
+
+def settle_as(values: Mapping[str, Any], stored: Mapping[str, Any]) -> Values:
+    """A config with the numbers of the run that it goes on with, which were settled once, for each `auto`."""
+    settled = copy.deepcopy(dict(values))
+    if _at(settled, "ema.half_life_images") == AUTO:  # a run stores the decay that its half-life came to
+        settled["ema"] |= {"half_life_images": None, "decay": _at(stored, "ema.decay")}
+    for key in ("steps", "batch_size", "dataset.image_size", *_RULES, *(f"backbone.{name}" for name in _NETWORK)):
+        _fill(settled, key, lambda key=key: _at(stored, key, AUTO))  # type: ignore[misc]
+    return settled
+
+
+def network(data: Facts) -> Values:
+    """The sizes of an ADM U-Net for such images, by their side, and wider for many in colour."""
+    size = data.image_size
+    if size <= _TINY:
+        sizes: list[Any] = [24, [1, 2] if size % 2 == 0 else [1], 1, [max(1, size // 2)], 24, 4, False, False]
+        return dict(zip(_NETWORK, sizes, strict=True))
+    levels = 1
+    while size / 2 ** (levels - 1) > 8 and size % 2**levels == 0 and levels < 6:
+        levels += 1
+    many = data.count if data.channels == 3 else data.count // 10
+    channels, blocks = (32, 1) if many < _MANY else (64, 2) if many < _VERY_MANY else (128, 3)
+    mult = ([1, 1] if levels > 4 else [1]) + [2] * levels
+    attention = sorted({size >> level for level in range(levels) if size >> level <= 16})[:2]
+    if levels <= 3:  # attention is dear where it is wide
+        attention = attention[:1]
+    head = min(64, channels)
+    return dict(zip(_NETWORK, [channels, mult[:levels], blocks, attention, head, 8, True, True], strict=True))
+
+
+_NETWORK = (
+    *("channels", "channel_mult", "num_blocks", "attention_resolutions"),
+    *("head_channels", "group_channels", "scale_shift", "resample_in_block"),
+)
+
+
+def usual_batch_size(count: int, images: int, steps: object) -> int:
+    """A power of two: as usual, but no more than there are images, and in short runs so few that steps are many.
+
+    Args:
+        count: images of the set.
+        images: that the run trains on, where `steps` is still to be settled.
+    """
+    usual = _LARGE_BATCH if count >= _VERY_MANY else _BATCH
+    short = images // _MANY_STEPS if steps == AUTO else usual
+    return min(usual, max(_LEAST_BATCH, _power_below(min(short, count))))
+
+
+def _power_below(number: int) -> int:
+    """The largest power of two that is no more than `number`, or 1."""
+    return 1 << (max(1, number).bit_length() - 1)
+
+
+def usual_images(mode: str, data: Facts) -> int:
+    """How many images a run trains on where nobody says."""
+    least = _IMAGES_A_PIXEL * data.image_size
+    return round(_LENGTH.get(mode, 1.0) * min(max(least, _EPOCHS * data.count), _MOST * least))
+
+
+def _learning_rate(known: Known) -> float:
+    if known.channels < 32:
+        return _TINY_RATE.get(known.mode, 5e-4)
+    return float(f"{_RATE.get(known.mode, 4e-4) * math.sqrt(32 / known.channels):.2g}")
+
+
+def _half_life(known: Known) -> float:
+    return float(f"{min(_HALF_LIFE.get(known.mode, 0.12) * known.images, _MOST_HALF_LIFE):.3g}")
+
+
+def _dropout(known: Known) -> float:
+    """Against learning a small set by heart. What follows a teacher sees noise that the teacher takes away anew."""
+    if known.mode in ("cd", "scd") or known.channels < 32 or known.epochs < 60:
+        return 0.0
+    return 0.1 if known.epochs < 600 else 0.2
+
+
+def _preview_every(known: Known) -> int:
+    """Two to twenty evenly, a twentieth of the run's time at most: 64 images by so many calls of the network."""
+    step_calls = 3 if known.mode == "edm" else 6  # as dear as forward passes, an image
+    affordable = 0.05 * known.images * step_calls / (64 * _CALLS.get(known.mode, 1))
+    return max(1, round(known.steps / min(max(2, affordable), 20)))
+
+
+def _last_intervals(known: Known) -> int:
+    """s1 of the curriculum: CT's grows with the root of the run's length, iCT's doubles each eighth of it or so."""
+    if known.mode == "ct":
+        return min(max(round(0.33 * math.sqrt(known.steps)), 5), 150)
+    return int(10 * 2 ** min(max(math.floor(math.log2(known.steps / 31.25)), 1), 7))
+
+
+_RULES: Mapping[str, Callable[[Known], Any]] = {
+    "optimizer.lr": _learning_rate,
+    "optimizer.warmup_steps": lambda known: math.ceil(
+        min(_WARMUP_SHARE * known.images, _MOST_WARMUP) / known.batch_size
+    ),
+    "optimizer.schedule": lambda known: "constant" if known.mode in ("ct", "ict", "ect") else "cosine",
+    "ema.half_life_images": _half_life,
+    "backbone.dropout": _dropout,
+    "noise.curriculum.s1": _last_intervals,
+    "objective.target_decay": lambda known: 0.95 if known.mode == "cd" else 0.9 if known.steps >= _LONG else 0.0,
+    "objective.tangent_warmup_steps": lambda known: min(10_000, known.steps // 8),
+    "preview_every": _preview_every,
+    "log_every": lambda known: min(max(known.steps // 50, 1), 100),
+}
+_OF_WATCHING = ("preview_every", "log_every")
+
+
+def _around(values: Values, key: str) -> tuple[Values, str]:
+    """The mapping that holds `key`, and its name there; an empty one where there is none."""
+    *path, last = key.split(".")
+    inner: Any = values
+    for part in path:
+        inner = inner.get(part) if isinstance(inner, dict) else None
+    return (inner if isinstance(inner, dict) else {}), last
+
+
+def _at(values: Mapping[str, Any], key: str, default: object = None) -> Any:  # noqa: ANN401 - of any key
+    inner, last = _around(dict(values), key)
+    return inner.get(last, default)
+
+
+def _fill(values: Values, key: str, rule: Callable[[], Any]) -> None:
+    inner, last = _around(values, key)
+    if inner.get(last) == AUTO:
+        inner[last] = rule()
+
+
+def _count(values: Values, key: str, default: int) -> int:
+    """A number at `key`; the default where there is none yet: what is wrong there is found where it is typed."""
+    value = _at(values, key)
+    return value if isinstance(value, int) and value > 0 else default
