@@ -35,8 +35,23 @@ class Survey:
 
     def image_size(self, largest: int) -> int:
         """The largest of 16, 32 and 64, up to `largest`, that enlarges no more than half of the images."""
-        short = statistics.median(min(side) for side in self.sides) if self.sides else largest
+        short = self._median_short() if self.sides else largest
         return max((size for size in _SIDES if size <= min(short, largest)), default=_SIDES[0])
+
+    def choice_of(self, size: int, largest: int) -> str:
+        """Why `image_size` says so, in words."""
+        why = "none of the pictures says how large it is"
+        if self.sides:
+            why = f"the pictures' median short side is {self._median_short():.0f}"
+        bound = f", and on this machine images are {largest} at most unless it is set" if size == largest else ""
+        return f"image_size={size}: {why}{bound}"
+
+    def enlarged(self, size: int) -> float:
+        """The share of pictures whose short side is less than `size`."""
+        return sum(min(side) < size for side in self.sides) / max(1, len(self.sides))
+
+    def _median_short(self) -> float:
+        return statistics.median(min(side) for side in self.sides)
 
 
 def survey(files: ImageFiles, names: list[str]) -> Survey:

@@ -10,9 +10,13 @@ from ..core.precision import autocast_type, too_close_for_bf16
 from ..core.run_layout import METRICS, SAMPLES, TENSORBOARD, step_folder
 from ..core.terminal import duration, say
 from ..core.world import World
+from ..data.datasets.base import Dataset
+from ..models.averages import flat_size
 from ..models.checkpoints.manifest import Manifest
+from ..models.denoiser import Denoiser
 from ..training.config import RunConfig
 from ..training.tracking import has_wandb_login, last_values
+from .suitability import remarks
 
 
 def header(config: RunConfig) -> float:
@@ -20,9 +24,11 @@ def header(config: RunConfig) -> float:
     source = "" if config.teacher is None else f" from teacher {config.teacher}"
     work = f"{config.steps} steps of {config.batch_size} images"
     limit = "" if config.max_hours is None else f", for {config.max_hours:g} hours at most"
-    say(f"{config.mode} on {config.dataset.name}{source}: {work}{limit}")
+    say(f"{config.mode} on {config.data_name or config.dataset.run_name}{source}: {work}{limit}")
     if config.precision == "bf16" and too_close_for_bf16(config.relative_gap):
         say("note: this loss comes to compare what bf16 can't tell apart; precision=fp16 or auto can")
+    if config.notice is not None:
+        say(f"note: {config.notice}")
     say(f"run folder {config.folder}; tracking: {_tracking(config)}")
     return time.monotonic()
 
@@ -37,6 +43,21 @@ def machine(config: RunConfig, world: World, compiling: str) -> None:
         precision = "TF32"
     exact = ", deterministic" if config.deterministic else ""
     say(f"on {world.size} process{'es' * (world.size > 1)}, {kind}, {precision}{exact}; {compiling}")
+
+
+def scale(config: RunConfig, dataset: Dataset, denoiser: Denoiser, memory: str) -> None:
+    """Say how large the run is, and what in its settings does not suit the data.
+
+    Args:
+        memory: what a step takes, in words.
+    """
+    num, images = flat_size(denoiser.parameters()), config.steps * config.batch_size
+    say(f"network {config.backbone.name}, {num:,} parameters; {images / len(dataset):,.1f} epochs; {memory}")
+    labels = dataset.all_labels()
+    counts = [] if labels is None else torch.bincount(labels.cpu(), minlength=dataset.num_classes).tolist()
+    classes = dict(zip(dataset.class_names, counts, strict=False))
+    for remark in remarks(config, len(dataset), dataset.channels * dataset.image_size**2, num, classes):
+        say(f"note: {remark}")
 
 
 def _tracking(config: RunConfig) -> str:

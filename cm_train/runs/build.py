@@ -76,15 +76,19 @@ def build_trainer(
     guide = None if teacher is None else world.run_on_all(lambda: guided(teacher, config.guidance))
     objective = world.run_on_all(lambda: _build_objective(config, dataset, denoiser, guide, versions))
     autocast = autocast_type(config.precision, world.device, config.relative_gap)
+    needed = fitting.need(config, objective, world.device, autocast, world)
+    share = len(world.share(config.batch_size))
     if config.micro_batch == "auto":
-        micro_batch = fitting.settle(config, objective, world.device, autocast, world)
+        micro_batch = fitting.settle(share, needed, objective, world.device, autocast, world)
         config = config.model_copy(update={"micro_batch": micro_batch})
-    elif found is not None:
-        fitting.check_fits(config, objective, world.device, autocast, world)
+    at_once = share if config.micro_batch is None else int(config.micro_batch)
+    if found is not None:
+        fitting.check_fits(at_once, share, needed)
     images = config.num_schedule_steps * config.batch_size
     compiled, why = compiles(config.compile, world.device, denoiser, config.backbone, images)
     if world.is_main:
         announce.machine(config, world, why)
+        announce.scale(config, dataset, denoiser, needed.say_of(at_once))
     trainer = Trainer(
         config,
         objective,

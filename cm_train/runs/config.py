@@ -17,6 +17,7 @@ from ..core import plugins, registry
 from ..core.errors import InputError
 from ..core.run_layout import CONFIG
 from ..core.settings import typed
+from ..core.terminal import say
 from ..data.datasets.base import Facts
 from ..objectives.noise import check_noise
 from ..training.config import RunConfig, dump
@@ -92,7 +93,12 @@ class Composed:
     def looked(self) -> "Composed":
         """The same after a look at the images, as far as something hangs on them. Raises InputError without any."""
         largest = _LARGEST if torch.cuda.is_available() else _LARGEST_ON_CPU
-        return self if self._facts else dataclasses.replace(self, _facts=self.config.dataset.facts(largest))
+        if self._facts is not None:
+            return self
+        facts: Facts = registry.settings("dataset", self._values["dataset"]).facts(largest)
+        for remark in facts.remarks:
+            say(remark)
+        return dataclasses.replace(self, _facts=facts)
 
     @property
     def facts(self) -> Facts:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,58 +10,82 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ..core.errors import OutOfMemory
 from ..core.free_memory import free_bytes
-from ..core.memory import needed_memory
-from ..core.terminal import say
+from ..core.memory import needed_memory, shortage_explained
 from ..core.world import World
 from ..objectives.base import Objective
 from .config import RunConfig
 from .sketch import ACTIVATIONS, state_bytes
 
 _SHARE = 0.5  # of what is free that may be filled: other programs, and the network's larger inputs, want some too
+_SMALLER = "a smaller backbone= or dataset.image_size="
 _NO_TRY = 0.1  # of what is free, below which an estimate needs no proof
 
 
-def settle(
+@dataclass(frozen=True)
+class Need:
+    """What a training step takes on one rank, in bytes, by an estimate.
+
+    Attributes:
+        rest: whatever the number of images.
+        an_image: for each of those that are in the networks at once.
+        free: that the rank with the least has, before anything of that is there.
+    """
+
+    rest: int
+    an_image: int
+    free: int
+
+    def of(self, num: int) -> int:
+        """For so many images at once."""
+        return self.rest + num * self.an_image
+
+    def say_of(self, num: int) -> str:
+        """In words."""
+        return f"about {_gib(self.of(num))} for {num} images at once, and {_gib(self.free)} are free"
+
+
+def need(
     config: RunConfig, objective: Objective, device: torch.device, autocast: torch.dtype | None, world: World
+) -> Need:
+    """What a step of `objective` takes; called by every rank, and the same on all.
+
+    Raises:
+        OutOfMemory: not even one image has room.
+    """
+    free = min(world.gather_values(free_bytes(device, world.num_here)))
+    with shortage_explained("before the first step", _SMALLER):
+        saved = saved_bytes(objective, device, autocast)
+    found = Need(state_bytes(config, objective), round(ACTIVATIONS * saved), free)
+    if found.of(1) > free:
+        raise OutOfMemory("before the first step", found.say_of(1), _SMALLER)
+    return found
+
+
+def settle(
+    share: int, needed: Need, objective: Objective, device: torch.device, autocast: torch.dtype | None, world: World
 ) -> int:
     """The largest divisor of a rank's share of the batch that fits in half of what is free; called by every rank.
 
     Raises:
         OutOfMemory: not even one image fits.
     """
-    share = len(world.share(config.batch_size))
-    # Every rank must come to the same, and what is free may differ: the one with the least decides.
-    free = min(world.gather_values(free_bytes(device, world.num_here)))
-    an_image = ACTIVATIONS * saved_bytes(objective, device, autocast)
-    rest = state_bytes(config, objective)
-    found = next((m for m in _divisors(share) if rest + m * an_image <= _SHARE * free), 1)
-    while rest + found * an_image > _NO_TRY * free:
-        trouble = _try(objective, found, device, autocast) if rest + found * an_image < free else "an estimate"
-        if not any(world.any_rank(bool(trouble))):
+    found = next((m for m in _divisors(share) if needed.of(m) <= _SHARE * needed.free), 1)
+    while needed.of(found) > _NO_TRY * needed.free:
+        if not any(world.any_rank(not _fits(objective, found, device, autocast))):
             break
         smaller = [m for m in _divisors(share) if m < found]
         if not smaller:
-            need = f"about {_gib(rest + an_image)} for one image at once, and {_gib(free)} are free"
-            raise OutOfMemory("before the first step", need, "a smaller backbone= or dataset.image_size=")
+            raise OutOfMemory("before the first step", needed.say_of(1), _SMALLER)
         found = smaller[0]
-    if found < share and world.is_main:
-        say(f"micro_batch={found}: of {share} images a step, so many at once fit in half of the {_gib(free)} free")
     return found
 
 
-def check_fits(
-    config: RunConfig, objective: Objective, device: torch.device, autocast: torch.dtype | None, world: World
-) -> None:
+def check_fits(at_once: int, share: int, needed: Need) -> None:
     """Refuse to go on with a run whose micro-batch was settled where more memory was free. Raises OutOfMemory."""
-    share = len(world.share(config.batch_size))
-    at_once = config.micro_batch if isinstance(config.micro_batch, int) else share
-    free = min(world.gather_values(free_bytes(device, world.num_here)))
-    need = state_bytes(config, objective) + at_once * ACTIVATIONS * saved_bytes(objective, device, autocast)
-    if need > free:
+    if needed.of(at_once) > needed.free:
         smaller = [m for m in _divisors(share) if m < at_once]
-        fix = f"micro_batch={smaller[0]} or less" if smaller else "a machine with more"
-        what = f"about {_gib(need)} for {at_once} images at once, and {_gib(free)} are free"
-        raise OutOfMemory("before the first step", what, fix)
+        fix = f"micro_batch={smaller[0]} or less" if smaller else _SMALLER
+        raise OutOfMemory("before the first step", needed.say_of(at_once), fix)
 
 
 def saved_bytes(objective: Objective, device: torch.device, autocast: torch.dtype | None) -> int:
@@ -92,21 +117,20 @@ def _loss(objective: Objective, num: int, device: torch.device, autocast: torch.
     return total
 
 
-def _try(objective: Objective, num: int, device: torch.device, autocast: torch.dtype | None) -> str:
-    """What was lacking in a step's passes on so many images; "" where nothing was. Nothing remains of them."""
-    trouble = ""
+def _fits(objective: Objective, num: int, device: torch.device, autocast: torch.dtype | None) -> bool:
+    """Whether a step's passes on so many images find the memory that they want; nothing remains of them."""
+    fits = True
     try:
         _loss(objective, num, device, autocast).backward()
     except Exception as error:
-        needed = needed_memory(error)
-        if needed is None:
+        if needed_memory(error) is None:
             raise
-        trouble = needed
+        fits = False
     for parameter in objective.parameters():
         parameter.grad = None
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    return trouble
+    return fits
 
 
 def _divisors(share: int) -> Iterator[int]:

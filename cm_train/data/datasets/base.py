@@ -24,11 +24,18 @@ _SIGMA_PIXELS = 2**22  # values looked at in one go, so that a set that is decod
 
 @dataclass(frozen=True)
 class Facts:
-    """What settings are settled by: the side of the images, their channels, and how many there are."""
+    """What settings are settled by.
+
+    Attributes:
+        image_size: side of the images, as networks will see them.
+        count: how many there are.
+        remarks: what a person should hear of that side, in sentences.
+    """
 
     image_size: int
     channels: int
     count: int
+    remarks: tuple[str, ...] = ()
 
 
 class DatasetConfig(ComponentConfig):

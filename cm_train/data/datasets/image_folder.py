@@ -29,6 +29,7 @@ from ..survey import survey
 from .base import Dataset, DatasetConfig, Facts, InMemory
 
 _MAX_BAD_IN_A_ROW = 100
+_MUCH = 0.1  # of the pictures
 _CHUNK, _COMPARED = 32, 256  # images that a thread decodes, and that are compared, in one go
 
 
@@ -63,9 +64,13 @@ class ImageFolder(Dataset):
         def facts(self, largest: int) -> Facts:
             files = open_files(self.root)
             names = sorted_names(files, self.root)
-            size = self.image_size if self.image_size != "auto" else survey(files, names).image_size(largest)
+            seen = survey(files, names)
             files.close()
-            return Facts(size, self.channels, len(names))
+            size = seen.image_size(largest) if self.image_size == "auto" else self.image_size
+            remarks = [seen.choice_of(size, largest)] if self.image_size == "auto" else []
+            if (share := seen.enlarged(size)) > _MUCH:
+                remarks.append(f"note: {share:.0%} of the pictures are smaller than {size} pixels, and are enlarged")
+            return Facts(size, self.channels, len(names), tuple(remarks))
 
     def __init__(self, config: Config, world: World = ALONE):
         prepare()
