@@ -27,6 +27,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from cm_train.training.tracking.names import group
+
 STEPS, SAVE_EVERY, LOG_EVERY = 300, 10, 5
 SMALL = ["tracking=none", f"steps={STEPS}", f"save_every={SAVE_EVERY}", f"log_every={LOG_EVERY}", "keep=2"]
 SMALL += ["preview_every=100", "batch_size=12", "dataset.hflip=true", "ema.extra=[0.5]", "backbone.dropout=0.2"]
@@ -113,7 +115,7 @@ class Run:
         folder = self.folder / "checkpoints" / f"step_{STEPS:08d}"
         weights = {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
         lines = (self.folder / "metrics.jsonl").read_text().splitlines()
-        return weights, [{k: v for k, v in json.loads(r).items() if not k.endswith("per_s")} for r in lines]
+        return weights, [{k: v for k, v in json.loads(r).items() if group(k) != "perf"} for r in lines]
 
 
 def wait(process: subprocess.Popen, seconds: float = PATIENCE_S) -> int:

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 
 from cm_train.core import cli
 from cm_train.core.command_line import tidy
+from cm_train.training.tracking.names import group
 from warm import Warm
 
 # Fixtures that start whole processes: seconds a test, where the others take a fraction of one.
@@ -106,6 +107,11 @@ def _starting(popen, folder):
     for process in started:
         process.kill()
         process.wait()
+
+
+def timeless(rows: list[dict]) -> list[dict]:
+    """Lines of metrics.jsonl without what depends on the time or the machine."""
+    return [{name: value for name, value in row.items() if group(name) != "perf"} for row in rows]
 
 
 def wait_for(condition: Callable[[], bool], patience_s: float = 120.0) -> None:

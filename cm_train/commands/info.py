@@ -45,14 +45,10 @@ def _has(module: str) -> bool:
 
 
 def _wandb_login() -> str:
-    from netrc import NetrcParseError, netrc
+    from ..training.tracking import has_wandb_login
 
     if os.environ.get("WANDB_MODE"):
         return f"WANDB_MODE={os.environ['WANDB_MODE']}"
     if os.environ.get("WANDB_API_KEY"):
         return "a key in WANDB_API_KEY"
-    try:
-        found = netrc(os.environ.get("NETRC")).authenticators("api.wandb.ai")
-    except (OSError, NetrcParseError):
-        found = None
-    return "logged in" if found else "no login: offline (wandb login)"
+    return "logged in" if has_wandb_login() else "no login: offline (wandb login)"

@@ -4,7 +4,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from ..core.errors import ExitCode
-from ..core.signals import StopFlag
+from ..core.signals import StopFlag, answered
+from ..core.streams import hold_streams
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """The command; ends the process with its exit code."""
-    with StopFlag() as stop:  # before all other imports: a signal is heeded from the first moment
+    hold_streams()  # what answers opens a pipe, which must not become stderr
+    with StopFlag() as stop, answered():  # before all other imports: a signal is heeded from the first moment
         try:
             _main(stop)
         except KeyboardInterrupt:

@@ -26,8 +26,9 @@ def free_bytes(device: torch.device, num_sharing: int = 1) -> int:
 
 
 def resident_bytes(peak: bool = False) -> int:
-    """What this process holds in memory, or held at most; 0 where that can't be told."""
-    return _fields(Path("/proc/self/status")).get("VmHWM" if peak else "VmRSS", 0)
+    """What this process holds in memory, or held at most."""
+    found = _fields(Path("/proc/self/status")).get("VmHWM" if peak else "VmRSS")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if found is None else found  # macOS: bytes, its peak
 
 
 def _of_machine() -> int | None:

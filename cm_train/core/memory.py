@@ -1,4 +1,4 @@
-"""Running out of memory: told from other errors, and said in one line."""
+"""Memory: how much this process takes, and running out of it: told from other errors, and said in one line."""
 
 import contextlib
 import re
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from .errors import OutOfMemory
+from .free_memory import resident_bytes
 
 # What CUDA's libraries say where torch's own allocator isn't the one that fails.
 _OF_CUDA = re.compile(
@@ -32,6 +33,15 @@ def needed_memory(error: BaseException) -> str | None:
         return f"tried to allocate {int(tried[1]) / 2**30:.2f} GiB" if tried else "no memory left"
     found = _OF_CUDA.search(text)
     return f"{found[0]}, no device memory left" if found else None
+
+
+def taken_gib(device: torch.device) -> float:
+    """The most that was allocated on a GPU since this was last asked; on a CPU what this process holds now. In GiB."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak / 2**30
+    return resident_bytes() / 2**30
 
 
 @contextlib.contextmanager

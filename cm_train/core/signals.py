@@ -1,7 +1,12 @@
 """Reasons to stop, read between two steps of training or of other long work: signals, a deadline, a parent's word."""
 
+import os
 import signal
+import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,7 +18,47 @@ CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.S
 EARLY = (signal.SIGUSR1, signal.SIGUSR2)
 
 _ONE_SIGNAL_S = 1.0  # within which signals are one
+_OVER = 0  # which is no signal
 _flags: list["StopFlag"] = []  # those that are in force now
+
+
+@contextmanager
+def answered() -> Iterator[None]:
+    """For a command that saves before it stops: says so as soon as a signal comes, once, on rank 0 alone.
+
+    In a thread: Python's own handlers wait for what the main thread is in, as for all of a backward pass.
+    """
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    thread = threading.Thread(target=_answer, args=(heard,), name="signals", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        with suppress(OSError):
+            os.write(told, bytes([_OVER]))
+        thread.join()
+        os.close(told)
+        os.close(heard)
+
+
+def _answer(heard: int) -> None:
+    while (number := os.read(heard, 1)[0]) not in CAUGHT:
+        if number == _OVER:
+            return
+    # Now rather than before the first moment in which a signal is heeded.
+    from .launched import is_follower
+    from .terminal import has_cursor, live_bars, say
+
+    if is_follower():
+        return
+    if has_cursor(sys.stderr) and not live_bars:  # the ^C of a terminal, or the bar of a rank, is in the way
+        with suppress(OSError):
+            os.write(sys.stderr.fileno(), b"\n")
+    again = "; Ctrl-C again quits without" if number == signal.SIGINT else ""
+    say(f"stopping as soon as everything is saved{again}")
 
 
 class Stopped(BaseException):

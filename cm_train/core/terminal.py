@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 _QUIET = "CM_TRAIN_QUIET"  # in the environment, since a run's ranks are processes of their own
-_LABEL = "CM_TRAIN_LABEL"
+_LABEL, _PART = "CM_TRAIN_LABEL", "CM_TRAIN_PART"
 live_bars: list["Progress"] = []  # what is on the terminal now, the newest last
 
 
@@ -60,6 +60,25 @@ def labelled(label: str) -> Iterator[None]:
 def is_shared() -> bool:
     """Whether others write on this terminal at the same time."""
     return _LABEL in os.environ
+
+
+@contextlib.contextmanager
+def in_parts() -> Iterator[None]:
+    """Around what a command may do in parts, one run after another: `begin_part` says which, until the end of this."""
+    try:
+        yield
+    finally:
+        os.environ.pop(_PART, None)
+
+
+def begin_part(label: str) -> None:
+    """From here on this process and its ranks show beside what they do that it is e.g. "2 of 2"."""
+    os.environ[_PART] = label
+
+
+def part() -> str:
+    """What `begin_part` was told, in brackets; empty where a command does one thing."""
+    return f"({os.environ[_PART]})" if _PART in os.environ else ""
 
 
 def say(text: str) -> None:

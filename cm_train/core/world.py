@@ -71,19 +71,19 @@ class World:
             dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.host_group)
         return votes.bool().tolist()
 
+    def largest(self, value: float) -> float:
+        """The largest of the ranks' values, on every rank."""
+        if self.size == 1:
+            return value
+        values = torch.tensor(value, dtype=torch.float64)
+        with self.waiting():
+            dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.host_group)
+        return values.item()
+
     @property
     def num_here(self) -> int:
         """How many of the ranks are on this machine, as far as the launcher says."""
         return int(os.environ.get("LOCAL_WORLD_SIZE", self.size)) if self.size > 1 else 1
-
-    def gather_values(self, value: int) -> list[int]:
-        """Every rank's value, on every rank."""
-        if self.size == 1:
-            return [value]
-        values: list[Any] = [None] * self.size
-        with self.waiting():
-            dist.all_gather_object(values, value, group=self.host_group)
-        return values
 
     def run_on_main(self, choose: Callable[[], Any]) -> Any:
         """What rank 0 chooses, on every rank. Raises its InputError or Stopped on every rank too."""

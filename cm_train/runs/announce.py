@@ -15,7 +15,7 @@ from ..models.averages import flat_size
 from ..models.checkpoints.manifest import Manifest
 from ..models.denoiser import Denoiser
 from ..training.config import RunConfig
-from ..training.tracking import last_values
+from ..training.tracking import has_wandb_login, last_values
 from .suitability import remarks
 
 
@@ -62,16 +62,22 @@ def scale(config: RunConfig, dataset: Dataset, denoiser: Denoiser, memory: str) 
 
 def _tracking(config: RunConfig) -> str:
     home = config.folder
+    stay = "previews stay here, tracking.previews=true sends them"
+    stay = "" if config.sends_pictures or config.preview_every == 0 else stay
+    sent = ", with previews" if config.sends_pictures and config.preview_every != 0 else ""
+    board = f"TensorBoard, tensorboard --logdir {shlex.quote(str(home / TENSORBOARD))}"
     return {
-        "wandb": f"wandb project {config.tracking.project} ({_wandb_mode()})",
-        "tensorboard": f"TensorBoard, tensorboard --logdir {shlex.quote(str(home / TENSORBOARD))}",
+        "wandb": f"wandb project {config.tracking.project} ({_wandb_mode()}{sent}{stay and f'; {stay}'})",
+        "tensorboard": f"{board} ({stay})" if stay else board,
         "none": f"{home / METRICS} only",
     }[config.tracking.backend]
 
 
 def _wandb_mode() -> str:
     mode = os.environ.get("WANDB_MODE")
-    return f"WANDB_MODE={mode}" if mode else "offline without a login"
+    if mode:
+        return f"WANDB_MODE={mode}"
+    return "online" if has_wandb_login() else "offline without a login"
 
 
 def summary(config: RunConfig, began: float, finished: bool, before: Manifest | None, newest: Manifest | None) -> None:

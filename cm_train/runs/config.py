@@ -21,6 +21,7 @@ from ..core.terminal import say
 from ..data.datasets.base import Facts
 from ..objectives.noise import check_noise
 from ..training.config import RunConfig, dump
+from ..training.tracking import chooses_tracker
 from .plan import AUTO, Values, settle, settle_as, settle_plainly
 from .published import check_alone
 from .stored import stored_config
@@ -70,6 +71,8 @@ class Composed:
         if cfg.plan is True and experiment is not None and OmegaConf.is_missing(cfg.dataset, "root"):
             with open_dict(cfg):
                 cfg.dataset.root = NO_DATA
+        if chooses_tracker(asked) and OmegaConf.select(cfg, "tracking.previews") == AUTO:
+            cfg.tracking.previews = True
         values, is_plain = plain_values(cfg), hydra.runtime.choices.get("recipe") in (None, "none")
         if values.get("budget") is not None and values.get("steps") != AUTO:
             raise InputError("budget and steps say one thing", f"budget={values['budget']}", fix="drop one of them")

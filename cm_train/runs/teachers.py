@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..core.errors import InputError, TrainingFailed
 from ..core.signals import StopFlag
-from ..core.terminal import say
+from ..core.terminal import begin_part, say
 from ..models.checkpoints import read as checkpoint
 from ..models.checkpoints.manifest import Manifest
 from ..training.config import RunConfig
@@ -21,7 +21,7 @@ from .machine import Machine
 
 
 def ready_teacher(composed: Composed, machine: Machine, stop: StopFlag, swept: frozenset[str]) -> str | None:
-    """Where the usual teacher of a run is, trained first where it is missing or unfinished.
+    """Where the usual teacher of a run is, trained first where it is missing or unfinished: within `in_parts`.
 
     Args:
         swept: keys in which the jobs of a sweep differ, so that they can't decide anything about their teacher.
@@ -44,9 +44,11 @@ def ready_teacher(composed: Composed, machine: Machine, stop: StopFlag, swept: f
             teacher = _next_config(composed, home, swept, machine)
             if teacher is None:
                 return None
+            begin_part("1 of 2: the teacher")
             with without_variables_of_one_run():
                 if not run_one(teacher, machine.train):
                     return None
+            begin_part("2 of 2")
             break
         except FolderInUse as error:  # most likely another job of this sweep, which needs the same teacher
             if not is_said:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..core.errors import ExitCode
 from ..core.signals import StopFlag
+from ..core.terminal import in_parts
 from .surroundings import NOTHING_AROUND, Surroundings
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _in_order(composed: "Composed", machine: "Machine", stop: StopFlag, swept: f
     composed = named_for_its_pictures(composed)
     if composed.config.plan:
         return forecast(composed, machine, swept)
-    with claimed(composed.config.folder) as claim:
+    with claimed(composed.config.folder) as claim, in_parts():
         if claim.stored is None:
             config = _new(composed, machine, stop, swept)
             if config is None:

@@ -73,7 +73,8 @@ def _tracker(trainer: Trainer, world: World, should_stop: Callable[[float], bool
     if not world.is_main:
         return SilentTracker()
     total, give_up = config.steps, lambda: should_stop(0.0)
-    return Tracker(config.tracking, config.folder, config.name, dump(config), trainer.step, total, give_up)
+    about = config.tracking, config.folder, config.name, dump(config)
+    return Tracker(*about, trainer.step, total, give_up, config.sends_pictures)
 
 
 def main() -> None:

@@ -146,6 +146,11 @@ class RunConfig(Settings):
         """See `ObjectiveConfig.relative_gap`."""
         return self.objective.relative_gap(self.noise)
 
+    @property
+    def sends_pictures(self) -> bool:
+        """Whether the tracker gets previews."""
+        return self.tracking.sends_pictures(self.dataset.is_published)
+
     def check_machine(self) -> None:
         """Whether loss and tracking find here what they need from outside this package. Raises InputError."""
         self.tracking.check_machine()

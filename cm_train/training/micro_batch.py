@@ -52,7 +52,7 @@ def need(
     Raises:
         OutOfMemory: not even one image has room.
     """
-    free = min(world.gather_values(free_bytes(device, world.num_here)))
+    free = int(-world.largest(-free_bytes(device, world.num_here)))  # where there is least
     with shortage_explained("before the first step", _SMALLER):
         saved = saved_bytes(objective, device, autocast)
     found = Need(state_bytes(config, objective), round(ACTIVATIONS * saved), free)

@@ -37,6 +37,10 @@ class Adam:
 
     Args:
         weights, gradient: float32 [P]; `gradient` is overwritten by a step.
+
+    Attributes:
+        moved: the direction [P] and the factor by which the last step has moved the weights; the direction may lie in
+            the gradient's memory, and so holds until that is written again. None before the first step.
     """
 
     class Config(OptimizerConfig):
@@ -50,6 +54,7 @@ class Adam:
         self.square = torch.zeros_like(weights)
         # Counts applied steps only, so a skipped one leaves the bias corrections alone.
         self.count = torch.zeros((), dtype=torch.float64, device=weights.device)
+        self.moved: tuple[Tensor, Tensor] | None = None
 
     def lr(self, step: int) -> float:
         """The learning rate of `step`, counted from 0: linear warm-up, then as `schedule` says.
@@ -87,7 +92,8 @@ class Adam:
         self.square.mul_(1 - applied * (1 - beta2)).addcmul_(self.gradient, self.gradient, value=1 - beta2)
         count = self.count.clamp(min=1)  # it is 0 only where the very first step is skipped and nothing moves
         update, size = self._update(count, beta1, beta2)
-        self.weights.addcmul_(update, -self.lr(step) * applied * size)
+        self.moved = update, -self.lr(step) * applied * size
+        self.weights.addcmul_(*self.moved)
         return norm, applied
 
     def _update(self, t: Tensor, beta1: float, beta2: float) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """Sample pictures during training: always the same seeds, made by the code that makes the real ones."""
 
+import time
 from pathlib import Path
 
 from torch import Tensor
@@ -56,6 +57,8 @@ class Previews:
         self.folder, self.world, self.teacher = folder, world, teacher
         self.batch_size = min(batch_size, NUM_PREVIEWS)
         self._teachers: Tensor | None = None
+        self.num_made = 0
+        self.took_s = self._once_s = 0.0  # what the last one took, as the next one may; and the teacher's beside
 
     def make(self, denoiser: Denoiser, step: int) -> tuple[Path | None, dict[str, float]]:
         """Draw and, on rank 0, write and measure; every rank calls this at the same step.
@@ -63,9 +66,19 @@ class Previews:
         Returns:
             The picture, None on other ranks or where it could not be written; named measures.
         """
-        images = self._generate(denoiser)
+        began = time.monotonic()
+        self.num_made += 1
+        try:
+            return self._make(denoiser, step)
+        finally:
+            self.took_s = time.monotonic() - began - self._once_s
+
+    def _make(self, denoiser: Denoiser, step: int) -> tuple[Path | None, dict[str, float]]:
+        images, self._once_s = self._generate(denoiser), 0.0
         if images is not None and self.teacher is not None and self._teachers is None:
+            began = time.monotonic()
             self._teachers = self._generate(self.teacher)
+            self._once_s = time.monotonic() - began
         if images is None or not self.world.is_main:
             return None, {}
         values = {}

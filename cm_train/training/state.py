@@ -21,7 +21,7 @@ from ..models.checkpoints.weights import open_weights
 from ..models.denoiser import Denoiser
 from ..objectives.base import Objective
 from .config import RunConfig
-from .meters import Window
+from .meters import Window, norm
 
 
 @dataclass
@@ -61,7 +61,8 @@ class TrainState:
         self.loss_scale = LossScale(autocast, device)
         self.skipped = torch.zeros((), device=device)  # steps that were not finite, and how many of them just now
         self.skipped_in_a_row = torch.zeros((), device=device)
-        self.window = Window()  # what the steps since the last log line reported
+        # What the steps since the last log line reported.
+        self.window = Window(device, config.noise.sigma_min, config.noise.sigma_max)
 
     def advance(self) -> None:
         """One optimizer step on the gathered gradient, and all that follows it; nothing in it waits for the device."""
@@ -73,9 +74,25 @@ class TrainState:
         self.loss_scale.update(applied)
         self.skipped += 1 - applied
         self.skipped_in_a_row.add_(1).mul_(1 - applied)
-        self.window.add({"grad_norm": grad_norm})
+        self.window.add({"grad_norm": grad_norm, "skipped_share": 1 - applied})
         self.step += 1
         self.is_torn = False
+
+    def measure(self) -> None:
+        """Add to the window what costs too much for each step, of the one just made; the gradient's memory is used.
+
+        `update_ratio`: how far the step has moved the weights, relative to their norm; `ema_gap`: how far the weights
+        are from the average that samples.
+        """
+        values = {}
+        moved = getattr(self.optimizer, "moved", None)  # a plugin's may not tell
+        if moved is not None:
+            direction, factor = moved
+            values["update_ratio"] = norm(direction) * factor.abs() / norm(self.optimizer.weights)
+            self.optimizer.moved = None  # its memory is taken now
+        difference = torch.sub(self.weights, self.averages[0].weights, out=self.gradient[: len(self.weights)])
+        values["ema_gap"] = norm(difference) / norm(self.weights)
+        self.window.add(values)
 
     def networks(self) -> dict[str, dict[str, Tensor]]:
         """The weights of the denoiser and of each average, by the stem of their file."""
@@ -119,7 +136,7 @@ class TrainState:
         for name in ("skipped", "skipped_in_a_row"):
             _fill(own[name], stored[name], name)
         self.loss_scale.load(stored["loss_scale"])
-        self.window.load(stored["window"], self.device, world)
+        self.window.load(stored["window"], world)
 
 
 def _decays(ema: EMAConfig) -> dict[str, Callable[[int], float]]:

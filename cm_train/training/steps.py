@@ -90,9 +90,10 @@ class Steps:
         reported = []
         for part in data:
             batch = self.objective.draw(to_unit_range(part.images), part.labels, self.step, part.rows)
-            reported.append(self._backward(batch, last=part is data[-1]))
-        for values in reported:  # only now: a step that ran out of memory in its second half is made again, whole
-            self.state.window.add(values)
+            reported.append((self._backward(batch, last=part is data[-1]), batch.levels["sigma"]))
+        # Only now: a step that ran out of memory in its second half is made again, whole.
+        for values, sigma in reported:
+            self.state.window.add(values, sigma)
         self.state.advance()
 
     def _autocast(self) -> AbstractContextManager[Any]:

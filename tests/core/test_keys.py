@@ -36,7 +36,6 @@ TRAIN_WORDS = {
     "nproc": "devices",
     "output_dir": "run_dir",
     "outdir": "run_dir",
-    "out": "run_dir",
     "logdir": "run_dir",
     "data": "dataset or dataset.root",
     "data_dir": "dataset.root",

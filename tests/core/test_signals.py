@@ -1,12 +1,15 @@
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
 
 from cm_train.core import signals
-from cm_train.core.signals import EARLY, StopFlag
+from cm_train.core.signals import EARLY, StopFlag, answered
+from conftest import wait_for
 
 
 def test_stop_flag_is_set_by_each_signal_and_handlers_come_back():
@@ -74,3 +77,57 @@ def test_a_signal_that_was_blocked_until_the_handler_stood_is_heeded():
         assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) >= set(EARLY)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def test_first_signal_is_answered_at_once_and_the_others_are_not(capfd):
+    with StopFlag(), answered():
+        os.kill(os.getpid(), signal.SIGCONT)  # nothing to do with it
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+        wait_for(lambda: not [t for t in threading.enumerate() if t.name == "signals"], patience_s=10)
+    assert capfd.readouterr().err == "stopping as soon as everything is saved; Ctrl-C again quits without\n"
+
+
+def test_answer_does_not_wait_for_the_main_thread(tmp_path):
+    """Python's handlers run between two of its instructions; a backward pass is one of them, and may take minutes."""
+    script = (
+        "import ctypes, signal; from cm_train.core.signals import StopFlag, answered\n"
+        "with StopFlag() as stop, answered():\n"
+        "    print('ready', flush=True)\n"
+        "    libc, left = ctypes.CDLL(None), 30\n"
+        "    while left: left = libc.sleep(left)\n"  # without its lock, and in no instruction of Python
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", script], **pipes)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr.readline() == "stopping as soon as everything is saved\n"
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_answering_ends_with_its_context_and_leaves_no_trace(capfd):
+    handles = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else None
+    before = signal.set_wakeup_fd(-1)
+    for _ in range(3):
+        with StopFlag(), answered():
+            pass
+    assert signal.set_wakeup_fd(before) == -1
+    assert not [t for t in threading.enumerate() if t.name == "signals"]
+    assert handles is None or len(os.listdir("/proc/self/fd")) == handles
+    assert capfd.readouterr().err == ""
+
+
+def test_other_ranks_and_quiet_commands_answer_nothing(capfd, monkeypatch):
+    monkeypatch.setenv("CM_TRAIN_QUIET", "1")
+    with StopFlag(), answered():
+        os.kill(os.getpid(), signal.SIGINT)
+    monkeypatch.delenv("CM_TRAIN_QUIET")
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with StopFlag(), answered():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert capfd.readouterr().err == ""

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,9 +14,9 @@ import torch
 from PIL import Image
 
 from cm_train.core import progress as progress_bar
-from cm_train.core import registry
+from cm_train.core import registry, terminal
 from cm_train.core.progress import progress
-from cm_train.core.terminal import complain, duration, say
+from cm_train.core.terminal import begin_part, complain, duration, in_parts, part, say
 from cm_train.core.world import World
 from cm_train.runs import announce
 from cm_train.runs import launch as launching
@@ -63,6 +64,69 @@ def test_training_prints_plain_lines_where_there_is_no_terminal(capsys):
     training.values({"loss": 0.25, "images_per_s": 100.0, "steps_per_s": 2.0, "skipped": 1})
     training.close()
     assert capsys.readouterr().err == "step 5/10  loss 0.25  100 images/s  1 skipped  0:00:02 left\n"
+
+
+def test_training_tells_the_time_left_with_previews_and_saves(capsys):
+    training = TrainingProgress(total=10, start=0, every_s=0.0)
+    training.step(4)
+    training.values({"loss": 0.25, "images_per_s": 100.0, "steps_per_s": 2.0}, beside_s=60.0)
+    training.close()
+    assert capsys.readouterr().err.endswith("  0:01:03 left\n")
+
+
+def test_training_names_the_part_of_a_command_that_trains_two_runs(capsys):
+    line = "step 5/10{}  loss 0.25  100 images/s  0:00:02 left\n"
+    with in_parts():
+        for label in ("1 of 2: the teacher", "2 of 2"):
+            begin_part(label)
+            training = TrainingProgress(total=10, start=0, every_s=0.0)
+            training.step(5)
+            training.values({"loss": 0.25, "images_per_s": 100.0, "steps_per_s": 2.0})
+            training.close()
+            assert capsys.readouterr().err == line.format(f" ({label})")
+    assert part() == "", "the next run of this process may be the only one of its command"
+
+
+def test_bar_tells_what_is_being_done_and_counts_down(on_terminal, monkeypatch):
+    screen, clock = on_terminal(), [1000.0]
+    monkeypatch.setattr(progress_bar.time, "monotonic", lambda: clock[0])
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def seen():
+        """The line as it is now."""
+        screen.truncate(0)
+        bar.refresh()
+        return " ".join(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue()).split())
+
+    with in_parts():
+        begin_part("1 of 2: the teacher")
+        training = TrainingProgress(total=100, start=0)
+        bar = terminal.live_bars[-1]
+        assert "training 0/100 (1 of 2: the teacher)" in seen()
+        training.step(50)
+        training.values({"loss": 0.25, "images_per_s": 100.0, "steps_per_s": 1.0}, beside_s=70.0)
+        assert "training 50/100" in seen() and "loss 0.25 100 images/s 0:02:00 left" in seen()
+        clock[0] += 20
+        with training.doing("preview"):
+            assert "preview 50/100" in seen() and "0:01:40 left" in seen()
+        with training.doing("saving"):
+            assert "saving 50/100" in seen()
+        assert "training 50/100" in seen()
+        clock[0] += 1000
+        assert "0:00:00 left" in seen(), "it is late, not done before now"
+        training.close()
+
+
+def test_bar_on_a_narrow_terminal_keeps_its_words(on_terminal, monkeypatch):
+    screen = on_terminal()
+    monkeypatch.setenv("COLUMNS", "90")
+    with in_parts():
+        begin_part("1 of 2: the teacher")
+        training = TrainingProgress(total=2000, start=0)
+        training.step(100)
+        training.values({"loss": 0.2512, "images_per_s": 12345.0, "steps_per_s": 1.0})
+        training.close()
+    assert "loss 0.2512  12345 images/s 0:31:40 left" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
 
 
 def test_training_does_not_flood(capsys):
@@ -266,6 +330,33 @@ def test_train_tells_what_runs_where_and_what_came_of_it(command):
 @pytest.fixture
 def config(composed, tmp_path):
     return parse(composed("mode=cd", "teacher=runs/t", f"run_dir={tmp_path}", "tracking=wandb", *TINY[1:]))
+
+
+def test_header_tells_where_pictures_go(config, tmp_path, monkeypatch, capsys):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+    def shown(**changes):
+        tracking = {key: changes.pop(key) for key in ("previews", "backend") if key in changes}
+        tracking = config.tracking.model_copy(update=tracking)
+        announce.header(config.model_copy(update={"preview_every": 5, **changes, "tracking": tracking}))
+        return capsys.readouterr().err.split("tracking: ")[1].strip()
+
+    stay = "previews stay here, tracking.previews=true sends them"
+    assert shown() == "wandb project cm_train (offline without a login, with previews)"
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret")
+    assert shown() == "wandb project cm_train (online, with previews)"
+    assert shown(previews=False) == f"wandb project cm_train (online; {stay})"
+    assert shown(previews=False, preview_every=0) == "wandb project cm_train (online)", "there are none"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.our-lab.org")
+    assert shown(previews=True) == "wandb project cm_train (offline without a login, with previews)"
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    assert shown(previews=True) == "wandb project cm_train (online, with previews)"
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert shown(previews=False) == f"wandb project cm_train (WANDB_MODE=offline; {stay})"
+    assert shown(previews=False, backend="tensorboard").endswith(f"/tensorboard ({stay})")
+    assert shown(backend="tensorboard").endswith("/tensorboard")
 
 
 @pytest.fixture

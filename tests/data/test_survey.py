@@ -62,7 +62,9 @@ def test_of_many_files_some_are_looked_at_evenly(tmp_path, monkeypatch):
 
 def test_facts_are_those_of_the_set_that_is_built(tmp_path):
     write(tmp_path / "pets", (40, 50), (60, 40), (33, 90))
-    config = registry.settings("dataset", {"name": "image_folder", "root": str(tmp_path / "pets"), "image_size": "auto"})
+    config = registry.settings(
+        "dataset", {"name": "image_folder", "root": str(tmp_path / "pets"), "image_size": "auto"}
+    )
     facts = config.facts(64)
     assert (facts.image_size, facts.channels, facts.count) == (32, 3, 3)
     assert "median short side is 40" in facts.remarks[0]

@@ -1,11 +1,11 @@
 """How long runs are: by a budget that is measured once, shared with a teacher, and kept."""
 
 import pytest
+from test_train import plan  # noqa: F401 - a fixture
 
 from cm_train.core.errors import InputError
 from cm_train.runs.config import parse, read_back
 from cm_train.runs.measuring import Measured
-from test_train import plan  # noqa: F401 - a fixture
 
 START = 2.0  # seconds, of `Plan`'s machine, on which 128 images take 0.1 s
 
@@ -74,7 +74,9 @@ def test_a_run_goes_on_by_the_budget_that_it_began_with_unmeasured(own):
 def test_another_budget_later_is_refused_and_steps_are_the_way(own):
     own.ends["digits-ict"] = 5
     assert not own("mode=ict", "budget=300s")
-    with pytest.raises(InputError, match=r"began with budget=300s; got 'budget=8h'; allowed: 300s; fix: steps=\.\.\. in"):
+    with pytest.raises(
+        InputError, match=r"began with budget=300s; got 'budget=8h'; allowed: 300s; fix: steps=\.\.\. in"
+    ):
         own("mode=ict", "budget=8h")
     own.ends["digits-ict"] = 7
     assert own("mode=ict", "steps=7")

@@ -22,7 +22,7 @@ from cm_train.core.world import World
 from cm_train.models.checkpoints.load import load_denoiser
 from cm_train.models.checkpoints.read import latest, read_state
 from cm_train.runs import launch as launching
-from conftest import ENVIRONMENT, TINY, children, wait_for
+from conftest import ENVIRONMENT, TINY, children, timeless, wait_for
 
 # A batch that 1, 2 and 4 ranks can share, every average, a target, dropout and flips.
 EVERYTHING = [*TINY, "ema.extra=[0.5]", "backbone.dropout=0.2", "dataset.hflip=true"]
@@ -75,6 +75,7 @@ def test_stopped_on_two_ranks_and_resumed_on_one_equals_one_process(command, sta
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 3, err
+    assert err.count("stopping as soon as everything is saved") == 1, "the command says it, not its ranks"
     done = command("train", *options, "name=parts")
     assert done.returncode == 0, done.stderr
     assert "resuming at step" in done.stderr
@@ -286,11 +287,8 @@ def test_three_ranks_stopped_and_resumed_equal_three_uninterrupted_to_the_bit(co
     assert done.returncode == 0, done.stderr
     whole, parts = (files_of(tmp_path / "runs" / name / "checkpoints" / "step_00000060") for name in ("whole", "parts"))
     assert whole == parts
-    timeless = [
-        [{k: v for k, v in row.items() if not k.endswith("per_s")} for row in rows(tmp_path / "runs" / name)]
-        for name in ("whole", "parts")
-    ]
-    assert timeless[0] == timeless[1]
+    whole, parts = (timeless(rows(tmp_path / "runs" / name)) for name in ("whole", "parts"))
+    assert whole == parts
 
 
 @pytest.mark.long

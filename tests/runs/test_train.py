@@ -6,6 +6,7 @@ A training here saves first weights as those of its last step; `tests/commands` 
 import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 
 import hydra
@@ -13,8 +14,9 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
+from PIL import Image
 
-from cm_train.core import cli
+from cm_train.core import cli, terminal
 from cm_train.core.command_line import tidy
 from cm_train.core.errors import InputError, TrainingFailed
 from cm_train.core.signals import StopFlag
@@ -34,21 +36,25 @@ class Plan:
     """Stands for a command: `plan("mode=cd")` is whether that came to its end.
 
     Attributes:
-        trained: the configs of what was trained, in order.
+        trained: the configs of what was trained, in order; parts: as which part of the command.
+        usual: words of each command.
         ends: of runs that end otherwise, by their folder's name: an error, or the step at which they are stopped.
         measured: the configs of what was measured, in order.
     """
 
     trained: list = field(default_factory=list)
+    parts: list = field(default_factory=list)
+    usual: list = field(default_factory=lambda: TINY)
     ends: dict = field(default_factory=dict)
     measured: list = field(default_factory=list)
     step_s: float = 0.1  # of a batch of 128
 
     def __call__(self, *words, swept=(), stop=None):
         self.trained.clear()
+        self.parts.clear()
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(cli.conf_dir()), version_base=None), hydra_config() as known:
-            overrides = tidy([*TINY, *words], cli.groups("train"))
+            overrides = tidy([*self.usual, *words], cli.groups("train"))
             cfg = hydra.compose("train", overrides=overrides, return_hydra_config=True)
             known.set_config(cfg)
             with open_dict(cfg):
@@ -72,6 +78,7 @@ class Plan:
 
     def _execute(self, config):
         self.trained.append(config)
+        self.parts.append(terminal.part())
         end = self.ends.get(config.folder.name, config.steps)
         if isinstance(end, Exception):
             raise end
@@ -121,6 +128,31 @@ def test_a_missing_teacher_is_trained_first_by_its_own_recipe_on_the_same_data_a
     shared = ("seed", "precision", "devices", "dataset", "backbone", "tracking")
     assert all(getattr(teacher, key) == getattr(student, key) for key in shared)
     assert "no finished teacher in runs/digits-edm: training it first" in capsys.readouterr().err
+    assert plan.parts == ["(1 of 2: the teacher)", "(2 of 2)"]
+    assert plan("mode=cd", "steps=8", "name=other", "seed=3") and plan.parts == [""], "it has its teacher"
+
+
+@pytest.mark.parametrize("mode", ["ict", "cd"])
+def test_own_pictures_go_to_a_tracker_only_where_that_was_chosen(mode, plan):
+    """Of a run, and of a teacher that is trained on the way."""
+    plan.usual, plan.ends = TINY[1:], SimpleNamespace(get=lambda *_: 0)  # nothing is built
+    Path("photos").mkdir()
+    Image.new("RGB", (8, 8)).save("photos/a.png")
+    own = ["dataset=image_folder", "dataset.root=photos", "dataset.image_size=8", f"run_dir=runs/photos-{mode}"]
+    for words, sent in (
+        ([], False),
+        (["tracking.group=night", "tracking.tags=[a]"], False),  # as a sweep sets them
+        (["tracking=wandb"], True),
+        (["tracking=tensorboard"], True),
+        (["tracking.project=faces"], True),
+        (["tracking.previews=true"], True),
+        (["tracking=wandb", "tracking.previews=false"], False),
+    ):
+        assert not plan(f"mode={mode}", *own, *words)
+        assert [config.sends_pictures for config in plan.trained] == [sent], words
+    for words, sent in (([], True), (["tracking.previews=false"], False)):
+        assert not plan(f"mode={mode}", *words)
+        assert [config.sends_pictures for config in plan.trained] == [sent], "everybody has these"
 
 
 def test_a_finished_teacher_is_taken_as_it_is(plan):

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_trainer import build  # noqa: F401 - a fixture
 
 from cm_train.core import free_memory
 from cm_train.core.errors import OutOfMemory
 from cm_train.core.world import ALONE
 from cm_train.training import micro_batch as fitting
 from cm_train.training.micro_batch import Need
-from test_trainer import build  # noqa: F401 - a fixture
 
 CPU = torch.device("cpu")
 

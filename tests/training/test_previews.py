@@ -12,6 +12,7 @@ from cm_train.core.run_layout import DATA_PICTURE, SAMPLES
 from cm_train.core.world import ALONE
 from cm_train.data.pixels import grid
 from cm_train.runs import worker
+from cm_train.training import previews
 from cm_train.training.previews import Previews, show_data
 
 
@@ -71,3 +72,21 @@ def test_data_that_can_not_be_shown_end_nothing(build, tmp_path, capsys, monkeyp
     monkeypatch.setattr(loader.dataset, "gather", broken)
     show_data(loader, tmp_path / "elsewhere", anew=True)
     assert not (tmp_path / "elsewhere").exists() and capsys.readouterr().err == "", "training says it"
+
+
+def test_a_preview_is_timed_without_its_teachers_pictures_which_are_made_once(tmp_path, monkeypatch):
+    """They take eighty times as long in a run of one-step samples."""
+    clock = [0.0]
+    monkeypatch.setattr(previews.time, "monotonic", lambda: clock[0])
+
+    def generate(denoiser, seeds, batch_size):
+        clock[0] += {"student": 2.0, "teacher": 100.0}[denoiser]
+        return torch.zeros(len(seeds), 1, 8, 8, dtype=torch.uint8)
+
+    monkeypatch.setattr(previews, "generate", generate)
+    monkeypatch.setattr(previews, "captions", lambda *_: [])
+    made = Previews(tmp_path, 64, ALONE, "teacher")
+    for step in (1, 2):
+        made.make("student", step)
+        assert made.took_s == 2.0
+    assert clock[0] == 104.0

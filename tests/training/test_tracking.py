@@ -10,6 +10,7 @@ from PIL import Image
 
 from cm_train.training.tracking import last_values
 from cm_train.training.tracking.metrics_file import MetricsFile
+from cm_train.training.tracking.names import group, shown
 from cm_train.training.tracking.tensorboard import TensorBoard
 from conftest import TINY, wait_for
 
@@ -71,6 +72,19 @@ def test_last_values_are_the_newest_of_each_name(tmp_path):
     assert last_values(path) == {"step": 4, "loss": 9.0, "measure": 1}
 
 
+def test_every_name_has_its_group():
+    groups = {
+        None: ["step", "images", "epoch"],
+        "train": ["loss", "distance", "grad_norm", "lr", "num_scales", "skipped_share", "update_ratio", "loss_band_7"],
+        "perf": ["images_per_s", "steps_per_s", "time_s", "memory_gib"],
+        "preview": ["agreement_rms", "agreement_std_ratio", "samples"],
+    }
+    assert {name: group(name) for names in groups.values() for name in names} == {
+        name: found for found, names in groups.items() for name in names
+    }
+    assert (shown("loss"), shown("samples"), shown("step")) == ("train/loss", "preview/samples", "step")
+
+
 # ------------------------------------------------------------------------------------------------------- TensorBoard
 
 
@@ -93,16 +107,19 @@ def test_tensorboard_holds_what_metrics_hold_and_no_step_twice_after_a_resume(co
     assert f"tensorboard --logdir {Path('runs/digits-ict/tensorboard')}" in done.stderr
 
     found, written = events(run), rows(run / "metrics.jsonl")
-    assert set(found.Tags()["scalars"]) == {name for row in written for name in row} - {"step"}
-    for name in found.Tags()["scalars"]:
-        assert [e.step for e in found.Scalars(name)] == [2, 4, 6, 8], name
-        expected = [row[name] for row in written]
-        assert [e.value for e in found.Scalars(name)] == pytest.approx(expected, rel=1e-6), name
-    assert [e.step for e in found.Images("samples")] == [2, 4, 6, 8]
-    for image in found.Images("samples"):
-        shown = Image.open(io.BytesIO(image.encoded_image_string))
+    names = {name for row in written for name in row} - {"step"}
+    assert set(found.Tags()["scalars"]) == {shown(name) for name in names}
+    for name in names:
+        expected = [(row["step"], row[name]) for row in written if name in row]  # a band may have had no image
+        assert [e.step for e in found.Scalars(shown(name))] == [step for step, _ in expected], name
+        values = [value for _, value in expected]
+        assert [e.value for e in found.Scalars(shown(name))] == pytest.approx(values, rel=1e-6), name
+    assert [row["step"] for row in written] == [e.step for e in found.Scalars("train/loss")] == [2, 4, 6, 8]
+    assert [e.step for e in found.Images("preview/samples")] == [2, 4, 6, 8]
+    for image in found.Images("preview/samples"):
+        sent = Image.open(io.BytesIO(image.encoded_image_string))
         kept = Image.open(run / "samples" / f"step_{image.step:08d}.png")
-        assert np.array_equal(np.asarray(shown), np.asarray(kept.convert("RGB")))
+        assert np.array_equal(np.asarray(sent), np.asarray(kept.convert("RGB")))
     (text, later) = found.Tensors("config/text_summary")
     assert "steps: 6" in text.tensor_proto.string_val[0].decode()
     assert "steps: 8" in later.tensor_proto.string_val[0].decode()

@@ -2,6 +2,8 @@ import json
 import math
 import shutil
 import weakref
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,8 +18,8 @@ from cm_train.models.checkpoints import read as checkpoint
 from cm_train.models.checkpoints import write as saving
 from cm_train.runs import worker
 from cm_train.runs.config import parse
-from cm_train.training.tracking import Tracker
-from conftest import TINY
+from cm_train.training.tracking import SilentTracker, Tracker
+from conftest import TINY, timeless
 
 
 @pytest.fixture
@@ -84,8 +86,7 @@ def test_training_twice_gives_the_same_bits(mode, build, teacher):
     run(first)
     run(second)
     assert_same(first, second)
-    strip = lambda rows: [{k: v for k, v in r.items() if not k.endswith("per_s")} for r in rows]  # noqa: E731
-    assert strip(lines(first)) == strip(lines(second))
+    assert timeless(lines(first)) == timeless(lines(second))
 
 
 @pytest.mark.parametrize(
@@ -102,8 +103,7 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(mode, build, teach
     assert rest.step == 3
     run(rest)
     assert_same(whole, rest)
-    strip = lambda rows: [{k: v for k, v in r.items() if not k.endswith("per_s")} for r in rows]  # noqa: E731
-    assert strip(lines(whole)) == strip(lines(rest))
+    assert timeless(lines(whole)) == timeless(lines(rest))
 
 
 def test_stored_runs_keep_the_way_in_which_their_numbers_are_drawn(build, monkeypatch):
@@ -207,6 +207,65 @@ def test_a_window_without_a_finite_loss_is_null(build):
     assert [row["loss"] is None for row in lines(trainer)] == [False, True, False, False, False, False]
 
 
+def test_a_line_tells_how_far_the_last_step_moved_the_weights_and_how_far_they_are_from_their_average(build):
+    for optimizer in ("adam", "radam"):
+        name = f"optimizer={optimizer}"
+        logged = build("mode=edm", name, "log_every=3", "optimizer.clip_norm=0.1", name=optimizer)
+        run(logged)
+        again = build("mode=edm", name, "optimizer.clip_norm=0.1", name=f"{optimizer}-again")
+        for row in lines(logged):
+            while again.step < row["step"]:
+                before = again.state.weights.double()
+                again.train_step(again.fetch())
+            weights, average = again.state.weights.double(), again.state.averages[0].weights.double()
+            assert row["update_ratio"] == pytest.approx(((weights - before).norm() / before.norm()).item(), rel=1e-3)
+            assert row["ema_gap"] == pytest.approx(((weights - average).norm() / weights.norm()).item(), rel=1e-3)
+            assert row["update_ratio"] > 0 and row["ema_gap"] > 0
+        assert_same(logged, again)  # measuring changes nothing
+
+
+def test_a_line_tells_where_the_loss_comes_from(build):
+    """The mean of the bands, each weighted by its share of the images, is the loss; at low noise EDM's is not small."""
+    trainer = build("mode=edm", "log_every=6", "micro_batch=4")
+    sigmas, draw = [], trainer.objective.draw
+
+    def spied(*args):
+        batch = draw(*args)
+        sigmas.append(batch.levels["sigma"])
+        return batch
+
+    trainer.objective.draw = spied
+    run(trainer)
+    (row,) = lines(trainer)
+    noise = trainer.config.noise
+    place = (torch.cat(sigmas).double() / noise.sigma_min).log() / math.log(noise.sigma_max / noise.sigma_min)
+    counts = (place * 8).long().clamp(0, 7).bincount(minlength=8)
+    means = [row.get(f"loss_band_{i}", 0.0) for i in range(8)]
+    assert [m > 0 for m in means] == [n > 0 for n in counts.tolist()]
+    assert sum(n * m for n, m in zip(counts.tolist(), means, strict=True)) / 96 == pytest.approx(row["loss"], rel=1e-9)
+
+
+def test_a_line_tells_the_share_of_skipped_steps_time_and_memory(build):
+    trainer = build("mode=ict", "log_every=4", "steps=8")
+    poison(trainer, at_step=1)
+    run(trainer)
+    first, second = lines(trainer)
+    assert (first["skipped_share"], second["skipped_share"]) == (0.25, 0.0)
+    assert (first["epoch"], second["epoch"]) == (round(64 / 1797, 4), round(128 / 1797, 4))
+    assert 0 < first["time_s"] <= second["time_s"] < 100
+    assert 0.05 < first["memory_gib"] < 50, "the process's own"
+
+
+def test_time_goes_on_where_the_command_before_stopped(build):
+    run(build("mode=ict", should_stop=after(3)))
+    file = build("mode=ict").config.folder / "metrics.jsonl"
+    (row,) = (json.loads(line) for line in file.read_text().splitlines())
+    file.write_text(json.dumps(row | {"time_s": 1000.0}) + "\n")
+    resumed = build("mode=ict")
+    run(resumed)
+    assert [1000 <= row["time_s"] < 1100 for row in lines(resumed)] == [True] * 3
+
+
 def test_lr_ema_and_curriculum_are_functions_of_the_step(build):
     trainer = build("mode=ict", "steps=40", "optimizer.warmup_steps=4", "noise.curriculum.s1=1280", "log_every=1")
     run(trainer)
@@ -304,6 +363,39 @@ def test_previews_show_the_ema_and_measure_agreement(build, teacher, tmp_path):
     assert [row["step"] for row in measured] == [6]
     assert 0 < measured[0]["agreement_rms"] < 2
     assert math.isfinite(measured[0]["agreement_std_ratio"])
+
+
+def test_time_left_has_previews_and_saves_in_it(build):
+    """At step 2 of 10: previews at 4, 8 and 10, saves at 3, 6, 9 and at the end, which is waited for."""
+    trainer = build("mode=ict", "steps=10", "preview_every=4", "save_every=3")
+    trainer.saver = SimpleNamespace(longest_s=1000.0)
+    trainer.previews.took_s, trainer._save_s = 10.0, 1.0
+    assert trainer._beside_s(2) == 30 + 3 + 1000
+    assert trainer._beside_s(9) == 10 + 0 + 1000
+    assert trainer._beside_s(10) == 0
+    rare = build("mode=ict", "steps=10", "preview_every=0", "save_every=15m", name="rare")
+    rare.saver, rare._save_s = trainer.saver, 1.0
+    assert rare._beside_s(2) == 1000
+
+
+def test_the_tracker_hears_what_is_being_done(build):
+    heard = []
+
+    class Listener(SilentTracker):
+        def step(self, step):
+            heard.append(step)
+
+        @contextmanager
+        def doing(self, what):
+            heard.append(what)
+            yield
+
+        def log(self, values, picture=None, beside_s=0.0):
+            heard.append(f"log {values['step']}")
+
+    build("mode=ict", "steps=4", "log_every=3", "preview_every=2", "save_every=3").run(Listener())
+    log_2, log_3, log_4 = (f"log {step}" for step in (2, 3, 4))
+    assert heard == [1, 2, "preview", log_2, 3, log_3, "saving", 4, "preview", log_4, "saving"]
 
 
 def test_class_conditional_training_uses_the_labels(build):

@@ -12,10 +12,12 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 
 from cm_train import load_denoiser
 from cm_train.models.checkpoints import read as checkpoint
 from cm_train.training.tracking import TrackingConfig, base, wandb_run
+from cm_train.training.tracking.names import shown
 from cm_train.training.tracking.wandb_run import Wandb
 from conftest import ENVIRONMENT, TINY, wait_for
 from wandb_tools import FakeWandb, history, of_kind, run_config
@@ -80,15 +82,18 @@ def test_offline_run_keeps_everything_under_one_id_across_a_resume(train, tmp_pa
         assert begun.run_id == (run / "wandb_id").read_text().strip()
         assert (begun.project, begun.display_name, begun.run_group) == ("mine", "digits-ict", "sweep-7")
         assert list(begun.tags) == ["a", "b"]
-        assert begun.job_type == ""
+        assert begun.job_type == "ict"
+        axes = {metric.name or metric.glob_name: metric.step_metric for metric in of_kind(file, "metric")}
+        assert axes == {"images": "", "*": "images"}
         config = run_config(file)
         assert config["mode"] == "ict"
         assert config["backbone"]["name"] == "unet"
         rows = history(file)
         assert [row["_step"] for row in rows] == steps
         for row in rows:
-            assert {k: row[k] for k in written[row["step"]]} == written[row["step"]], "the names and values of metrics"
-            picture = file.parent / "files" / row["samples/path"]
+            assert {k: row[shown(k)] for k in written[row["step"]]} == written[row["step"]], "the values of metrics"
+            assert {"train/loss", "perf/images_per_s", "perf/memory_gib", "images", "epoch", "step"} < row.keys()
+            picture = file.parent / "files" / row["preview/samples/path"]
             assert picture.read_bytes() == (run / "samples" / f"step_{row['step']:08d}.png").read_bytes()
 
 
@@ -109,6 +114,24 @@ def test_online_run_sends_curves_and_the_model_which_can_be_sampled(train, serve
     assert checkpoint.verify(downloaded).step == 6
     again, kept = load_denoiser(downloaded), load_denoiser(tmp_path / "runs" / "a b")
     assert all(map(torch.equal, again.state_dict().values(), kept.state_dict().values()))
+
+
+def test_own_pictures_are_not_uploaded_unasked(train, server, tmp_path):
+    """There is a login, for whatever other work; `tracking=wandb` would be a choice."""
+    (tmp_path / "photos").mkdir()
+    for i in range(16):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / "photos" / f"{i}.png")
+    fine = server("fine")
+    own = ["dataset=image_folder", "dataset.root=photos", "dataset.image_size=8", "backbone=unet_xs", "name=own"]
+    sent = {}
+    for words in ((), ("tracking=wandb", "name=asked")):
+        fine.uploads.clear()
+        done, _ = train(*own, "preview_every=3", "steps=3", *words, **login(fine))
+        assert done.returncode == 0, done.stderr
+        sent[words] = [name for name in fine.uploads if name.endswith(".png")]
+    assert [len(names) for names in sent.values()] == [0, 1]
+    assert (tmp_path / "runs" / "own" / "samples" / "step_00000003.png").exists(), "here they are"
+    assert "(online, with previews)" in done.stderr
 
 
 def test_model_is_not_uploaded_unasked(train, server):

@@ -42,6 +42,7 @@ class DatasetConfig(ComponentConfig):
     """The `dataset` group."""
 
     kind: ClassVar = "dataset"
+    is_published: ClassVar[bool] = False  # whether anybody may have its images anyway; else nobody is sent them unasked
 
     conditional: bool = False  # whether the network is told the class of each image
     hflip: Annotated[bool, NOT_IDENTITY] = False  # random horizontal flips

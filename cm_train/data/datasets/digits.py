@@ -27,6 +27,8 @@ class Digits(InMemory):
     """
 
     class Config(DatasetConfig):
+        is_published = True
+
         name: Literal["digits"] = "digits"
         split: Literal["all", "train", "test"] = "all"  # test: 360 images, the same ones always; train: the rest
 

@@ -21,6 +21,8 @@ from .base import DatasetConfig, Facts, InMemory
 class PublishedConfig(DatasetConfig):
     """The `dataset` group for a set that can be downloaded."""
 
+    is_published = True
+
     root: Annotated[str, MAY_CHANGE, NOT_IDENTITY] = "data"
     download: Annotated[bool, MAY_CHANGE, NOT_IDENTITY] = True
     split: Literal["train", "test"] = "train"

@@ -5,7 +5,14 @@ Importing this takes neither torch nor any of the trackers: each of them is impo
 
 from ...core.progress import progress
 from ...core.terminal import complain, say
-from .config import OF_ONE_RUN, TrackingConfig, group_of_environment, tags_of_environment
+from .config import (
+    OF_ONE_RUN,
+    TrackingConfig,
+    chooses_tracker,
+    group_of_environment,
+    has_wandb_login,
+    tags_of_environment,
+)
 from .metrics_file import last_values
 from .tracker import SilentTracker, Tracker
 
@@ -14,8 +21,10 @@ __all__ = [
     "SilentTracker",
     "Tracker",
     "TrackingConfig",
+    "chooses_tracker",
     "complain",
     "group_of_environment",
+    "has_wandb_login",
     "last_values",
     "progress",
     "say",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ...core.terminal import complain, say
+from .names import shown
 
 PATIENCE_S = 30.0  # at the end of a run, for what is still queued
 HURRY_S = 5.0  # the same where a run is stopped early
@@ -38,7 +39,7 @@ class Backend(ABC):
 
     @abstractmethod
     def _log(self, values: Mapping[str, Any]) -> None:
-        """The values of `values["step"]`; None where nothing finite was seen."""
+        """The values of `values["step"]`, by the names of `names.shown`; None where nothing finite was seen."""
 
     @abstractmethod
     def _image(self, name: str, path: Path, step: int) -> None: ...
@@ -47,13 +48,13 @@ class Backend(ABC):
     def _finish(self) -> None: ...
 
     def log(self, values: Mapping[str, Any]) -> None:
-        """Hand on the values of a step."""
-        values = dict(values)
+        """Hand on the values of a step, by their names in metrics.jsonl."""
+        values = {shown(name): value for name, value in values.items()}
         self._queue.put(lambda: self._log(values))
 
     def image(self, name: str, path: Path, step: int) -> None:
         """Hand on a picture that lies at `path`."""
-        self._queue.put(lambda: self._image(name, path, step))
+        self._queue.put(lambda: self._image(shown(name), path, step))
 
     @abstractmethod
     def model(self, name: str, files: Mapping[str, Path | str]) -> None:

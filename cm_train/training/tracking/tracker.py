@@ -1,6 +1,7 @@
 """What the training loop reports to: the terminal, metrics.jsonl and one tracker beside them."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from ...core.terminal import complain
 from .base import Backend
 from .config import TrackingConfig
 from .metrics_file import MetricsFile
-from .training_progress import TrainingProgress
+from .training_progress import Doing, TrainingProgress
 
 
 class SilentTracker:
@@ -18,8 +19,15 @@ class SilentTracker:
     def step(self, step: int) -> None:
         """A step is done."""
 
-    def log(self, values: Mapping[str, float | None], picture: Path | None = None) -> None:
-        """Metrics by name, None for what was not finite, `step` among them; and a preview where there is one."""
+    def doing(self, what: Doing) -> AbstractContextManager[None]:
+        """While the training loop does something else than a step."""
+        return nullcontext()
+
+    def log(self, values: Mapping[str, float | None], picture: Path | None = None, beside_s: float = 0.0) -> None:
+        """Metrics by name, None for what was not finite, `step` among them; and a preview where there is one.
+
+        `beside_s`: what the rest of the run takes beside its steps.
+        """
 
     def sync(self) -> None:
         """What was logged is to be on the disk."""
@@ -40,6 +48,7 @@ class Tracker(SilentTracker):
     Args:
         folder: the run folder; step: the step that the run starts from; total: the step it ends at.
         give_up: whether the end may not wait for a slow network any more.
+        pictures: whether a tracker beside the run folder gets the previews.
     """
 
     def __init__(
@@ -51,8 +60,9 @@ class Tracker(SilentTracker):
         step: int,
         total: int,
         give_up: Callable[[], bool] = lambda: False,
+        pictures: bool = True,
     ):
-        self._name, self._give_up = name, give_up
+        self._name, self._give_up, self._pictures = name, give_up, pictures
         self._metrics = MetricsFile(folder / METRICS, step)
         self._backend = _backend(config, folder, name, run_config, step)
         self._terminal = TrainingProgress(total, step)
@@ -61,20 +71,25 @@ class Tracker(SilentTracker):
         """`step` steps are done."""
         self._terminal.step(step)
 
-    def log(self, values: Mapping[str, float | None], picture: Path | None = None) -> None:
+    def doing(self, what: Doing) -> AbstractContextManager[None]:
+        """While the training loop does something else than a step: shown on the terminal."""
+        return self._terminal.doing(what)
+
+    def log(self, values: Mapping[str, float | None], picture: Path | None = None, beside_s: float = 0.0) -> None:
         """The one line of metrics of a step, and the preview made at it.
 
         Args:
             values: at least step, loss, images_per_s and steps_per_s; None where nothing finite was seen.
+            beside_s: what the rest of the run takes beside its steps, for previews and saves.
         """
         try:
             self._metrics.write(values)
         except OSError as error:  # a full disk must not end a run; the checkpoint will say so too
             complain(f"could not write metrics of step {values['step']}: {error.strerror}")
-        self._terminal.values(values)
+        self._terminal.values(values, beside_s)
         if self._backend is not None:
             self._backend.log(values)
-            if picture is not None:
+            if picture is not None and self._pictures:
                 self._backend.image("samples", picture, int(values["step"] or 0))
 
     def sync(self) -> None:

@@ -33,6 +33,9 @@ class Wandb(Backend):
 
     def _open(self) -> None:
         self._run = self._start()
+        # Runs of different batch sizes are compared by what they have seen; step is there to be chosen too.
+        self._run.define_metric("images")
+        self._run.define_metric("*", step_metric="images")
         self.rest = f"wandb sync {self._files}/wandb/*run-*-{self._run.id} sends the rest"
 
     def _log(self, values: Mapping[str, Any]) -> None:
@@ -100,12 +103,13 @@ class Wandb(Backend):
             group=self._config.group,
             tags=self._config.tags or None,
             name=self._name,
+            job_type=os.environ.get("WANDB_JOB_TYPE") or self._run_config.get("mode"),
             id=identity(self._folder / "wandb_id"),
             resume="allow",
             dir=self._files,
             config=self._run_config,
             mode=mode,
-            settings=wandb.Settings(console="off", silent=True, x_disable_stats=True),
+            settings=wandb.Settings(console="off", silent=True),
         )
 
 

@@ -1,0 +1,20 @@
+"""The groups of what a run logs, as trackers show them: one word in front of a name."""
+
+_OF_EVERY_GROUP = ("step", "images", "epoch")  # what curves are drawn over
+_OF_PREVIEWS = ("agreement_", "samples")
+_OF_A_MACHINE = ("_s", "_gib")  # how fast, how long, how much memory
+
+
+def group(name: str) -> str | None:
+    """The group of a name in metrics.jsonl: train, perf (what no two runs have alike) or preview; None: it has none."""
+    if name in _OF_EVERY_GROUP:
+        return None
+    if name.startswith(_OF_PREVIEWS):
+        return "preview"
+    return "perf" if name.endswith(_OF_A_MACHINE) else "train"
+
+
+def shown(name: str) -> str:
+    """The name that trackers show, as "train/loss" for "loss"."""
+    found = group(name)
+    return name if found is None else f"{found}/{name}"
