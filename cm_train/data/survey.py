@@ -43,8 +43,9 @@ class Survey:
         why = "none of the pictures says how large it is"
         if self.sides:
             why = f"the pictures' median short side is {self._median_short():.0f}"
-        bound = f", and on this machine images are {largest} at most unless it is set" if size == largest else ""
-        return f"image_size={size}: {why}{bound}"
+            if self._median_short() > largest:
+                why += f", and more than {largest} has to be asked for here"
+        return f"image_size={size}: {why}"
 
     def enlarged(self, size: int) -> float:
         """The share of pictures whose short side is less than `size`."""

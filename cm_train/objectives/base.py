@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,10 @@ class ObjectiveConfig(ComponentConfig):
     def needs_teacher(self) -> bool:
         """Whether the loss is given a teacher."""
         return False
+
+    def without_files(self) -> Self:
+        """The same loss but for what needs a file from outside: enough to tell what the rest of a step takes."""
+        return self
 
     def check_machine(self) -> None:
         """Raise InputError where this machine lacks what the loss needs; asked before a teacher is trained."""

@@ -1,7 +1,7 @@
 """The consistency loss on neighbouring noise levels: distillation, training, and improved training."""
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field
@@ -46,6 +46,9 @@ class ConsistencyConfig(ObjectiveConfig):
 
     def needs_teacher(self) -> bool:
         return self.pair == "teacher"
+
+    def without_files(self) -> Self:
+        return self.model_copy(update={"distance": "l2", "huber_c": None}) if self.distance == "lpips" else self
 
     def check_machine(self) -> None:
         self.distance_config().check_machine()

@@ -1,5 +1,6 @@
 """Between what Hydra composes, what a run folder stores, and the typed config of a run."""
 
+import contextlib
 import dataclasses
 from collections.abc import Set
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from ..core.run_layout import CONFIG
 from ..core.settings import typed
 from ..core.terminal import say
 from ..data.datasets.base import Facts
+from ..models.checkpoints import read as checkpoint
 from ..objectives.noise import check_noise
 from ..training.config import RunConfig, dump
 from ..training.tracking import chooses_tracker
@@ -95,10 +97,20 @@ class Composed:
         largest = _LARGEST if torch.cuda.is_available() else _LARGEST_ON_CPU
         if self._facts is not None:
             return self
-        facts: Facts = registry.settings("dataset", self._values["dataset"]).facts(largest)
+        dataset = registry.settings("dataset", self._values["dataset"] | self._size_of_teacher())
+        facts: Facts = dataset.facts(largest)
         for remark in facts.remarks:
             say(remark)
         return dataclasses.replace(self, _facts=facts)
+
+    def _size_of_teacher(self) -> Values:
+        """`image_size` as a teacher has it that is there already, where nothing else says it."""
+        config = self.config
+        if self._values["dataset"].get("image_size") != AUTO or not config.needs_teacher():
+            return {}
+        with contextlib.suppress(InputError):  # there is none yet; whoever needs it says so
+            return {"image_size": checkpoint.peek(config.teacher or config.usual_teacher).denoiser.image_size}
+        return {}
 
     @property
     def facts(self) -> Facts:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from ..core import registry
 from ..core.files import write_whole
 from ..core.terminal import duration, say
+from ..core.wrapping import columns_of, fitted
 from ..data import description
 from ..models.denoiser import DenoiserConfig
 from ..objectives.noise import NoiseSchedule
@@ -28,6 +30,7 @@ from .teachers import is_ready
 
 _PLAN = "plan.json"
 _FLOAT = 4  # bytes
+_COLUMNS, _MARGIN = 100, 9
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class Forecast:
         rows += zip(("memory", ""), self._memory_lines(), strict=False)
         kept = f"{_size(self.checkpoint_bytes)} a checkpoint, {c.keep} are kept; {c.num_previews()} previews"
         rows += [("on disk", kept), ("time", self._time())]
-        return [f"{name:<9}{text}" for name, text in rows]
+        return [f"{name:<{_MARGIN}}{text}" for name, text in rows]
 
     def _memory_lines(self) -> list[str]:
         held = ", ".join(f"{name} {_size(size)}" for name, size in self.memory().items() if size)
@@ -140,7 +143,7 @@ def forecast(composed: Composed, machine: Machine, swept: frozenset[str]) -> boo
     if runs is None:
         return False
     for line in _all_lines(composed, found, runs):
-        print(line)
+        print(_hung(line))
     if composed.config.out is not None:
         path = Path(os.path.expanduser(composed.config.out)) / _PLAN
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,21 +153,29 @@ def forecast(composed: Composed, machine: Machine, swept: frozenset[str]) -> boo
     return True
 
 
+def _hung(line: str) -> str:
+    """A line broken between words, its continuation under what it continues."""
+    first, *rest = fitted(line, (columns_of(sys.stdout) or _COLUMNS) - _MARGIN).split("\n")
+    return "\n".join([first, *(" " * _MARGIN + more.strip() for more in rest)])
+
+
 def _all_lines(composed: Composed, found: dict[str, Any] | None, runs: list[Forecast]) -> list[str]:
     config, out = composed.config, []
     if found is not None:
         place = config.dataset.place or config.dataset.name
-        out += [f"{'data':<9}{place}", *(f"{'':<9}{line}" for line in description.lines(found))]
+        out += [f"{'data':<{_MARGIN}}{place}", *(f"{'':<{_MARGIN}}{line}" for line in description.lines(found))]
         last, size = runs[-1], found["channels"] * found["image_size"] ** 2
         notes = remarks(last.config, found["images"], size, last.sketch.num_parameters, found["classes"])
-        out += [f"{'note':<9}{note}" for note in notes]
+        out += [f"{'note':<{_MARGIN}}{note}" for note in notes]
+    if config.objective.without_files() != config.objective:
+        out.append(f"{'note':<{_MARGIN}}the distance's own network is not counted in memory and time")
     if config.notice:
-        out.append(f"{'note':<9}{config.notice}")
+        out.append(f"{'note':<{_MARGIN}}{config.notice}")
     for number, run in enumerate(runs, 1):
         title = f"{number} of {len(runs)}: {'the teacher' if number < len(runs) else 'the student'}"
         out += ["", *([title] if len(runs) > 1 else []), *run.lines()]
     if len(runs) > 1 and all(run.measured for run in runs):
-        out += ["", f"{'in all':<9}{duration(sum(run.seconds for run in runs))}"]
+        out += ["", f"{'in all':<{_MARGIN}}{duration(sum(run.seconds for run in runs))}"]
     return out
 
 

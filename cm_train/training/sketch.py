@@ -74,7 +74,7 @@ def num_averages(config: RunConfig) -> int:
 
 
 def sketch(config: RunConfig, student: DenoiserConfig, teacher: tuple[DenoiserConfig, BackboneConfig] | None) -> Sketch:
-    """Of the run of `config`, whose networks are these.
+    """Of the run of `config`, whose networks are these; a distance's own network, as LPIPS', is left out.
 
     Args:
         teacher: of the loss, or of the first weights alone; None where there is none.
@@ -85,7 +85,9 @@ def sketch(config: RunConfig, student: DenoiserConfig, teacher: tuple[DenoiserCo
         if teacher is not None and config.objective.needs_teacher():
             guide = build_denoiser(*teacher).requires_grad_(False).eval()
         noise = NoiseSchedule(config.noise, config.num_schedule_steps)
-        objective: Objective = registry.build(config.objective, denoiser, noise, config.seed, False, guide)
+        objective: Objective = registry.build(
+            config.objective.without_files(), denoiser, noise, config.seed, False, guide
+        )
         count, flops = _step(objective, student)
     num = flat_size(denoiser.parameters())
     others = [p for p in objective.parameters() if not p.requires_grad]

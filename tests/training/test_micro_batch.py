@@ -52,8 +52,8 @@ def test_settle_tries_what_it_estimates_only_where_that_is_much(objective, monke
     assert fitting.settle(12, Need(100, 10, 2201), objective, CPU, None, ALONE) == 12 and not tried
     assert fitting.settle(12, Need(100, 10, 1000), objective, CPU, None, ALONE) == 3
     assert tried == [12, 6, 4, 3]
+    monkeypatch.setattr(fitting, "_fits", lambda *args: False)
     with pytest.raises(OutOfMemory, match="for 1 images at once"):
-        monkeypatch.setattr(fitting, "_fits", lambda *args: False)
         fitting.settle(12, Need(100, 10, 1000), objective, CPU, None, ALONE)
 
 
