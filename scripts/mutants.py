@@ -308,7 +308,7 @@ MUTANTS = [Mutant(*row) for row in (
     ("numbers-win", "cm_train/sampling/labels.py", "if str(label) in known:", "if label in known:",
      "tests/sampling/test_labels.py::test_class_numbers_are_those_of_the_names_or_the_numbers_themselves",
      "labels=2 means the class of number 2 where another is called so"),
-    ("turns-restart", "cm_train/commands/draw.py", "classes = None if asked is None else one_an_image(asked",
+    ("turns-restart", "cm_train/commands/draw_batches.py", "classes = None if asked is None else one_an_image(asked",
      "classes = None if asked is None else one_an_image(asked[::-1]",
      "tests/commands/test_sample.py::test_several_classes_take_turns_however_many_images",
      "classes that take turns are drawn in another order than the grid says"),

@@ -28,7 +28,7 @@ def execute(config: RunConfig, stop: StopFlag, around: Surroundings) -> bool:
     Returns:
         False where it was stopped early.
     """
-    num = _num_ranks(config, around)
+    num = num_ranks(config, around)
     if num == 1 and not around.own_process:
         return worker.run(config, stop)
     if not _in_ranks(num, "cm_train.runs.worker", config, stop, around, lambda: _kept(config)):
@@ -39,7 +39,7 @@ def execute(config: RunConfig, stop: StopFlag, around: Surroundings) -> bool:
 
 def measured(config: RunConfig, stop: StopFlag, around: Surroundings) -> Measured | None:
     """What a run takes where `execute` would train it; None where that was stopped."""
-    num = _num_ranks(config, around)
+    num = num_ranks(config, around)
     say("measuring what a step takes")
     with on_trial(config) as trial, hushed():
         if num == 1 and not around.own_process:
@@ -49,7 +49,8 @@ def measured(config: RunConfig, stop: StopFlag, around: Surroundings) -> Measure
         return read_result(trial.folder) if in_time else None
 
 
-def _num_ranks(config: RunConfig, around: Surroundings) -> int:
+def num_ranks(config: RunConfig, around: Surroundings) -> int:
+    """The processes by which `execute` trains a run. Raises InputError where they can't share its batches."""
     num = 1 if around.shares_machine and config.devices == "auto" else launching.num_ranks(config.devices)
     check_divides(config, num)
     return num

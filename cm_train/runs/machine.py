@@ -17,9 +17,11 @@ class Machine:
     Attributes:
         train: see `Execute`.
         measure: see `Measure`.
+        num_ranks: the processes that a run would be trained by.
         spent_s: how long the command has been at it.
     """
 
     train: Execute
     measure: Measure
+    num_ranks: Callable[[RunConfig], int] = lambda config: 1
     spent_s: Callable[[], float] = lambda: 0.0

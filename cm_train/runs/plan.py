@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.settings import MAX_EXACT
 from ..data.datasets.base import Facts
 
 AUTO = "auto"
@@ -221,4 +222,4 @@ def _fill(values: Values, key: str, rule: Callable[[], Any]) -> None:
 def _count(values: Values, key: str, default: int) -> int:
     """A number at `key`; the default where there is none yet: what is wrong there is found where it is typed."""
     value = _at(values, key)
-    return value if isinstance(value, int) and value > 0 else default
+    return value if isinstance(value, int) and 0 < value <= MAX_EXACT else default

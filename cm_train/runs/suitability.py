@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from ..training.config import RunConfig
 
+_PARAMETERS = 4  # for each value in the images: digits have three, and do well
 _MANY_EPOCHS = 10_000
 _FEW_IMAGES = 2  # of a class
 
@@ -18,7 +19,7 @@ def remarks(
         classes: how many images each has, where there are classes and that is known.
     """
     pixels = num_images * values_an_image
-    if num_parameters > pixels:
+    if num_parameters > _PARAMETERS * pixels:
         more = f"the network has {num_parameters:,} parameters and the images {pixels:,} values"
         yield f"{more}: it can learn them by heart"
     epochs = config.steps * config.batch_size / num_images

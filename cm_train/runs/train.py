@@ -31,7 +31,7 @@ def train(
         started: what max_hours counts from, as time.monotonic() counts.
     """
     from ..core.world import is_launched
-    from .execution import check_launched, execute, execute_under_torchrun, measured
+    from .execution import check_launched, execute, execute_under_torchrun, measured, num_ranks
     from .machine import Machine
     from .rank import heed_parent
 
@@ -47,12 +47,14 @@ def train(
 
         def plan(execute: "Execute", measure: "Measure") -> None:
             check_launched(composed.config, composed.is_sweep)
-            train_in_order(composed, Machine(execute, measure, spent_s), stop, swept)
+            world_size = int(os.environ["WORLD_SIZE"])
+            train_in_order(composed, Machine(execute, measure, lambda run: world_size, spent_s), stop, swept)
 
         execute_under_torchrun(plan, stop)
     machine = Machine(
         lambda run: execute(run, stop, around),
         lambda run: around.remembered(run, lambda: measured(run, stop, around)),
+        lambda run: num_ranks(run, around),
         spent_s,
     )
     finished = train_in_order(composed, machine, stop, around.swept)
@@ -90,7 +92,7 @@ def _in_order(composed: "Composed", machine: "Machine", stop: StopFlag, swept: f
             if config is None:
                 return False
         else:
-            config = _resumed(composed, claim, claim.stored)
+            config = _resumed(composed, claim, claim.stored, machine)
             config = claim.resumed(begun_backbone(config, claim.stored, composed.asked))
             if not claim.is_finished(config):
                 config = find_again(config, claim.stored, claim.newest)
@@ -124,7 +126,7 @@ def _new(composed: "Composed", machine: "Machine", stop: StopFlag, swept: frozen
     return planned(settled, machine, is_shared, composed.is_sweep)
 
 
-def _resumed(composed: "Composed", claim: "Claim", stored: "RunConfig") -> "RunConfig":
+def _resumed(composed: "Composed", claim: "Claim", stored: "RunConfig", machine: "Machine") -> "RunConfig":
     """The config of a run that goes on, with the numbers that were settled when it began."""
     from .budget import check_same_budget
 
@@ -132,4 +134,8 @@ def _resumed(composed: "Composed", claim: "Claim", stored: "RunConfig") -> "RunC
     check_same_budget(config, stored, claim.folder)
     if config.budget is None and "steps" not in composed.asked:
         config = config.model_copy(update={"budget": stored.budget})
+    if config.micro_batch == "auto" and isinstance(stored.micro_batch, int | None):
+        share = config.batch_size // machine.num_ranks(config)
+        if stored.micro_batch is None or share % stored.micro_batch == 0:  # else there are other ranks than there were
+            config = config.model_copy(update={"micro_batch": stored.micro_batch})
     return config

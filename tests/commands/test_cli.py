@@ -92,7 +92,7 @@ def test_cd_finishes_a_teacher_that_was_begun_by_its_own_settings_then_trains_th
 
 
 def test_run_of_a_version_that_knew_fewer_keys_goes_on(command, tmp_path):
-    edm = ["mode=edm", "recipe=null", *TINY]  # with the mode's half-life, which is stored as the decay that it was then
+    edm = ["mode=edm", *TINY, "ema.half_life_images=500000"]  # which is stored as the decay that it was then
     assert command("train", *edm, "steps=3", "schedule_steps=6").returncode == 0
     stored = tmp_path / "runs" / "digits-edm" / "config.yaml"
     assert "  decay: 0.9999778\n" in stored.read_text()

@@ -100,7 +100,7 @@ recipe = none
 ema.half_life_images = null
   conf/ema/warmup.yaml                       null
   conf/mode/edm.yaml                         auto
-  command line: ++ema.half_life_images=null          <- counts  (since ema.decay is set)
+  command line: ++ema.half_life_images=null        <- counts  (since ema.decay is set)
 """
 
 

@@ -319,8 +319,12 @@ def test_train_tells_what_runs_where_and_what_came_of_it(command):
     assert lines[1] == "run folder runs/digits-ict; tracking: runs/digits-ict/metrics.jsonl only"
     assert lines[2] == "digits: 1,797 images, no classes"
     assert lines[3] == "on 2 processes, CPU, float32; not compiled, which does not pay on a CPU"
-    assert lines[4].startswith("step 2/6  loss ")
-    assert lines[4].endswith(" left")
+    scale = (
+        r"network unet, 390,433 parameters; 0.1 epochs; about 0.01 GiB for 8 images at once, and [\d.]+ GiB are free"
+    )
+    assert re.fullmatch(scale, lines[4])
+    assert lines[5].startswith("step 2/6  loss ")
+    assert lines[5].endswith(" left")
     assert lines[-3].startswith("6 steps in 0:0")
     assert " images/s, loss " in lines[-3]
     assert lines[-2] == "checkpoint runs/digits-ict/checkpoints/step_00000006"

@@ -11,12 +11,9 @@ START = 2.0  # seconds, of `Plan`'s machine, on which 128 images take 0.1 s
 
 
 @pytest.fixture
-def own(plan, monkeypatch):  # noqa: F811
+def own(plan):  # noqa: F811
     """`plan`, but with no words that say how long a run is, or how often it shows."""
-    from test_train import Plan
-
-    monkeypatch.setattr("test_train.TINY", ["tracking=none", "preview_every=0"])
-    assert isinstance(plan, Plan)
+    plan.usual = ["tracking=none", "preview_every=0"]
     return plan
 
 

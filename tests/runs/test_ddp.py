@@ -179,7 +179,7 @@ worker.main()
 def test_ranks_share_the_decoding_of_a_set_that_memory_holds(warm, command, tmp_path):
     broken_photos(tmp_path / "photos", 201, broken=[77, 200])
     options = ["mode=ict", "dataset=image_folder", "dataset.root=photos", "dataset.image_size=8", "backbone=unet_xs"]
-    options += [*TINY, "dataset.skip_broken=true", "schedule_steps=6"]
+    options += [*TINY, "dataset.skip_broken=true", "schedule_steps=6", "micro_batch=8"]
     for name, steps in (("one", 6), ("two", 1)):
         assert command("train", *options, f"steps={steps}", f"name={name}").returncode == 0
     stored = tmp_path / "runs" / "two" / "config.yaml"

@@ -8,6 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 from cm_train.core import cli, registry
+from cm_train.core.keys import all_keys
 from cm_train.objectives.noise import NoiseSchedule
 from cm_train.runs.config import parse
 
@@ -53,14 +54,14 @@ def test_experiment_composes_as_its_mode_and_opens_with_what_it_is(name, compose
 
 
 # What is not settled by a paper: when to look at the run, and what fits into a machine.
-OURS = {"preview_every", "log_every", "teacher_budget", "micro_batch", "devices", "compile", "precision"}
+OURS = {"previews", "preview_every", "log_every", "teacher_budget", "micro_batch", "devices", "compile", "precision"}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_of_a_published_recipe_is_settled_by_the_data(name, composed):
     missing = [] if name.startswith("cifar10") else ["dataset.root=somewhere"]
     values = OmegaConf.to_container(composed(f"experiment={name}", *missing), resolve=True)
-    autos = {key for key in cli.all_keys(values) if dict_at(values, key) == "auto"}
+    autos = {key for key in all_keys(values) if dict_at(values, key) == "auto"}
     assert {key.rpartition(".")[2] for key in autos} <= OURS
 
 

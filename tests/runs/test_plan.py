@@ -7,6 +7,7 @@ import torch
 
 from cm_train.core import cli, registry
 from cm_train.core.errors import InputError
+from cm_train.core.keys import all_keys
 from cm_train.data.datasets.base import Facts
 from cm_train.runs import plan
 from cm_train.runs.config import parse
@@ -26,8 +27,12 @@ def values(composed):
 
 
 def autos(values):
-    found = {key for key in cli.all_keys(values) if at(values, key) == AUTO}
-    return {key for key in found if key not in ("devices", "precision", "compile", "micro_batch", "teacher_budget")}
+    found = {key for key in all_keys(values) if at(values, key) == AUTO}
+    return {
+        key
+        for key in found
+        if key not in ("devices", "precision", "compile", "micro_batch", "teacher_budget", "tracking.previews")
+    }
 
 
 def at(values, key):
@@ -42,7 +47,7 @@ def test_settle_leaves_nothing_open_and_changes_nothing_that_is_given(mode, fact
     given = values(f"mode={mode}", "dataset=image_folder", "dataset.root=x")
     settled = settle(given, facts)
     assert not autos(settled)
-    for key in set(cli.all_keys(given)) - autos(given):
+    for key in set(all_keys(given)) - autos(given):
         if not isinstance(at(given, key), dict):
             assert at(settled, key) == at(given, key), key
     assert settle(settled, PHOTOS, 1) == settled, "settled once"

@@ -99,7 +99,7 @@ def test_offline_run_keeps_everything_under_one_id_across_a_resume(train, tmp_pa
 
 def test_online_run_sends_curves_and_the_model_which_can_be_sampled(train, server, tmp_path):
     fine = server("fine")
-    done, _ = train("tracking.artifact=true", "tracking.group=g", "name='a b'", **login(fine))
+    done, _ = train("tracking.artifact=true", "tracking.group=g", "name='a b'", "ema.decay=0.999", **login(fine))
     assert done.returncode == 0, done.stderr
     assert "uploading the model to wandb, for 10 minutes at most" in done.stderr
     assert [row["_step"] for row in fine.rows] == [2, 4, 6]
