@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from ..core.errors import InputError
 from ..core.terminal import say
@@ -10,7 +11,14 @@ from ..training.config import RunConfig
 from .machine import Machine
 from .measuring import Measured
 
-_LEAST = 0.1  # of its share that a student has in any case, however long its teacher took
+_LEAST = 0.1  # of a budget that is left for a run in any case, however long what came before it took
+
+
+class Settled(Protocol):
+    """A run's config for so many images, of a network and batches that were measured."""
+
+    def __call__(self, images: int | None, like: RunConfig | None = None) -> RunConfig:
+        """Args: images: None where no budget says how many; like: see `plan.settle`."""
 
 
 def parts_of(config: RunConfig, is_shared: bool) -> tuple[Budget | None, Budget | None]:
@@ -26,59 +34,62 @@ def parts_of(config: RunConfig, is_shared: bool) -> tuple[Budget | None, Budget 
     return (whole.less(part), part) if is_shared and config.needs_teacher() else (whole, None)
 
 
-def planned(
-    settled: Callable[[int | None], RunConfig], machine: Machine, is_shared: bool, is_sweep: bool
-) -> RunConfig | None:
+def planned(settled: Settled, machine: Machine, is_shared: bool, is_sweep: bool) -> RunConfig | None:
     """The config of a new run, as long as its budget says; None where measuring was stopped.
 
     Args:
-        settled: its config for so many images; None: where no budget says how many.
         is_shared: whether its teacher has had a part of the budget, or would have.
         is_sweep: whether the jobs of a sweep shall come to the same: then what one has spent before does not count.
     """
     config = settled(None)
     own, _ = parts_of(config, is_shared)
-    if own is None:
-        return config
-    if own.unit == "s" and not is_sweep:
-        whole = Budget.parse("budget", config.budget or "")
-        own = Budget(max(whole.amount - machine.spent_s(), _LEAST * own.amount), "s")
-    return as_long_as(own, settled, machine)
+    if own is None or is_sweep:
+        return config if own is None else as_long_as(own, settled, machine, lambda: 0.0)
+    whole = Budget.parse("budget", config.budget or "")
+    return as_long_as(whole if own.unit == "s" else own, settled, machine, machine.spent_s)
 
 
-def as_long_as(budget: Budget, settled: Callable[[int | None], RunConfig], machine: Machine) -> RunConfig | None:
-    """The config of a run that takes so long, or so many images; None where measuring was stopped."""
+def as_long_as(budget: Budget, settled: Settled, machine: Machine, spent_s: Callable[[], float]) -> RunConfig | None:
+    """The config of a run that takes so long, or so many images; None where measuring was stopped.
+
+    Args:
+        spent_s: how much of a time is gone already; asked once it was measured what a step takes.
+    """
     if budget.unit == "images":
         return settled(round(budget.amount))
-    tried = settled(None)
-    found = within(budget, tried, settled, machine)
+    found = within(budget, settled(None), settled, machine, spent_s)
     if found is None:
         return None
     config, measured = found
     if config.micro_batch == "auto":
         config = config.model_copy(update={"micro_batch": measured.micro_batch})
-    images = config.steps * config.batch_size
-    say(f"{budget} at {measured.step_s:.3g} s a step: {config.steps:,} steps, {images:,} images")
+    say(f"at {measured.step_s:.3g} s a step {budget} come to {config.steps:,} steps of {config.batch_size} images")
     return config
 
 
 def within(
-    budget: Budget, tried: RunConfig, settled: Callable[[int | None], RunConfig], machine: Machine
+    budget: Budget, tried: RunConfig, settled: Settled, machine: Machine, spent_s: Callable[[], float]
 ) -> tuple[RunConfig, Measured] | None:
     """The config of a run that takes so long, and what it takes; None where measuring was stopped.
 
     Args:
-        tried: a config to begin with; short runs have smaller batches, and those are measured then.
+        tried: a config to begin with; short runs have smaller batches and networks, and those are measured then.
+        spent_s: see `as_long_as`.
     """
+
+    def left_s() -> float:
+        return max(budget.amount - spent_s(), _LEAST * budget.amount)
+
     measured = machine.measure(tried)
     if measured is None:
         return None
-    config = settled(measured.images_within(budget.amount, settled, tried.batch_size))
-    if config.batch_size != tried.batch_size:
-        measured = machine.measure(config)
+    config = settled(measured.images_within(left_s(), settled, tried))
+    if (config.batch_size, config.backbone) != (tried.batch_size, tried.backbone):
+        tried = config
+        measured = machine.measure(tried)
         if measured is None:
             return None
-        config = settled(measured.images_within(budget.amount, settled, config.batch_size))
+        config = settled(measured.images_within(left_s(), settled, tried), tried)
     return config, measured
 
 

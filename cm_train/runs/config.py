@@ -17,7 +17,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from ..core import plugins, registry
 from ..core.errors import InputError
 from ..core.run_layout import CONFIG
-from ..core.settings import typed
+from ..core.settings import OF_RECIPE, typed
 from ..core.terminal import say
 from ..data.datasets.base import Facts
 from ..models.checkpoints import read as checkpoint
@@ -117,20 +117,25 @@ class Composed:
         """What is known of the images once somebody has `looked`."""
         return self._facts or _UNSEEN
 
-    def settled(self, stored: RunConfig | None = None, images: int | None = None) -> "Composed":
+    def settled(
+        self, stored: RunConfig | None = None, images: int | None = None, like: RunConfig | None = None
+    ) -> "Composed":
         """The same with a number for each `auto`.
 
         Args:
             stored: the run that goes on, whose numbers count; None for a new one.
             images: how many the run shall train on; None: what its settings say.
+            like: see `plan.settle`.
         """
         if stored is not None:
             config = _typed(settle_as(self._values, dump(stored)), _UNSEEN, self._is_plain)
             return dataclasses.replace(self, config=config)
         known = self.looked()
-        return dataclasses.replace(known, config=_typed(self._values, known.facts, self._is_plain, images))
+        return dataclasses.replace(known, config=_typed(self._values, known.facts, self._is_plain, images, like))
 
-    def teacher(self, folder: Path, swept: Set[str], images: int | None = None) -> RunConfig:
+    def teacher(
+        self, folder: Path, swept: Set[str], images: int | None = None, like: RunConfig | None = None
+    ) -> RunConfig:
         """The config of a teacher for this run: mode=edm, or a published recipe, on the same data.
 
         By mode=edm it has this run's network.
@@ -139,6 +144,7 @@ class Composed:
             folder: where the teacher's run lies.
             swept: keys in which the jobs of a sweep differ: whichever came first would have a say.
             images: how many it shall train on; None: what its recipe says.
+            like: see `plan.settle`.
         """
         config = self.config
         hydra = HydraConfig.get()
@@ -151,18 +157,20 @@ class Composed:
             cfg.data_name = self._cfg.data_name
         values = plain_values(cfg)
         values["dataset"] = dict(config.dataset)
-        teacher = _typed(values, self.facts, False, images)
+        if named is None:  # the student's network, as far as it is not settled by the run's length
+            own = values["backbone"]
+            of_recipe = {key: own[key] for key in config.backbone.marked(OF_RECIPE) if key in own}
+            values["backbone"] = self._values["backbone"] | of_recipe
+        teacher = _typed(values, self.facts, False, images, like)
         tags = [tag for tag in config.tracking.tags if tag.split("=")[0] not in swept]
         tracking = teacher.tracking if "tracking" in swept else config.tracking
         may_hide = bool({"guidance", "label_dropout"} & swept) and config.dataset.conditional
         hides = config.guidance != 1 or config.label_dropout > 0 or may_hide
-        own = teacher.backbone if named else config.backbone.with_recipe_of(teacher.backbone)
         return teacher.model_copy(
             update={key: getattr(config, key) for key in _SHARED_WITH_TEACHER - swept}
             | {
                 "name": folder.name,
                 "run_dir": str(folder),
-                "backbone": own,
                 "tracking": tracking.model_copy(update={"tags": tags}),
                 "label_dropout": _USUAL_DROPOUT if hides else teacher.label_dropout,
             }
@@ -201,7 +209,9 @@ def plain_values(cfg: DictConfig) -> Values:
     return values
 
 
-def _typed(values: Values, unseen: Facts, is_plain: bool, images: int | None = None) -> RunConfig:
+def _typed(
+    values: Values, unseen: Facts, is_plain: bool, images: int | None = None, like: RunConfig | None = None
+) -> RunConfig:
     """The typed config of plain values, each `auto` in them settled; see `plan.settle`.
 
     Args:
@@ -210,7 +220,8 @@ def _typed(values: Values, unseen: Facts, is_plain: bool, images: int | None = N
     """
     dataset = registry.settings("dataset", values.get("dataset") or {})
     facts = dataset.known_facts() or unseen
-    settled = settle_plainly(values, facts) if is_plain else settle(values, facts, images)
+    known = None if like is None else dump(like)
+    settled = settle_plainly(values, facts) if is_plain else settle(values, facts, images, known)
     config = typed(RunConfig, settled, as_written=True)
     config = config.model_copy(update={"ema": config.ema.with_decay(config.batch_size)})
     _check_together(config)

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,14 @@ from ..core.files import write_whole
 from ..core.terminal import duration, say
 from ..core.wrapping import columns_of, fitted
 from ..data import description
+from ..data.datasets.base import DatasetConfig
+from ..data.datasets.image_folder import ImageFolder
 from ..models.denoiser import DenoiserConfig
 from ..objectives.noise import NoiseSchedule
 from ..training.budget import Budget
 from ..training.config import RunConfig
 from ..training.sketch import Sketch, sketch
-from .budget import parts_of, within
+from .budget import Settled, parts_of, within
 from .config import NO_DATA, Composed
 from .inheritance import inherit_backbone
 from .machine import Machine
@@ -134,7 +135,7 @@ def forecast(composed: Composed, machine: Machine, swept: frozenset[str]) -> boo
         False where measuring was stopped.
     """
     found, classes = None, 0
-    if composed.config.dataset.place != NO_DATA:
+    if composed.experiment is None or _is_there(composed.config.dataset):
         composed = composed.settled()
         dataset = registry.build(composed.config.dataset)
         dataset.load()
@@ -151,6 +152,12 @@ def forecast(composed: Composed, machine: Machine, swept: frozenset[str]) -> boo
         write_whole(path, json.dumps(plan, indent=1).encode())
         say(f"wrote {path}")
     return True
+
+
+def _is_there(dataset: DatasetConfig) -> bool:
+    """Whether a published recipe's images are at hand; it is planned without them too, and none are downloaded."""
+    place = dataset.place
+    return place is None or (place != NO_DATA and isinstance(dataset, ImageFolder.Config) and os.path.exists(place))
 
 
 def _hung(line: str) -> str:
@@ -199,14 +206,14 @@ def forecasts(
     comes_first = wants and not is_ready(home)
     own, part = parts_of(config, comes_first or composed.is_sweep)
 
-    def student(images: int | None) -> RunConfig:
-        run = config if is_published else composed.settled(images=images).config
+    def student(images: int | None, like: RunConfig | None = None) -> RunConfig:
+        run = config if is_published else composed.settled(images=images, like=like).config
         run = run.model_copy(update={"teacher": str(home) if wants and not comes_first else run.teacher})
         return inherit_backbone(run, run.teacher if run.start is None else run.start, composed.asked)
 
-    todo: list[tuple[Callable[[int | None], RunConfig], Budget | None]] = [(student, own)]
+    todo: list[tuple[Settled, Budget | None]] = [(student, own)]
     if comes_first:
-        todo.insert(0, (lambda images: composed.teacher(home, swept, images), part))
+        todo.insert(0, (lambda images, like=None: composed.teacher(home, swept, images, like), part))
     runs = []
     for settled, budget in todo:
         run = (_estimated if is_published else _measured)(settled, budget, machine, classes, found)
@@ -217,7 +224,7 @@ def forecasts(
 
 
 def _measured(
-    settled: Callable[[int | None], RunConfig],
+    settled: Settled,
     budget: Budget | None,
     machine: Machine,
     classes: int,
@@ -225,7 +232,7 @@ def _measured(
 ) -> Forecast | None:
     tried = settled(None if budget is None or budget.unit == "s" else round(budget.amount))
     if budget is not None and budget.unit == "s":
-        in_time = within(budget, tried, settled, machine)
+        in_time = within(budget, tried, settled, machine, lambda: 0.0)
         if in_time is None:
             return None
         config, measured = in_time
@@ -239,7 +246,7 @@ def _measured(
 
 
 def _estimated(
-    settled: Callable[[int | None], RunConfig],
+    settled: Settled,
     budget: Budget | None,
     machine: Machine,
     classes: int,

@@ -69,18 +69,18 @@ class Measured:
         previews = config.num_previews()
         return self.start_s + config.steps * self.step_s + previews * each + bool(previews) * first + self.save_s
 
-    def images_within(self, seconds: float, settled: Callable[[int | None], RunConfig], measured_batch: int) -> int:
-        """How many images a run can train on in that time, at least those of a step.
+    def images_within(self, seconds: float, settled: Callable[..., RunConfig], tried: RunConfig) -> int:
+        """How many images a run can train on in that time, at least one.
 
         Args:
-            settled: the config of a run of so many images, on which its previews and its batches hang.
-            measured_batch: the batch size of what was measured.
+            settled: called with a number of images and `tried`, its config, on which its previews hang.
+            tried: the config of what was measured.
         """
-        an_image, config = self.step_s / measured_batch, settled(None)
+        an_image, config = self.step_s / tried.batch_size, tried
         for _ in range(8):  # its previews hang on its length
             others = self.seconds(config) - config.steps * self.step_s
             images = max(1, math.floor((seconds - others) / an_image))
-            config = settled(images)
+            config = settled(images, tried)
         return images
 
 

@@ -58,13 +58,19 @@ class Known:
         return self.images / self.data.count
 
 
-def settle(values: Mapping[str, Any], data: Facts, images: int | None = None) -> Values:
+def settle(
+    values: Mapping[str, Any], data: Facts, images: int | None = None, like: Mapping[str, Any] | None = None
+) -> Values:
     """A run's config with a number for each `auto` that the data, the mode and the run's length decide.
 
     Args:
         images: how many the run shall train on; None: as many as suit the mode and the data.
+        like: a config whose network and batch size count: it was measured what a step of those takes.
     """
     settled = copy.deepcopy(dict(values))
+    if like is not None:
+        for key in ("batch_size", *(f"backbone.{name}" for name in _NETWORK)):
+            _fill(settled, key, lambda key=key: _at(like, key, AUTO))  # type: ignore[misc]
     _fill(settled, "dataset.image_size", lambda: data.image_size)
     mode, backbone = str(settled.get("mode")), network(data)
     for key, value in backbone.items():

@@ -79,7 +79,10 @@ def _next_config(composed: Composed, home: Path, swept: frozenset[str], machine:
         budgets = student.budgets()
         if budgets is None:
             return composed.teacher(home, swept)
-        return as_long_as(budgets[1], lambda images: composed.teacher(home, swept, images), machine)
+        spent_s = machine.spent_s if not composed.is_sweep else lambda: 0.0
+        return as_long_as(
+            budgets[1], lambda images, like=None: composed.teacher(home, swept, images, like), machine, spent_s
+        )
     teacher = read_back(home)
     _check_same_data(student, teacher, home)
     # Where its curves go is this command's to say: a stored tracker must not put private pictures online unasked.

@@ -118,8 +118,8 @@ def _new(composed: "Composed", machine: "Machine", stop: StopFlag, swept: frozen
         if teacher is None:
             return None
 
-    def settled(images: int | None) -> "RunConfig":
-        config = composed.settled(images=images).config.model_copy(update={"teacher": teacher})
+    def settled(images: int | None, like: "RunConfig | None" = None) -> "RunConfig":
+        config = composed.settled(images=images, like=like).config.model_copy(update={"teacher": teacher})
         return inherit_backbone(config, config.teacher if config.start is None else config.start, composed.asked)
 
     is_shared = composed.is_sweep or not was_ready

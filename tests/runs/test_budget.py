@@ -36,6 +36,19 @@ def test_a_short_one_has_smaller_batches_which_are_measured_too(own):
     assert run.steps * 0.1 / 8 + START == pytest.approx(10, abs=0.1)
 
 
+def test_what_was_spent_before_counts(own, monkeypatch):
+    """As the minutes in which a teacher was trained, or in which it was measured what a step takes."""
+    from cm_train.runs import budget
+    from cm_train.runs.machine import Machine
+
+    assert own("mode=ict", "budget=300s")
+    before, as_it_is = own.trained[0].steps, budget.planned
+    slow = Machine(own._execute, own._measure, spent_s=lambda: 100.0)
+    monkeypatch.setattr(budget, "planned", lambda settled, machine, *rest: as_it_is(settled, slow, *rest))
+    assert own("mode=ict", "budget=300s", "name=late")
+    assert own.trained[0].steps == before - 1000
+
+
 def test_a_budget_of_images_is_not_measured(own):
     assert own("mode=ict", "budget=200k")
     assert images(own.trained[0]) == pytest.approx(200_000, abs=64) and not own.measured
