@@ -148,5 +148,5 @@ def test_previews_come_after_a_hundredth_then_evenly_and_at_the_end(composed):
     due = [step for step in range(1, 1051) if run.draws_at(step)]
     assert due == [10, 200, 400, 600, 800, 1000, 1050]
     assert [run.num_previews(after) for after in (0, 9, 10, 199, 200, 1000, 1049, 1050)] == [7, 7, 6, 6, 5, 1, 1, 0]
-    assert parse(composed("mode=ict", "steps=50", "preview_every=0")).num_previews() == 0
-    assert not any(parse(composed("mode=ict", "steps=50", "preview_every=0")).draws_at(step) for step in range(51))
+    none = parse(composed("mode=ict", "steps=50", "preview_every=0"))
+    assert none.num_previews() == 0 and not any(none.draws_at(step) for step in range(51))
