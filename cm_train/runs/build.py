@@ -28,7 +28,7 @@ from ..training.compile_policy import compiles
 from ..training.config import RunConfig
 from ..training.trainer import Trainer
 from . import announce
-from .inheritance import random_student, student_config
+from .inheritance import random_student, stand_in_teacher, student_config
 
 T = TypeVar("T")
 
@@ -71,7 +71,7 @@ def build_trainer(
         world.run_on_main(lambda: check_data_of_teacher(config, its_data, dataset))
 
     elif stand_in and config.needs_teacher():
-        teacher = _stand_in(config, dataset, world)
+        teacher = stand_in_teacher(config, dataset, world.device)
     denoiser = _build_student(config, dataset, teacher, None if found is None else found[1].denoiser, world)
     guide = None if teacher is None else world.run_on_all(lambda: guided(teacher, config.guidance))
     objective = world.run_on_all(lambda: _build_objective(config, dataset, denoiser, guide, versions))
@@ -144,22 +144,6 @@ def _build_student(
     elif resumed is None and config.init == "teacher" and teacher is not None:
         denoiser.load_state_dict(teacher.state_dict())
     return denoiser
-
-
-def _stand_in(config: RunConfig, dataset: Dataset, world: World) -> Denoiser:
-    """A diffusion model that has learnt nothing, of the network that a teacher of this run would have."""
-    teacher = DenoiserConfig(
-        kind="diffusion",
-        boundary="zero",
-        image_size=dataset.image_size,
-        image_channels=dataset.channels,
-        num_classes=dataset.num_classes,
-        null_label=config.guidance != 1,
-        sigma_data=0.5,
-        sigma_min=config.noise.sigma_min,
-        sigma_max=config.noise.sigma_max,
-    )
-    return random_student(config, teacher, world.device).requires_grad_(False).eval()
 
 
 def _build_objective(

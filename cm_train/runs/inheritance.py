@@ -130,3 +130,19 @@ def random_student(config: RunConfig, settings: DenoiserConfig, device: torch.de
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(config.seed, "weights"))
         return build_denoiser(settings, config.backbone).to(device)
+
+
+def stand_in_teacher(config: RunConfig, dataset: Dataset, device: torch.device) -> Denoiser:
+    """A diffusion model that has learnt nothing, of the network that a teacher of this run would have."""
+    teacher = DenoiserConfig(
+        kind="diffusion",
+        boundary="zero",
+        image_size=dataset.image_size,
+        image_channels=dataset.channels,
+        num_classes=dataset.num_classes,
+        null_label=config.guidance != 1,
+        sigma_data=0.5,
+        sigma_min=config.noise.sigma_min,
+        sigma_max=config.noise.sigma_max,
+    )
+    return random_student(config, teacher, device).requires_grad_(False).eval()

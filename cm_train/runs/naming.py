@@ -23,17 +23,21 @@ def named_for_its_pictures(composed: Composed) -> Composed:
     Where the same pictures have a run of this kind under another name, that is said.
     """
     config = composed.config
-    if not isinstance(config.dataset, ImageFolder.Config):
+    if not isinstance(config.dataset, ImageFolder.Config) or composed.experiment is not None:
         return composed
     home, name = config.folder.parent, config.data_name or config.dataset.run_name
     others = list(_runs(home))
     if not others:
         return composed
     pictures = _Pictures(config.dataset)
-    is_asked = bool({"data_name", "name", "run_dir"} & composed.asked)
+    # A sweep has named its jobs' runs already, and its records say how.
+    is_asked = composed.is_sweep or bool({"data_name", "name", "run_dir"} & composed.asked)
     if not is_asked and any(_is_called(run, name) and not pictures.are_in(run, known) for run, known in others):
         own = f"{name}-{pictures.digest()}"
-        say(f"{home} has runs called {name} on other pictures, so those on {config.dataset.root} are called {own}")
+        root = config.dataset.root
+        say(f"{home} has runs called {name} on other pictures, so those on {root} are called {own}")
+        old = home / f"{name}-{config.mode}"
+        say(f"note: a run can't go on with pictures that have changed; init={old} starts one from its weights")
         composed, name = composed.called(own), own
     folder = composed.config.folder
     for run, recorded in others:

@@ -77,15 +77,15 @@ def train_in_order(composed: "Composed", machine: "Machine", stop: StopFlag, swe
 
 
 def _in_order(composed: "Composed", machine: "Machine", stop: StopFlag, swept: frozenset[str]) -> bool:
-    from .forecast import forecast
     from .inheritance import begun_backbone
     from .lifecycle import claimed
     from .naming import named_for_its_pictures
+    from .planning import show_plan
     from .teachers import find_again
 
     composed = named_for_its_pictures(composed)
     if composed.config.plan:
-        return forecast(composed, machine, swept)
+        return show_plan(composed, machine, swept)
     with claimed(composed.config.folder) as claim, in_parts():
         if claim.stored is None:
             config = _new(composed, machine, stop, swept)

@@ -115,7 +115,8 @@ class Wandb(Backend):
 
 def _display_name(name: str, run_config: Mapping[str, Any]) -> str:
     """What wandb calls the run: WANDB_NAME, unless the command gave the run a name of its own."""
-    usual = f"{run_config.get('dataset', {}).get('name')}-{run_config.get('mode')}"
+    data = run_config.get("data_name") or run_config.get("dataset", {}).get("name")
+    usual = f"{data}-{run_config.get('mode')}"
     return (os.environ.get("WANDB_NAME") if name == usual else None) or name
 
 
