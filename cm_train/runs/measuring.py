@@ -76,12 +76,14 @@ class Measured:
             settled: called with a number of images and `tried`, its config, on which its previews hang.
             tried: the config of what was measured.
         """
-        an_image, config = self.step_s / tried.batch_size, tried
-        for _ in range(8):  # its previews hang on its length
+        an_image, config, in_time = self.step_s / tried.batch_size, tried, [1]
+        for _ in range(8):  # its previews hang on its length, and one more or less may come and go
             others = self.seconds(config) - config.steps * self.step_s
             images = max(1, math.floor((seconds - others) / an_image))
             config = settled(images, tried)
-        return images
+            if self.seconds(config) < seconds + self.step_s:
+                in_time.append(images)
+        return max(in_time)
 
 
 def preview_calls(config: RunConfig) -> int:

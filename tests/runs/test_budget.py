@@ -143,6 +143,29 @@ def test_time_is_of_start_steps_previews_and_the_last_save(composed):
     assert machine.seconds(run) == pytest.approx(2 + 500 + 3), "no teacher's either"
 
 
+@pytest.mark.parametrize("call_s", [0.001, 0.05, 0.3])
+@pytest.mark.parametrize("minutes", [2, 5, 7, 30])
+def test_a_run_with_its_previews_fills_its_time_and_no_more(minutes, call_s, composed):
+    """Of a diffusion model, whose previews take 79 calls each, and are more in longer runs."""
+    from cm_train.core.settings import typed
+    from cm_train.data.datasets.base import Facts
+    from cm_train.runs.config import plain_values
+    from cm_train.runs.plan import settle
+    from cm_train.training.config import RunConfig, dump
+
+    values = plain_values(composed("mode=edm", "dataset=image_folder", "dataset.root=x"))
+
+    def settled(images, like=None):
+        known = None if like is None else dump(like)
+        run = typed(RunConfig, settle(values, Facts(32, 3, 3800), images, known))
+        return run.model_copy(update={"ema": run.ema.with_decay(run.batch_size)})
+
+    tried = settled(5000)
+    machine = Measured(1.0, 0.25, call_s, 0.1, 16, 1, 0.5, 0, 0)
+    run = settled(machine.images_within(60 * minutes, settled, tried), tried)
+    assert 0.85 * 60 * minutes < machine.seconds(run) < 60 * minutes + 0.5
+
+
 def test_previews_come_after_a_hundredth_then_evenly_and_at_the_end(composed):
     run = parse(composed("mode=ict", "steps=1050", "preview_every=200"))
     due = [step for step in range(1, 1051) if run.draws_at(step)]
