@@ -1,5 +1,7 @@
-"""How much memory this process may still take."""
+"""How much memory this process may still take, and giving back what it needs no more."""
 
+import ctypes
+import gc
 import os
 import resource
 from contextlib import suppress
@@ -29,6 +31,15 @@ def resident_bytes(peak: bool = False) -> int:
     """What this process holds in memory, or held at most."""
     found = _fields(Path("/proc/self/status")).get("VmHWM" if peak else "VmRSS")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if found is None else found  # macOS: bytes, its peak
+
+
+def give_back() -> None:
+    """Let go of what a run held that is over: a teacher and its student are two runs of one process."""
+    gc.collect()  # networks and hooks refer to each other
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    with suppress(OSError, AttributeError):  # glibc's alone, which keeps what lies between two pieces in use
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _of_machine() -> int | None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import gc
 import json
 import math
 import sys
@@ -16,7 +15,7 @@ import torch
 
 from ..core import plugins
 from ..core.files import write_whole
-from ..core.free_memory import free_bytes, resident_bytes
+from ..core.free_memory import free_bytes, give_back, resident_bytes
 from ..core.memory import shortage_explained
 from ..core.precision import arithmetic
 from ..core.registry import component
@@ -102,9 +101,7 @@ def measure(config: RunConfig, should_stop: Callable[[float], bool], world: Worl
     except Stopped:
         return None
     finally:
-        gc.collect()
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+        give_back()
 
 
 def _measure(config: RunConfig, should_stop: Callable[[float], bool], world: World) -> Measured | None:

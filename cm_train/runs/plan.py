@@ -109,6 +109,15 @@ def settle_as(values: Mapping[str, Any], stored: Mapping[str, Any]) -> Values:
     return settled
 
 
+def without_length(values: Mapping[str, Any]) -> Values:
+    """A config without the numbers that hang on its run's length: of two equal ones a step takes the same."""
+    bare = copy.deepcopy(dict(values))
+    for key in (*_RULES, "ema.decay"):
+        inner, last = _around(bare, key)
+        inner.pop(last, None)
+    return bare
+
+
 def network(data: Facts) -> Values:
     """The sizes of an ADM U-Net for such images, by their side, and wider for many in colour."""
     size = data.image_size

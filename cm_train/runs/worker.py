@@ -1,13 +1,11 @@
 """What a rank runs: from a checked config to a trained run folder."""
 
-import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from ..core import plugins
+from ..core.free_memory import give_back
 from ..core.memory import shortage_explained
 from ..core.precision import arithmetic
 from ..core.run_layout import RUN_LOG, SAMPLES, step_folder
@@ -42,7 +40,7 @@ def run(config: RunConfig, should_stop: Callable[[float], bool], world: World = 
     except Stopped:  # before the first step, so that there is nothing to save
         return False
     finally:
-        _give_memory_back()
+        give_back()
 
 
 def _run(config: RunConfig, should_stop: Callable[[float], bool], world: World) -> bool:
@@ -59,13 +57,6 @@ def _run(config: RunConfig, should_stop: Callable[[float], bool], world: World) 
         if finished and world.is_main and config.tracking.artifact:
             tracker.model(checkpoint.averaged_only(step_folder(config.folder, trainer.step)))
         return finished
-
-
-def _give_memory_back() -> None:
-    """Free what the run held: a teacher and its student are two runs of one process."""
-    gc.collect()  # networks and hooks refer to each other
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
 
 
 def _tracker(trainer: Trainer, world: World, should_stop: Callable[[float], bool]) -> SilentTracker:

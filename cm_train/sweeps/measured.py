@@ -80,9 +80,10 @@ def measure_first(words: Sequence[str], keys: Sequence[str], grid: Sequence[str]
 
 
 def _key(run: "RunConfig") -> str:
+    from ..runs.plan import without_length
     from ..training.config import dump
 
-    values = {key: value for key, value in dump(run).items() if key in _COUNTS}
+    values = {key: value for key, value in without_length(dump(run)).items() if key in _COUNTS}
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
