@@ -27,7 +27,8 @@ def needed_memory(error: BaseException) -> str | None:
         return text or "no memory left"
     if not isinstance(error, RuntimeError):
         return None
-    # Torch has no type of its own for these.
+    if text == "can't start new thread":  # Python has no type of its own for it, nor torch for these
+        return "no memory left for a thread"
     if "DefaultCPUAllocator" in text:
         tried = re.search(r"tried to allocate (\d+) bytes", text)
         return f"tried to allocate {int(tried[1]) / 2**30:.2f} GiB" if tried else "no memory left"

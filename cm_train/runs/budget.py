@@ -11,7 +11,7 @@ from ..training.config import RunConfig
 from .machine import Machine
 from .measuring import Measured
 
-_LEAST = 0.1  # of a budget that is left for a run in any case, however long what came before it took
+_LEAST = 0.3  # of a budget that is left for a run in any case, however long what came before it took
 
 
 class Settled(Protocol):

@@ -66,11 +66,13 @@ def train_in_order(composed: "Composed", machine: "Machine", stop: StopFlag, swe
 
     With plan=true, what they would be and cost is said instead.
     """
+    from ..core.memory import shortage_explained
     from ..core.signals import Stopped
     from ..core.terminal import say
 
     try:
-        return _in_order(composed, machine, stop, swept)
+        with shortage_explained("before the first step", "a machine with more, or a higher ulimit -v"):
+            return _in_order(composed, machine, stop, swept)
     except Stopped:  # while the images were looked at
         say("stopped before the first step; the same command starts again")
         return False

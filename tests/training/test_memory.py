@@ -36,6 +36,7 @@ def test_every_kind_of_shortage_is_told_from_other_errors():
     with pytest.raises(MemoryError) as pythons:
         bytearray(2**55)
     assert needed_memory(pythons.value)
+    assert needed_memory(RuntimeError("can't start new thread")) == "no memory left for a thread"
     for text in (
         "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
