@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -13,21 +12,18 @@ from pathlib import Path
 
 import torch
 
-from ..core import plugins
 from ..core.files import write_whole
 from ..core.free_memory import free_bytes, give_back, resident_bytes
 from ..core.memory import shortage_explained
 from ..core.precision import arithmetic
 from ..core.registry import component
-from ..core.settings import typed
-from ..core.signals import Stopped
+from ..core.signals import StopFlag, Stopped
 from ..core.world import ALONE, World
 from ..training.config import RunConfig
 from ..training.previews import NUM_PREVIEWS
 from ..training.trainer import Trainer
 from .build import build_trainer
-from .rank import as_rank, stop_of_parent
-from .stored import stored_config
+from .rank import in_rank
 
 _RESULT = "measured.json"
 _AT_LEAST, _AT_MOST, _ENOUGH_S = 3, 50, 5.0  # steps, and seconds of them
@@ -198,18 +194,12 @@ def read_result(folder: Path) -> Measured | None:
 def main() -> None:
     """A rank that measures: the folder of its config is its one argument."""
 
-    def body(world: World) -> int:
-        if not any(world.any_rank(stop())):
-            plugins.load_in_rank()
-            folder = Path(sys.argv[1])
-            config = typed(RunConfig, stored_config(folder) or {})
-            measured = measure(config, stop, world)
-            if measured is not None and world.is_main:
-                write_whole(folder / _RESULT, json.dumps(dataclasses.asdict(measured)).encode())
-        return 0
+    def work(config: RunConfig, folder: Path, stop: StopFlag, world: World) -> None:
+        measured = measure(config, stop, world)
+        if measured is not None and world.is_main:
+            write_whole(folder / _RESULT, json.dumps(dataclasses.asdict(measured)).encode())
 
-    with stop_of_parent() as stop:
-        as_rank(body)
+    in_rank(work)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ def named_for_its_pictures(composed: Composed) -> Composed:
         composed, name = composed.called(own), own
     folder = composed.config.folder
     for run, recorded in others:
-        is_teacher = run.mode == "edm" and config.needs_teacher() and config.teacher is None
+        teaches = registry.component(run.objective).kind == "diffusion"
+        is_teacher = teaches and config.needs_teacher() and config.teacher is None
         is_same_kind = run.mode == config.mode and not is_asked
         if folder.exists() or _is_called(run, name) or not (is_teacher or is_same_kind):
             continue

@@ -29,6 +29,8 @@ _LENGTH = {"cd": 0.6, "scd": 0.6, "sct": 0.6, "ect": 1.25, "ct": 2.0, "ict": 2.5
 _RATE = {"edm": 1e-3, "ict": 4e-4, "ect": 3e-4}  # at 32 channels; 4e-4 elsewhere
 _TINY_RATE = {"edm": 1e-3, "cd": 1e-3, "ct": 1e-3, "ict": 3e-4, "ect": 3e-4}  # of the smallest network; 5e-4 elsewhere
 _CALLS = {"edm": 79}  # of the network for a preview's image; 1 elsewhere
+_STEP_CALLS = {"edm": 3}  # forward passes that a step costs an image, or as dear; 6 elsewhere
+_FOLLOWERS = ("cd", "scd")  # see noise that a teacher takes away anew each time, so that nothing is learnt by heart
 _LONG = 100_000  # steps, from which on the published target decay of CT does not trail too far behind
 
 
@@ -177,16 +179,15 @@ def _half_life(known: Known) -> float:
 
 
 def _dropout(known: Known) -> float:
-    """Against learning a small set by heart. What follows a teacher sees noise that the teacher takes away anew."""
-    if known.mode in ("cd", "scd") or known.channels < 32 or known.epochs < 60:
+    """Against learning a small set by heart."""
+    if known.mode in _FOLLOWERS or known.channels < 32 or known.epochs < 60:
         return 0.0
     return 0.1 if known.epochs < 600 else 0.2
 
 
 def _preview_every(known: Known) -> int:
     """Two to twenty evenly, a twentieth of the run's time at most: 64 images by so many calls of the network."""
-    step_calls = 3 if known.mode == "edm" else 6  # as dear as forward passes, an image
-    affordable = 0.05 * known.images * step_calls / (64 * _CALLS.get(known.mode, 1))
+    affordable = 0.05 * known.images * _STEP_CALLS.get(known.mode, 6) / (64 * _CALLS.get(known.mode, 1))
     return max(1, round(known.steps / min(max(2, affordable), 20)))
 
 

@@ -7,16 +7,21 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 import torch
 
+from ..core import plugins
 from ..core.errors import ExitCode, InputError, OutOfMemory, TrainingFailed, printable
 from ..core.meeting import joined
 from ..core.run_log import note
+from ..core.settings import typed
 from ..core.signals import StopFlag
 from ..core.terminal import complain
 from ..core.world import RankLost, World
+from ..training.config import RunConfig
+from .stored import stored_config
 
 # How a command reaches the ranks that it started: its process, when they stop, and where they may say why they end.
 PARENT, DEADLINE, WORDS = "CM_TRAIN_PARENT", "CM_TRAIN_DEADLINE", "CM_TRAIN_WORDS"
@@ -52,6 +57,20 @@ def tell(text: str, says_all: bool) -> None:
         os.write(int(os.environ[WORDS]), words.encode()[:_MOST_WORDS] + b"\0")
         return
     complain(f"cm-train: {text}")
+
+
+def in_rank(work: Callable[[RunConfig, Path, StopFlag, World], object]) -> NoReturn:
+    """Be a rank that `launch` started, whose one argument is the folder of a config: join the others, and do `work`."""
+
+    def body(world: World) -> int:
+        if not any(world.any_rank(stop())):
+            plugins.load_in_rank()
+            folder = Path(sys.argv[1])
+            work(typed(RunConfig, stored_config(folder) or {}), folder, stop, world)
+        return ExitCode.DONE
+
+    with stop_of_parent() as stop:
+        as_rank(body)
 
 
 def as_rank(body: Callable[[World], int]) -> NoReturn:

@@ -1,17 +1,14 @@
 """What a rank runs: from a checked config to a trained run folder."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ..core import plugins
 from ..core.free_memory import give_back
 from ..core.memory import shortage_explained
 from ..core.precision import arithmetic
 from ..core.run_layout import RUN_LOG, SAMPLES, step_folder
 from ..core.run_log import log_from_here_on
-from ..core.settings import typed
-from ..core.signals import Stopped
+from ..core.signals import StopFlag, Stopped
 from ..core.world import ALONE, World
 from ..models.checkpoints import read as checkpoint
 from ..training.config import RunConfig, dump
@@ -19,8 +16,8 @@ from ..training.previews import show_data
 from ..training.tracking import SilentTracker, Tracker
 from ..training.trainer import Trainer
 from .build import build_trainer
-from .rank import as_rank, stop_of_parent
-from .stored import store_config, stored_config
+from .rank import in_rank
+from .stored import store_config
 
 
 def run(config: RunConfig, should_stop: Callable[[float], bool], world: World = ALONE) -> bool:
@@ -71,17 +68,11 @@ def _tracker(trainer: Trainer, world: World, should_stop: Callable[[float], bool
 def main() -> None:
     """A rank that the command launched: the run's folder is its one argument."""
 
-    def body(world: World) -> int:
-        if not any(world.any_rank(stop())):
-            plugins.load_in_rank()
-            folder = Path(sys.argv[1])
-            config = typed(RunConfig, stored_config(folder) or {})
-            log_from_here_on(folder / RUN_LOG)
-            run(config, stop, world)
-        return 0
+    def work(config: RunConfig, folder: Path, stop: StopFlag, world: World) -> None:
+        log_from_here_on(folder / RUN_LOG)
+        run(config, stop, world)
 
-    with stop_of_parent() as stop:
-        as_rank(body)
+    in_rank(work)
 
 
 if __name__ == "__main__":
