@@ -198,7 +198,7 @@ def train(size_name: str, blocks: int, precision: str) -> None:
             def step() -> None:
                 trainer.train_step(trainer.fetch())
                 if trainer.step % trainer.config.log_every == 0:
-                    trainer._log(tracker, draws=False)
+                    trainer._log(tracker, draws=False, measures=False)
 
             def floor() -> None:
                 for parameter in trainer.objective.denoiser.parameters():

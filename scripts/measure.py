@@ -20,8 +20,8 @@ from rich.table import Table
 from cm_train import generate, load_denoiser
 from cm_train.core import registry
 from cm_train.data.pixels import grid, save_png, to_uint8, to_unit_range
+from cm_train.evaluation.features.small_classifier import train_classifier
 from cm_train.evaluation.metrics.agreement import agreement
-from cm_train.evaluation.metrics.classifier import train_classifier
 from cm_train.evaluation.metrics.frechet import frechet_distance
 
 

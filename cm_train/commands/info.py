@@ -34,7 +34,12 @@ def lines() -> list[str]:
     return [f"{what:14}{where}" for what, where in rows.items()]
 
 
-_EXTRAS = {"lpips": "lpips", "sweeps": "hydra_plugins.hydra_joblib_launcher", "tensorboard": "tensorboard"}
+_EXTRAS = {
+    "eval": "torch_fidelity",
+    "lpips": "lpips",
+    "sweeps": "hydra_plugins.hydra_joblib_launcher",
+    "tensorboard": "tensorboard",
+}
 
 
 def _has(module: str) -> bool:

@@ -112,7 +112,7 @@ def under_hydra(config_name: str, task: Callable[[DictConfig], Any]) -> ExitCode
     os.environ["HYDRA_FULL_ERROR"] = "1"
     warnings.filterwarnings("error", ".* is not available")  # what hydra.searchpath names, and is not there
     try:
-        with _help_fitted():
+        with _help_fitted(config_name):
             hydra.main(version_base=None, config_path=str(conf_dir()), config_name=config_name)(begun)()
     except (HydraException, OmegaConfBaseException, InputError) as error:
         if FULL_ERRORS:
@@ -141,8 +141,8 @@ def under_hydra(config_name: str, task: Callable[[DictConfig], Any]) -> ExitCode
 
 
 @contextlib.contextmanager
-def _help_fitted() -> Iterator[None]:
-    """What Hydra prints for --help, with the options of a group in lines of a screen's width, in a file too."""
+def _help_fitted(config_name: str) -> Iterator[None]:
+    """What Hydra prints for --help, of the command's own groups, in lines of a screen's width, in a file too."""
     if "--help" not in sys.argv:
         yield
         return
@@ -151,7 +151,10 @@ def _help_fitted() -> Iterator[None]:
         with contextlib.redirect_stdout(taken):
             yield
     finally:
-        print(fitted(taken.getvalue().rstrip("\n"), columns_of(sys.stdout) or _SCREEN), flush=True)
+        others = {path.name for path in conf_dir().iterdir() if path.is_dir()} - {*groups(config_name)}
+        lines = taken.getvalue().rstrip("\n").split("\n")
+        text = "\n".join(line for line in lines if line.strip().partition(":")[0] not in others)
+        print(fitted(text, columns_of(sys.stdout) or _SCREEN), flush=True)
 
 
 def begin(config_name: str, plain: str | None = None) -> None:
@@ -179,10 +182,10 @@ def begin(config_name: str, plain: str | None = None) -> None:
 
 
 def groups(config_name: str) -> list[str]:
-    """The groups of configs that a command has options of."""
-    if config_name != "train":
-        return []
-    return [path.name for path in conf_dir().iterdir() if path.is_dir() and path.name != "hydra"]
+    """The groups of configs that a command has options of: those that its own config chooses from."""
+    entries: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{config_name}.yaml"))
+    names = [str(key) for entry in entries.get("defaults", []) if isinstance(entry, dict) for key in entry]
+    return sorted(name for name in names if not name.startswith("override "))
 
 
 def _heed_quiet() -> None:

@@ -19,10 +19,11 @@ from .keys import refuse_as_flags
 # Keys whose values are text, whatever they look like: name=123 is a name.
 TEXT = frozenset(
     ["name", "data_name", "run_dir", "teacher", "teacher_experiment", "init", "dataset.root", "ckpt", "out", "weights"]
+    + ["samples", "reference", "held_out", "features.path"]
     + ["budget", "teacher_budget", "notice"]
     + [f"tracking.{key}" for key in ("project", "entity", "group")]
 )
-LISTS = frozenset(["labels"])  # keys that take several values without brackets around them
+LISTS = frozenset(["labels", "metrics"])  # what takes several values without brackets around them
 OPTIONAL_GROUPS = frozenset(["experiment"])  # null stands for none of their options
 # Two ways to say one thing: the one that is typed overrules the other, whatever file that is from.
 OTHER = {"ema.decay": "ema.half_life_images", "ema.half_life_images": "ema.decay"}
@@ -54,7 +55,7 @@ def tidy(
 
     Args:
         groups: the config groups, as "mode".
-        plain: the key that an argument without one is for, at most once.
+        plain: the key that an argument without one is for, at most once; "ckpt..." takes several, as one list.
         meant_by: which keys a word stands for, see `Keys.meant_by`.
 
     Raises:
@@ -158,6 +159,11 @@ def _with_what_to_show(parser: argparse.ArgumentParser, arguments: Sequence[str]
 
 def _with_keys(settings: Sequence[str], plain: str) -> list[str]:
     """`settings`, those that are no key=value with the key `plain`."""
+    if plain.endswith("..."):
+        plain = plain.removesuffix("...")
+        words = [text for text in settings if "=" not in text and not text.startswith("~")]
+        if len(words) > 1:
+            settings = [f"{plain}=[{','.join(words)}]", *(text for text in settings if text not in words)]
     given = [text if "=" in text or text.startswith("~") else f"{plain}={text}" for text in settings]
     own = [text for text in given if text.startswith(f"{plain}=")]
     if len(own) > 1:
@@ -197,7 +203,8 @@ def _as_meant(text: str, groups: frozenset[str], is_sweep: bool) -> str:
         _check_interpolation(text, value)
     if name == "labels" and override is not None and isinstance(override._value, int | float):
         override = override if value == str(override._value) and value.isdecimal() else None  # true and 1_000 are names
-    if override is not None and (name in TEXT or name in groups):
+    is_list = override is not None and name in LISTS and isinstance(override._value, list)
+    if override is not None and not is_list and (name in TEXT or name in groups):
         override = override if _is_text(override, name, is_sweep) else None
     if override is not None:
         return text

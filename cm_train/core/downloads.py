@@ -30,7 +30,7 @@ def download(urls: Sequence[str], path: Path, algorithm: str, digest: str, what:
     """Fetch a file from the first of its mirrors that has it.
 
     Args:
-        algorithm: of hashlib, by which the file has this `digest` in hex.
+        algorithm: of hashlib, by which the file has this `digest` in hex, or one that begins so.
         what: what is being fetched, for the user.
 
     Raises:
@@ -42,7 +42,7 @@ def download(urls: Sequence[str], path: Path, algorithm: str, digest: str, what:
         part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PART}")
         try:
             found = _receive(url, part, algorithm, what)
-            if found != digest:
+            if not found.startswith(digest):
                 raise _Failed(f"what came has the {algorithm} {found}, not {digest}")
             os.replace(part, path)
             return

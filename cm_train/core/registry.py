@@ -26,6 +26,8 @@ KINDS = {
     "dataset": ("dataset.name", "cm_train.data.datasets"),
     "decay": ("ema.name", "cm_train.models.averages"),
     "distance": ("objective.distance", "cm_train.objectives"),
+    "features": ("features.name", "cm_train.evaluation.features"),
+    "metric": ("metrics", "cm_train.evaluation.metrics"),
     "objective": ("objective.name", "cm_train.objectives"),
     "optimizer": ("optimizer.name", "cm_train.training.optimizers"),
     "proposal": ("noise.proposal.name", "cm_train.objectives.noise"),

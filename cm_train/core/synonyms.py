@@ -68,6 +68,14 @@ SAMPLE = {
     "weights": "ema ema_decay",
 }
 
+EVAL = {
+    **{key: words for key, words in SAMPLE.items() if not key.startswith("format")},
+    "features": "detector extractor feature_extractor backbone",
+    "metrics": "metric fid kid",
+    "reference": "ref ref_path reference_path dataset data real ref_batch",
+    "samples": "images generated fake sample_batch",
+}
+
 # What no key is for.
 HINTS = dict.fromkeys(
     ["resume", "resume_from", "resume_from_checkpoint", "continue"], "drop it: the same command again goes on"

@@ -20,9 +20,11 @@ from ..core.run_layout import CONFIG
 from ..core.settings import OF_RECIPE, typed
 from ..core.terminal import say
 from ..data.datasets.base import Facts
+from ..evaluation.comparison import chosen_features
 from ..models.checkpoints import read as checkpoint
 from ..objectives.noise import check_noise
 from ..training.config import RunConfig, dump
+from ..training.evaluations import chosen_number
 from ..training.tracking import chooses_tracker
 from .plan import AUTO, Values, settle, settle_as, settle_plainly
 from .published import check_alone
@@ -222,6 +224,9 @@ def _typed(
     facts = dataset.known_facts() or unseen
     known = None if like is None else dump(like)
     settled = settle_plainly(values, facts) if is_plain else settle(values, facts, images, known)
+    if "features" in settled:
+        has_classes = dataset.is_published or dataset.conditional
+        settled["features"] = chosen_features(settled["features"], facts.channels, has_classes)
     config = typed(RunConfig, settled, as_written=True)
     config = config.model_copy(update={"ema": config.ema.with_decay(config.batch_size)})
     _check_together(config)
@@ -232,6 +237,8 @@ def _check_together(config: RunConfig) -> None:
     """What no single key can tell; found now rather than after a teacher has trained."""
     config.sampling.check_above(config.noise.sigma_min)
     check_noise(config.noise, registry.component(config.objective).levels)
+    if config.eval_every:
+        chosen_number(config)
     if config.guidance != 1 and not config.objective.needs_teacher():
         raise InputError(f"mode {config.mode} has no teacher to guide", f"guidance={config.guidance}", "1", "mode=cd")
     if config.teacher is not None and not config.needs_teacher():

@@ -12,6 +12,8 @@ from ..core.errors import InputError
 from ..core.precision import Precision
 from ..core.settings import MAX_EXACT, MAY_CHANGE, Count, Positive, Settings, Text, excerpt
 from ..data.datasets.base import DatasetConfig
+from ..evaluation.features.base import FeaturesConfig
+from ..evaluation.metrics.base import MetricConfig
 from ..models.averages import EMAConfig
 from ..models.backbones.base import BackboneConfig
 from ..models.denoiser import SamplingConfig
@@ -52,7 +54,11 @@ class RunConfig(Settings):
     save_every: Annotated[int | str, MAY_CHANGE]
     preview_every: Annotated[int, Field(ge=0, le=MAX_EXACT), MAY_CHANGE]
     log_every: Annotated[Count, MAY_CHANGE]
-    keep: Annotated[Count, MAY_CHANGE]
+    keep: Annotated[Count | Literal["best"], MAY_CHANGE]  # newest checkpoints; best: the newest, and the best by eval_*
+    eval_every: Annotated[int, Field(ge=0, le=MAX_EXACT), MAY_CHANGE] = 0  # steps between numbers of images; 0: none
+    eval_num: Annotated[int, Field(ge=2, le=MAX_EXACT), MAY_CHANGE] = 512  # images they are of
+    metrics: Annotated[dict[str, SerializeAsAny[MetricConfig]], MAY_CHANGE] = {}
+    features: Annotated[SerializeAsAny[FeaturesConfig] | None, MAY_CHANGE] = None
     plugins: Annotated[list[Text], MAY_CHANGE] = []  # packages whose components may be used; see `core.plugins`
     max_hours: Annotated[Positive | None, MAY_CHANGE] = None  # of the command, its teacher included
     objective_metric: Annotated[str | None, MAY_CHANGE] = None  # what a sweep's table shows and a search looks at
@@ -76,6 +82,10 @@ class RunConfig(Settings):
         if isinstance(self.micro_batch, int) and self.batch_size % self.micro_batch:
             raise ValueError(f"batch_size {self.batch_size} must divide by micro_batch {self.micro_batch}")
         save_interval(self.save_every)
+        if self.keep == "best" and not self.eval_every:
+            raise ValueError("keep=best needs numbers to go by; fix: eval_every=... steps")
+        if self.eval_every and (not self.metrics or self.features is None):
+            raise ValueError("eval_every needs metrics and features")
         if self.out is not None and not self.plan:
             raise ValueError("out is where plan=true writes plan.json; fix: run_dir=... says where a run lies")
         budgets = self.budgets()

@@ -6,7 +6,6 @@ from pathlib import Path
 from torch import Tensor
 
 from ..core.errors import InputError
-from ..core.memory import needed_memory
 from ..core.run_layout import DATA_PICTURE, step_name
 from ..core.terminal import complain
 from ..core.world import World
@@ -15,9 +14,9 @@ from ..data.pixels import grid, save_png
 from ..evaluation.metrics.agreement import agreement
 from ..models.denoiser import Denoiser
 from ..sampling.by_hand import captions
-from ..sampling.generate import generate
 from ..sampling.guidance import Guided
 from ..sampling.labels import captions_of
+from .drawing import draw_together
 
 NUM_PREVIEWS = 64
 
@@ -95,21 +94,5 @@ class Previews:
         return path, values
 
     def _generate(self, denoiser: Denoiser | Guided) -> Tensor | None:
-        """All previews on rank 0, this rank's own elsewhere; None on every rank where the memory of one ran out."""
-        rank, size = self.world.rank, self.world.size
-        mine = range(NUM_PREVIEWS * rank // size, NUM_PREVIEWS * (rank + 1) // size)
-        images, shortage = None, ""
-        try:
-            images = generate(denoiser, mine, batch_size=self.batch_size)
-        except Exception as error:
-            needed = needed_memory(error)
-            if needed is None:
-                raise
-            shortage = needed
-        if any(self.world.any_rank(bool(shortage))):
-            shortage = self.world.first_message(shortage)
-            if self.world.is_main:
-                complain(f"no preview, for want of memory: {shortage}; fix: micro_batch=..., or preview_every=0")
-            return None
-        assert images is not None
-        return self.world.gather(images)
+        fix = "micro_batch=..., or preview_every=0"
+        return draw_together(denoiser, NUM_PREVIEWS, self.batch_size, self.world, "preview", fix)

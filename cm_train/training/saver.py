@@ -28,6 +28,7 @@ class RunSaver:
         provenance: what a resumed run must find unchanged.
         versions: how the run draws its random numbers, see `rng.NEWEST`.
         before: called ahead of each checkpoint; what it syncs is on the disk before that appears.
+        best_step: of the checkpoint that `keep=best` spares beside the newest.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class RunSaver:
         versions: Versions,
         world: World,
         before: Callable[[], None] = lambda: None,
+        best_step: Callable[[], int | None] = lambda: None,
     ):
         self._config, self._state, self._world = config, state, world
         self._provenance, self._versions = provenance, versions
@@ -48,7 +50,7 @@ class RunSaver:
         known = state.snapshots
         if known is None:  # of a checkpoint that was written before they were listed
             known = [step for step in posthoc.snapshots(config.folder) if step <= state.step]
-        self._sync, self._taken = before, known
+        self._sync, self._best_step, self._taken = before, best_step, known
         if world.is_main:
             self._checkpoints.prepare(state.networks(), state.other_tensors())
             self._snapshots.prepare(self._powers(), None)
@@ -115,7 +117,8 @@ class RunSaver:
     def _after_saving(self, step: int) -> None:
         folder = self._config.folder
         checkpoint.record_save(folder, step)
-        prune(folder, self._config.keep)
+        keep = self._config.keep
+        prune(folder, 1 if keep == "best" else keep, self._best_step() if keep == "best" else None)
 
     def _powers(self) -> dict[str, dict[str, Tensor]]:
         return {a.name: a.denoiser.state_dict() for a in self._state.averages if a.name.startswith("power_")}

@@ -19,6 +19,7 @@ from ..models.denoiser import Denoiser
 from ..objectives.base import Objective
 from ..sampling.guidance import Guided
 from .config import RunConfig, save_interval
+from .evaluations import Evaluations
 from .previews import Previews
 from .saver import RunSaver
 from .steps import Steps
@@ -66,6 +67,7 @@ class Trainer(Steps):
         self._said_end = False
         self._save_s = 0.0  # what training waits for a save that is written beside it
         self.previews = Previews(config.folder / SAMPLES, self.micro_batch, world, teacher)
+        self.evaluations = Evaluations(config, loader.dataset, self.micro_batch, world)
 
     # ------------------------------------------------------------------------------------------------------ the loop
 
@@ -77,7 +79,10 @@ class Trainer(Steps):
             TrainingFailed: `max_skipped` steps in a row were not finite, or the last checkpoint can't be written.
         """
         self._doing = tracker.doing
-        self.saver = RunSaver(self.config, self.state, self.provenance, self.versions, self.world, tracker.sync)
+        best_step = lambda: self.evaluations.best_step  # noqa: E731
+        self.saver = RunSaver(
+            self.config, self.state, self.provenance, self.versions, self.world, tracker.sync, best_step
+        )
         try:
             finished = self._run(tracker)
         except Exception:  # but not KeyboardInterrupt, which asks to quit at once
@@ -136,16 +141,18 @@ class Trainer(Steps):
         config, step = self.config, self.step
         tracker.step(step)
         is_last = step == config.steps
-        draws = config.draws_at(step)
-        if step % config.log_every == 0 or draws or is_last:
-            self._log(tracker, draws)
+        draws, measures = config.draws_at(step), self.evaluations.is_due(step)
+        if step % config.log_every == 0 or draws or measures or is_last:
+            self._log(tracker, draws, measures)
             self._check_finite()
         elif self._draws_early:  # a picture alone: lines that hang on the clock would differ from run to run
             with tracker.doing("preview"):
                 self.previews.make(self.state.averages[0].denoiser, step)
         self._say_end()
         self.saver.snapshot()
-        if is_last or (self._steps_between is not None and step % self._steps_between == 0):
+        if measures and self.evaluations.is_best and not is_last:
+            self._save(must=True)
+        elif is_last or (self._steps_between is not None and step % self._steps_between == 0):
             self._save(must=is_last)
 
     def _wants_first_preview(self) -> bool:
@@ -189,8 +196,8 @@ class Trainer(Steps):
             self.saver.save(must=True)
         raise self._out_of_memory(needed)
 
-    def _log(self, tracker: SilentTracker, draws: bool) -> None:
-        """One line of metrics, with a preview's measures where one is drawn."""
+    def _log(self, tracker: SilentTracker, draws: bool, measures: bool) -> None:
+        """One line of metrics, with a preview's where one is drawn, and with numbers of images where those are due."""
         step = self.step
         self.state.measure()
         means = self.state.window.close(self.world)  # the one place that waits for the device
@@ -208,6 +215,9 @@ class Trainer(Steps):
             with tracker.doing("preview"):
                 picture, measured = self.previews.make(self.state.averages[0].denoiser, step)
             values |= measured
+        if measures:
+            with tracker.doing("measuring"):
+                values |= self.evaluations.make(self.state.averages[0].denoiser, step)
         finite = {k: v if v is None or math.isfinite(v) else None for k, v in values.items()}
         tracker.log(finite, picture, self._beside_s(step))
         self._logged_at, self._logged_step = time.monotonic(), step
@@ -217,7 +227,9 @@ class Trainer(Steps):
         if step == self.config.steps:
             return 0.0
         saves = 0 if self._steps_between is None else self._times_left(step, self._steps_between) - 1
-        return self._previews_left(step) * self.previews.took_s + saves * self._save_s + self.saver.longest_s
+        drawing_s = self._previews_left(step) * self.previews.took_s
+        measuring_s = self.evaluations.num_left(step) * self.evaluations.took_s
+        return drawing_s + measuring_s + saves * self._save_s + self.saver.longest_s
 
     def _previews_left(self, step: int) -> int:
         """How many are drawn after `step`."""

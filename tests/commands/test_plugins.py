@@ -157,6 +157,58 @@ def test_data_of_a_plugin_reach_the_teacher_and_its_sampler_the_sample_command(n
     assert done.returncode == 0, done.stderr
 
 
+METRIC = """
+from typing import Literal
+from torch import Tensor
+from cm_train.core.registry import register
+from cm_train.evaluation.features.base import Extractor, FeaturesConfig
+from cm_train.evaluation.metrics.base import Metric, MetricConfig
+
+@register
+class Gap(Metric):
+    numbers = {"gap": "lower"}
+
+    class Config(MetricConfig):
+        name: Literal["gap"] = "gap"
+
+    def measure(self, samples, real):
+        return {"gap": float((samples.features.mean(0) - real.statistics.mean).abs().max())}
+
+@register
+class Bright(Extractor):
+    sha256 = "0" * 64
+    input = "as they are"
+
+    class Config(FeaturesConfig):
+        name: Literal["bright"] = "bright"
+
+    def __init__(self, config, reference=None):
+        super().__init__()
+
+    def forward(self, images):
+        return images.float().mean((2, 3)), None
+"""
+
+
+def test_a_metric_and_features_of_a_plugin_measure_a_run(network, tmp_path, run):
+    (network / "cm_plain" / "__init__.py").write_text(METRIC)
+    for group, text in (("metrics/gap", "gap: {name: gap}"), ("features/bright", "name: bright")):
+        path = network / "cm_plain" / "conf" / f"{group}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text + "\n")
+    parts = ["plugins=[cm_plain]", "metrics=[gap,kid]", "features=bright"]
+    done = run(tmp_path, "train", "mode=ict", *TINY, *parts, "eval_every=6", "eval_num=16", path=network)
+    assert done.returncode == 0, done.stderr
+    logged = json.loads((tmp_path / "runs/digits-ict/metrics.jsonl").read_text().splitlines()[-1])
+    done = run(tmp_path, "evaluate", "runs/digits-ict", *parts, "num=16", "blocks=1", "out=e", path=network)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "e" / "eval.json").read_text())["metrics"]
+    assert set(found) == {"gap", "kid"}
+    assert logged["eval_gap"] == pytest.approx(found["gap"]["mean"], abs=1.0)  # one grey level between batch shapes
+    done = run(tmp_path, "evaluate", "runs/digits-ict", "metrics=[gap]", "out=f", path=network)
+    assert done.returncode == 2 and "no such option metrics=gap" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("code", "words"),
     [

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...core.errors import InputError
-from ...core.run_layout import CHECKPOINTS, STATE
+from ...core.run_layout import CHECKPOINTS, STATE, step_of
 from ...core.terminal import complain
 from .host_memory import HostMemory
 from .manifest import FORMAT, MANIFEST, FileEntry, Manifest, signed
@@ -105,11 +105,15 @@ def _fsync(path: Path) -> None:
         os.close(handle)
 
 
-def prune(run: Path, keep: int) -> None:
-    """Delete the oldest checkpoints of a run, leaving the newest `keep`; what can't be deleted stays for now."""
+def prune(run: Path, keep: int, spared: int | None = None) -> None:
+    """Delete the oldest checkpoints of a run, leaving the newest `keep`; what can't be deleted stays for now.
+
+    Args:
+        spared: the step of one that stays too.
+    """
     old: list[Path] = []
     with contextlib.suppress(InputError):  # they can't be seen now
-        old = [folder for folder in folders(run)[keep:] if not is_needed(folder)]
+        old = [f for f in folders(run)[keep:] if not is_needed(f) and (spared is None or step_of(f.name) != spared)]
     for folder in old:
         with contextlib.suppress(OSError):  # under another name first: half a checkpoint must not look like one
             os.replace(folder, folder.with_name(f".{folder.name}.writing"))

@@ -71,6 +71,18 @@ def _cut(path: Path, step: int) -> None:
         os.fsync(file.fileno())
 
 
+def values_of(path: Path, name: str) -> list[tuple[int, float]]:
+    """Every step of a metrics.jsonl that has a number of that name, and the number; empty where nothing can be read."""
+    found: list[tuple[int, float]] = []
+    with contextlib.suppress(OSError), open(path, "rb", opener=not_through_a_link) as file:
+        while line := file.readline(_MOST_BYTES):
+            with contextlib.suppress(ValueError, AttributeError, RecursionError, KeyError):
+                values = json.loads(line)
+                if isinstance(values.get(name), int | float):
+                    found.append((int(values["step"]), float(values[name])))
+    return found
+
+
 def last_values(path: Path) -> dict[str, float]:
     """For every name in the last lines of a metrics.jsonl its newest number; empty where nothing can be read."""
     found: dict[str, float] = {}

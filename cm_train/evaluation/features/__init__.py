@@ -1,0 +1,1 @@
+"""Extractors of features, by which images are compared: a file each."""
