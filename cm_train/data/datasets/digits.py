@@ -35,6 +35,9 @@ class Digits(InMemory):
         def known_facts(self) -> Facts:
             return Facts(8, 1, {"all": _NUM, "train": _NUM - _NUM_TEST, "test": _NUM_TEST}[self.split])
 
+        def held_out(self) -> "Digits.Config | None":
+            return self.model_copy(update={"split": "test"}) if self.split == "train" else None
+
     def __init__(self, config: Config, world: World = ALONE):
         table = torch.from_numpy(_read())  # [N, 65]
         order = rng.permutation(0, "digits", 0, _NUM)
