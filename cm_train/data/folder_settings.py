@@ -1,7 +1,7 @@
 """The settings of a folder or zip of images, and what a look at the files settles of them."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator
 
@@ -68,10 +68,10 @@ class ImageFolderConfig(DatasetConfig):
         count = max(1, round((1 - held_out) * len(names)))
         return Facts(size, self.channels, count, tuple(remarks), held_out)
 
-    def held_out(self) -> "ImageFolderConfig | None":
+    def held_out(self) -> Self | None:
         return self.model_copy(update={"part": "held_out"}) if self.share > 0 else None
 
-    def whole(self) -> "ImageFolderConfig":
+    def whole(self) -> Self:
         return self.model_copy(update={"holdout": 0.0, "group": None, "part": "train"})
 
     def check_for_training(self) -> None:

@@ -314,8 +314,8 @@ def test_description_is_of_what_is_trained_on(photos):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"holdout": 1.0}, r"dataset\.holdout: input should be less than 1; got 1"),
-        ({"holdout": -0.1}, r"dataset\.holdout: input should be greater than or equal to 0; got -0.1"),
+        ({"holdout": 1.0}, r"dataset\.holdout: input should be less than 1; got '1.0'"),
+        ({"holdout": -0.1}, r"dataset\.holdout: input should be greater than or equal to 0; got '-0.1'"),
         ({"holdout": "some"}, r"dataset\.holdout: .*got 'some'"),
         ({"group": "("}, r"dataset\.group is no regular expression: .*; got '\('; fix: mend it, or drop"),
         ({"group": "a{99999999999}"}, r"dataset\.group is no regular expression"),
