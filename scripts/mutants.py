@@ -329,6 +329,13 @@ MUTANTS = [Mutant(*row) for row in (
      "tests/data/test_loader.py", "epochs that are one image short"),
     ("ten-before-two", "cm_train/data/image_labels.py", '(len(part.lstrip("0")), part.lstrip("0"))', "(0, part)",
      "tests/data/test_image_folders.py", "class 10 before class 2"),
+    ("held-out-learnt", "cm_train/data/datasets/image_folder.py", 'if c.part == "held_out" else ~found.mask',
+     'if c.part == "held_out" else found.mask | True',
+     "tests/data/test_held_out.py", "what is held out is trained on all the same"),
+    ("variants-apart", "cm_train/data/held_out.py", "key if text is None else text.encode(errors=\"backslashreplace\")",
+     "key", "tests/data/test_held_out.py", "near copies of what is held out are trained on"),
+    ("parts-of-one-name", "cm_train/data/datasets/image_folder.py", "[c.part, c.holdout, c.group]",
+     "[c.holdout, c.group]", "tests/data/test_held_out.py", "what was trained on passes for what was held out"),
     ("lying-down", "cm_train/data/decoding.py", "ImageOps.exif_transpose(image, in_place=True)", "pass",
      "tests/data/test_datasets.py", "photographs lie on their side"),
     # ------------------------------------------------------------------------------------------------------- evaluation

@@ -20,7 +20,7 @@ from .keys import refuse_as_flags
 TEXT = frozenset(
     ["name", "data_name", "run_dir", "teacher", "teacher_experiment", "init", "dataset.root", "ckpt", "out", "weights"]
     + ["samples", "reference", "held_out", "features.path"]
-    + ["budget", "teacher_budget", "notice"]
+    + ["budget", "teacher_budget", "notice", "dataset.group"]
     + [f"tracking.{key}" for key in ("project", "entity", "group")]
 )
 LISTS = frozenset(["labels", "metrics"])  # what takes several values without brackets around them

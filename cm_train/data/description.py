@@ -9,7 +9,7 @@ import torch
 from ..core.progress import progress
 from ..core.signals import heed
 from .datasets.base import Dataset, listed
-from .datasets.image_folder import ImageFolder, sorted_names
+from .datasets.image_folder import ImageFolder
 from .open_files import open_files
 from .survey import survey
 
@@ -21,6 +21,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     """Numbers of a set that is loaded: how many images, of which classes, sizes and modes, and how often twice."""
     found: dict[str, Any] = {
         "images": len(dataset),
+        "held_out": dataset.num_held_out,
         "image_size": dataset.image_size,
         "channels": dataset.channels,
         "classes": _classes(dataset),
@@ -30,7 +31,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     }
     if isinstance(dataset, ImageFolder):
         files = open_files(dataset.config.root)
-        seen = survey(files, sorted_names(files, dataset.config.root))
+        seen = survey(files, dataset.file_names)
         files.close()
         found |= {
             "looked_at": seen.num,

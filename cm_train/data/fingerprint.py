@@ -16,6 +16,7 @@ from ..core.signals import heed
 from .image_files import ImageFiles, Places, ends
 
 SCHEME = "images:"  # what a fingerprint of `of_images` begins with; `former` knows those of earlier versions
+_PART = "/"  # what it has before that which tells a part of a set from the whole
 DIGEST_BYTES = hashlib.sha256().digest_size  # of one file
 _TOGETHER = 256  # files that a thread looks at in one go
 _THREADS = 8  # which mostly wait for a disk, so that more than there are cores pay
@@ -24,20 +25,39 @@ _THREADS = 8  # which mostly wait for a disk, so that more than there are cores 
 def of_images(files: ImageFiles, names: list[str], settings: object, seen: str) -> str:
     """SCHEME and a sha256 in hex of names, sizes, settings and what was seen of the files' bytes.
 
-    Folders that all files have in common are no part of the names: they don't tell one file from another, and whoever
-    packs a set adds or drops some.
-
     Args:
         names: of `files`, sorted; at least one.
         settings: what else makes a difference, as JSON has it.
         seen: see `of_ends`.
     """
+    listed = hashlib.sha256(json.dumps([settings, seen]).encode())
+    for name, short in zip(names, below_shared(names), strict=True):
+        listed.update(json.dumps([short, files.sizes[name]]).encode())
+    return SCHEME + listed.hexdigest()
+
+
+def of_part(whole: str, settings: object) -> str:
+    """The fingerprint of a part of the set that is known as `whole`, which begins with that one's.
+
+    Args:
+        settings: what says which part it is, as JSON has it.
+    """
+    return f"{whole}{_PART}{hashlib.sha256(json.dumps(settings).encode()).hexdigest()}"
+
+
+def of_whole(part: str) -> str:
+    """The fingerprint of the set that this is one of a part of, or else itself."""
+    return part.partition(_PART)[0]
+
+
+def below_shared(names: list[str]) -> list[str]:
+    """Sorted names without the folders that all of them have in common.
+
+    Those don't tell one file from another, and whoever packs a set adds or drops some.
+    """
     shared = os.path.commonpath([os.path.dirname(name) for name in (names[0], names[-1])])  # and so all between
     start = len(shared) + 1 if shared else 0
-    listed = hashlib.sha256(json.dumps([settings, seen]).encode())
-    for name in names:
-        listed.update(json.dumps([name[start:], files.sizes[name]]).encode())
-    return SCHEME + listed.hexdigest()
+    return [name[start:] for name in names]
 
 
 def of_ends(files: ImageFiles, names: list[str]) -> str:
@@ -46,7 +66,13 @@ def of_ends(files: ImageFiles, names: list[str]) -> str:
     Raises:
         InputError: a file can't be read now.
     """
-    return remembered(files, names, "ends", lambda: together(look_at(files, names)))
+    found = remembered(files, names, "ends", lambda: bytes.fromhex(together(look_at(files, names))), DIGEST_BYTES)
+    return found.hex()
+
+
+def digests_of(files: ImageFiles, names: list[str]) -> bytes:
+    """What `look` finds in each file, one after another, likewise remembered. Raises InputError, see `of_ends`."""
+    return remembered(files, names, "each", lambda: b"".join(look_at(files, names)), len(names) * DIGEST_BYTES)
 
 
 def of_pixels(shape: tuple[int, ...], images: Iterable[Tensor], labels: Tensor | None) -> str:
@@ -99,18 +125,23 @@ def together(digests: Iterable[bytes | bytearray]) -> str:
     return whole.hexdigest()
 
 
-def remembered(files: ImageFiles, names: list[str], what: str, find: Callable[[], str]) -> str:
-    """The sha256 in hex that `find` returns, from the user's cache where no file was written to or replaced since."""
+def remembered(files: ImageFiles, names: list[str], what: str, find: Callable[[], bytes], num_bytes: int) -> bytes:
+    """What `find` returns, `num_bytes`, from the user's cache where no file was written to or replaced since.
+
+    It is kept with its sha256.
+    """
     key = hashlib.sha256(what.encode())
     for name in names:
         key.update(json.dumps([name, files.sizes[name], files.stamps[name]]).encode())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     path = cache / "cm-train" / "fingerprints" / key.hexdigest()
     with suppress(OSError, ValueError):
-        if len(bytes.fromhex(known := read_small(path, 64).decode("ascii"))) == DIGEST_BYTES:
+        kept = read_small(path, num_bytes + DIGEST_BYTES)
+        known, its_hash = kept[:num_bytes], kept[num_bytes:]
+        if hashlib.sha256(known).digest() == its_hash:
             return known
     found = find()
     with suppress(OSError):  # it is no more than a shortcut
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, found.encode())
+        write_whole(path, found + hashlib.sha256(found).digest())
     return found

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from . import image_labels
-from .fingerprint import look_at, remembered
+from .fingerprint import DIGEST_BYTES, look_at, remembered
 from .image_files import ImageFiles
 
 _BYTES = 2**14  # of a file, at its beginning, middle and end
@@ -56,7 +56,7 @@ def first_labels(files: ImageFiles, names: list[str], root: str) -> tuple[list[s
 def _of_files(files: ImageFiles, names: list[str], settings: object) -> str:
     listed = _listing(files, names, settings)
     if files.former(names[0])[2] is None:
-        listed.update(bytes.fromhex(remembered(files, names, "former", lambda: _looked_at(files, names))))
+        listed.update(remembered(files, names, "former", lambda: _looked_at(files, names), DIGEST_BYTES))
     return listed.hexdigest()
 
 
@@ -67,11 +67,11 @@ def _listing(files: ImageFiles, names: list[str], settings: object) -> "hashlib.
     return listed
 
 
-def _looked_at(files: ImageFiles, names: list[str]) -> str:
+def _looked_at(files: ImageFiles, names: list[str]) -> bytes:
     whole = hashlib.sha256()
     for digests in look_at(files, names, _places, _TOGETHER):
         whole.update(hashlib.sha256(digests).digest())
-    return whole.hexdigest()
+    return whole.digest()
 
 
 def _places(size: int) -> list[slice]:

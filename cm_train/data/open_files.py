@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ..core.errors import InputError
 from .folder_files import FolderFiles
-from .image_files import ImageFiles
+from .image_files import SUFFIXES, ImageFiles
+from .image_notes import unread
 from .zip_files import ZipFiles
 
 
@@ -18,3 +19,13 @@ def open_files(root: str) -> ImageFiles:
         if os.path.isfile(archive):
             return ZipFiles(archive, path.relative_to(archive).parts)
     raise InputError("no such data", str(path), "a folder of images, or a .zip of them", "set dataset.root=...")
+
+
+def sorted_names(files: ImageFiles, root: str) -> list[str]:
+    """All images in `files`, in the order of their indices. Raises InputError without any."""
+    names = sorted(files.sizes)
+    if not names:
+        others = unread(files)
+        got = root + (f", which has {others}" if others else "")
+        raise InputError("no images found", got, f"files that end in {' '.join(SUFFIXES)}")
+    return names

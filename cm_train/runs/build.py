@@ -136,7 +136,8 @@ def _build_student(
         weights, manifest = _find_and_open(
             lambda: checkpoint.resolve(source), lambda folder, manifest: open_weights(folder, manifest, "ema"), world
         )
-        start = manifest.denoiser
+        start, its_data = manifest.denoiser, manifest.provenance.get("dataset")
+        world.run_on_main(lambda: say_what_was_seen(f"init={source}", its_data, dataset))
     settings = world.run_on_all(lambda: student_config(config, dataset, teacher, start))
     denoiser = random_student(config, settings, world.device)
     if weights is not None:
@@ -223,10 +224,21 @@ def check_data_of_teacher(config: RunConfig, its_data: str | None, dataset: Data
     """Refuse other data than the student's where nobody has chosen the teacher, and else say so."""
     if its_data is None or dataset.is_known_as(its_data):
         return
+    if dataset.shares_images_with(its_data):
+        say_what_was_seen(f"teacher {config.teacher}", its_data, dataset)
+        return
     if config.teacher == str(config.usual_teacher):
         fix = "set teacher=..., or run_dir=... in a folder of its own"
         raise InputError(f"the teacher in {config.teacher} was trained on other data", fix=fix)
     say(f"note: teacher {config.teacher} was trained on other data than this run's")
+
+
+def say_what_was_seen(who: str, its_data: str | None, dataset: Dataset) -> None:
+    """Say so where weights that a run starts or learns from may know pictures that it holds out."""
+    if its_data is None or dataset.is_known_as(its_data) or not dataset.shares_images_with(its_data):
+        return
+    what = f"note: {who} was trained on these pictures with others of them held out, or none"
+    say(what + (": it may have seen what this run holds out" if dataset.num_held_out else ""))
 
 
 def check_divides(config: RunConfig, ranks: int) -> None:

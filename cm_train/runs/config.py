@@ -1,6 +1,5 @@
 """Between what Hydra composes, what a run folder stores, and the typed config of a run."""
 
-import contextlib
 import dataclasses
 from collections.abc import Set
 from dataclasses import dataclass
@@ -21,11 +20,11 @@ from ..core.settings import OF_RECIPE, typed
 from ..core.terminal import say
 from ..data.datasets.base import Facts
 from ..evaluation.comparison import chosen_features
-from ..models.checkpoints import read as checkpoint
 from ..objectives.noise import check_noise
 from ..training.config import RunConfig, dump
 from ..training.evaluations import chosen_number
 from ..training.tracking import chooses_tracker
+from .as_teacher import as_teacher
 from .plan import AUTO, Values, settle, settle_as, settle_plainly
 from .published import check_alone
 from .stored import stored_config
@@ -99,20 +98,12 @@ class Composed:
         largest = _LARGEST if torch.cuda.is_available() else _LARGEST_ON_CPU
         if self._facts is not None:
             return self
-        dataset = registry.settings("dataset", self._values["dataset"] | self._size_of_teacher())
+        values = self._values | {"dataset": self._values["dataset"] | as_teacher(self.config, self._values["dataset"])}
+        dataset = registry.settings("dataset", values["dataset"])
         facts: Facts = dataset.facts(largest)
         for remark in facts.remarks:
             say(remark)
-        return dataclasses.replace(self, _facts=facts)
-
-    def _size_of_teacher(self) -> Values:
-        """`image_size` as a teacher has it that is there already, where nothing else says it."""
-        config = self.config
-        if self._values["dataset"].get("image_size") != AUTO or not config.needs_teacher():
-            return {}
-        with contextlib.suppress(InputError):  # there is none yet; whoever needs it says so
-            return {"image_size": checkpoint.peek(config.teacher or config.usual_teacher).denoiser.image_size}
-        return {}
+        return dataclasses.replace(self, _values=values, _facts=facts)
 
     @property
     def facts(self) -> Facts:
@@ -133,7 +124,7 @@ class Composed:
             config = _typed(settle_as(self._values, dump(stored)), _UNSEEN, self._is_plain)
             return dataclasses.replace(self, config=config)
         known = self.looked()
-        return dataclasses.replace(known, config=_typed(self._values, known.facts, self._is_plain, images, like))
+        return dataclasses.replace(known, config=_typed(known._values, known.facts, self._is_plain, images, like))
 
     def teacher(
         self, folder: Path, swept: Set[str], images: int | None = None, like: RunConfig | None = None
@@ -235,6 +226,7 @@ def _typed(
 
 def _check_together(config: RunConfig) -> None:
     """What no single key can tell; found now rather than after a teacher has trained."""
+    config.dataset.check_for_training()
     config.sampling.check_above(config.noise.sigma_min)
     check_noise(config.noise, registry.component(config.objective).levels)
     if config.eval_every:

@@ -93,6 +93,6 @@ class _Pictures:
 
     def digest(self) -> str:
         """Six hex digits of what the files are."""
-        settings = self._dataset.model_copy(update={"image_size": 64, "conditional": False})
+        settings = self._dataset.whole().model_copy(update={"image_size": 64, "conditional": False})
         found: ImageFolder = registry.build(settings)
         return found.fingerprint().rpartition(":")[2][:6]

@@ -74,6 +74,7 @@ def settle(
         for key in ("batch_size", *(f"backbone.{name}" for name in _NETWORK)):
             _fill(settled, key, lambda key=key: _at(like, key, AUTO))  # type: ignore[misc]
     _fill(settled, "dataset.image_size", lambda: data.image_size)
+    _fill(settled, "dataset.holdout", lambda: data.held_out)
     mode, backbone = str(settled.get("mode")), network(data)
     for key, value in backbone.items():
         _fill(settled, f"backbone.{key}", lambda value=value: value)  # type: ignore[misc]
@@ -106,7 +107,8 @@ def settle_as(values: Mapping[str, Any], stored: Mapping[str, Any]) -> Values:
     settled = copy.deepcopy(dict(values))
     if _at(settled, "ema.half_life_images") == AUTO:  # a run stores the decay that its half-life came to
         settled["ema"] |= {"half_life_images": None, "decay": _at(stored, "ema.decay")}
-    for key in ("steps", "batch_size", "dataset.image_size", *_RULES, *(f"backbone.{name}" for name in _NETWORK)):
+    of_data = ("dataset.image_size", "dataset.holdout")
+    for key in ("steps", "batch_size", *of_data, *_RULES, *(f"backbone.{name}" for name in _NETWORK)):
         _fill(settled, key, lambda key=key: _at(stored, key, AUTO))  # type: ignore[misc]
     return settled
 

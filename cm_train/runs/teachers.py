@@ -105,10 +105,12 @@ def without_variables_of_one_run() -> Iterator[None]:
 def _check_same_data(student: RunConfig, teacher: RunConfig, home: Path) -> None:
     """Refuse a teacher of other data as far as settings tell; whether the images are the same, fingerprints say later.
 
+    So they do where other ones of the same images are held out.
+
     Raises:
         InputError: it is one.
     """
-    if student.dataset.identity() != teacher.dataset.identity():
+    if student.dataset.whole().identity() != teacher.dataset.whole().identity():
         raise InputError(
             f"the teacher in {home} was trained on other data: {teacher.dataset.model_dump()}",
             fix="set teacher=..., or run_dir=... in a folder of its own",

@@ -28,14 +28,16 @@ class Facts:
 
     Attributes:
         image_size: side of the images, as networks will see them.
-        count: how many there are.
-        remarks: what a person should hear of that side, in sentences.
+        count: how many there are to be trained on, about.
+        remarks: what a person should hear of what was settled, in sentences.
+        held_out: the share of them all that nobody trains on.
     """
 
     image_size: int
     channels: int
     count: int
     remarks: tuple[str, ...] = ()
+    held_out: float = 0.0
 
 
 class DatasetConfig(ComponentConfig):
@@ -80,6 +82,17 @@ class DatasetConfig(ComponentConfig):
         """The same set where its files lie elsewhere."""
         return self if place is None or self.place is None else self.model_copy(update={"root": place})
 
+    def held_out(self) -> Self | None:
+        """The settings of the images that nobody trains on who trains on these; None where there are none."""
+        return None
+
+    def whole(self) -> Self:
+        """The settings of all images, none of them held out."""
+        return self
+
+    def check_for_training(self) -> None:
+        """Raises InputError for images that no run may learn."""
+
     def identity(self) -> dict[str, Any]:
         """The settings that say which images and labels there are, wherever they lie."""
         return self.model_dump(exclude=self.marked(NOT_IDENTITY))
@@ -96,6 +109,7 @@ class Dataset(ABC):
         lazy: whether `gather` decodes files, so that fetching ahead pays.
         device: where batches are wanted.
         notes: what a person should hear of the set, beside its `summary`.
+        num_held_out: how many images more there are that nobody trains on, as far as these are a part of one set.
     """
 
     image_size: int
@@ -105,6 +119,7 @@ class Dataset(ABC):
     lazy: bool = False
     device: torch.device = torch.device("cpu")
     notes: Sequence[str] = ()
+    num_held_out: int = 0
 
     def load(self, left_out: Path | None = None) -> None:  # noqa: B027 - most sets have nothing left to read
         """Read what building has left to read, each rank its share: call it before anything else.
@@ -153,6 +168,10 @@ class Dataset(ABC):
     def is_known_as(self, recorded: str) -> bool:
         """Whether `recorded` is this very set's fingerprint, by this version or an earlier one."""
         return recorded == self.fingerprint()
+
+    def shares_images_with(self, recorded: str) -> bool:
+        """Whether `recorded` is the fingerprint of these images, be it with other ones held out."""
+        return self.is_known_as(recorded)
 
     def was_known_as(self, recorded: str) -> bool:
         """Whether a run that recorded this fingerprint learnt this set; it then is as it was there, on every rank."""

@@ -4,7 +4,7 @@ import gzip
 import io
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 
@@ -34,6 +34,9 @@ class Digits(InMemory):
 
         def known_facts(self) -> Facts:
             return Facts(8, 1, {"all": _NUM, "train": _NUM - _NUM_TEST, "test": _NUM_TEST}[self.split])
+
+        def held_out(self) -> Self | None:
+            return self.model_copy(update={"split": "test"}) if self.split == "train" else None
 
     def __init__(self, config: Config, world: World = ALONE):
         table = torch.from_numpy(_read())  # [N, 65]

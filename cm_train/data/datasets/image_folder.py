@@ -5,31 +5,26 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from ...core.errors import InputError
 from ...core.files import may_pass, patiently, unreadable
 from ...core.progress import progress
 from ...core.registry import register
-from ...core.run_layout import called_after
-from ...core.settings import MAY_CHANGE, NOT_IDENTITY, Count, Text
 from ...core.signals import heed
 from ...core.terminal import say
 from ...core.world import ALONE, World
 from .. import fingerprint, former, image_labels, image_notes
-from ..decoding import MAX_MEGAPIXELS, decode, prepare, reason, remarks
-from ..image_files import SUFFIXES, ImageFiles
+from ..decoding import decode, prepare, reason, remarks
+from ..folder_settings import ImageFolderConfig
+from ..held_out import Held, held_out
 from ..left_out import LeftOut
-from ..open_files import open_files
-from ..survey import survey
-from .base import Dataset, DatasetConfig, Facts, InMemory
+from ..open_files import open_files, sorted_names
+from .base import Dataset, InMemory
 
 _MAX_BAD_IN_A_ROW = 100
-_MUCH = 0.1  # of the pictures
 _CHUNK, _COMPARED = 32, 256  # images that a thread decodes, and that are compared, in one go
 
 
@@ -37,42 +32,15 @@ _CHUNK, _COMPARED = 32, 256  # images that a thread decodes, and that are compar
 class ImageFolder(Dataset):
     """Every image below `root`, scaled by its short side and cropped to the central square.
 
+    Which of them these are, where some are held out, is settled by `load`; what classes there are, by all of them.
+
     Raises:
         InputError: no such folder or zip, no images in it, or no classes where labels are wanted.
     """
 
-    class Config(DatasetConfig):
-        name: Literal["image_folder"] = "image_folder"
-        root: Annotated[Text, MAY_CHANGE, NOT_IDENTITY]  # a folder, a .zip, which is read in place, or a folder in one
-        # auto: the largest of 16, 32 and 64 not above the pictures' median short side
-        image_size: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = 64
-        channels: Literal[1, 3] = 3
-        conditional: bool = False  # labels, of dataset.json where there is one, else of folders
-        # Which folder of a path is its class; None: the first that divides the images
-        class_level: Annotated[Count | None, MAY_CHANGE] = None
-        hflip: Annotated[bool, NOT_IDENTITY] = True
-        background: Annotated[int, Field(ge=0, le=255)] = 255  # grey level behind transparency; white, as on a page
-        skip_broken: Annotated[bool, MAY_CHANGE, NOT_IDENTITY] = False  # what can't be decoded is left out
-        max_megapixels: Annotated[float, Field(gt=0, le=100_000), MAY_CHANGE, NOT_IDENTITY] = MAX_MEGAPIXELS
-        # Sets that are larger than this, decoded, in 1e9 bytes, are decoded on the fly.
-        memory_gb: Annotated[float, Field(ge=0), MAY_CHANGE, NOT_IDENTITY] = 4.0
+    Config = ImageFolderConfig
 
-        @property
-        def run_name(self) -> str:
-            return called_after(self.root)
-
-        def facts(self, largest: int) -> Facts:
-            files = open_files(self.root)
-            names = sorted_names(files, self.root)
-            seen = survey(files, names)
-            files.close()
-            size = seen.image_size(largest) if self.image_size == "auto" else self.image_size
-            remarks = [seen.choice_of(size, largest)] if self.image_size == "auto" else []
-            if (share := seen.enlarged(size)) > _MUCH:
-                remarks.append(f"note: {share:.0%} of the pictures are smaller than {size} pixels, and are enlarged")
-            return Facts(size, self.channels, len(names), tuple(remarks))
-
-    def __init__(self, config: Config, world: World = ALONE):
+    def __init__(self, config: ImageFolderConfig, world: World = ALONE):
         prepare()
         size = config.image_size
         assert size != "auto", "settled by `facts`"
@@ -86,12 +54,13 @@ class ImageFolder(Dataset):
         if config.conditional:
             found = image_labels.label(self._files, self._names, config.root, config.class_level)
             self.class_names, self._labels = found
-        notes = image_notes.notes(self._files, self._names, config.root, self.class_names, self._labels)
-        self.notes: list[str] = list(notes)
+        self._whole = self._names, self._labels  # of all files, whichever of them these are
+        self._chosen: Tensor | None = None  # which of those these are, where they are a part
+        self.notes: list[str] = self._first_notes()
         self._left_out = LeftOut()
         self._remarks: dict[str, str] = {}  # of Pillow's, and the first file of each
         self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
-        self.lazy = len(self._names) * self.channels * self.image_size**2 > config.memory_gb * 1e9
+        self.lazy = self._is_large()
         self._held: InMemory | None = None
         self._kept = torch.ones(len(self._names), dtype=torch.bool)  # which of the files are in `_held`
         self._seen = ""  # of the files' ends, once they were looked at
@@ -99,11 +68,23 @@ class ImageFolder(Dataset):
     def load(self, left_out: Path | None = None) -> None:
         if left_out is not None:
             self._left_out.write_to(left_out)
+        if self.config.is_part and self._chosen is None:
+            self._choose()
         if not self.lazy and self._held is None:
             self._held = self._decode_all()
 
     def __len__(self) -> int:
         return len(self._names) if self._held is None else len(self._held)
+
+    @property
+    def file_names(self) -> list[str]:
+        """Relative paths of the files that these are made of, those that can't be decoded among them."""
+        return self._names
+
+    @property
+    def names(self) -> list[str]:
+        """For each image its file's relative path; on the fly another one may stand in for a file that is broken."""
+        return [name for name, is_kept in zip(self._names, self._kept.tolist(), strict=True) if is_kept]
 
     def gather(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
         if self._held is not None:
@@ -126,32 +107,45 @@ class ImageFolder(Dataset):
 
         It is made of their relative names, sizes, first and last 4 KiB and labels, and of how they are decoded. A file
         that is broken counts like any other: what is left out follows from the files, skip_broken and max_megapixels.
+        That of a part begins with that of the whole.
         """
-        return self._fingerprint(self.class_names, self._labels)
+        return self._fingerprint(self.class_names, self._whole[1])
 
     def is_known_as(self, recorded: str) -> bool:
-        return self._is_name(recorded, self.class_names, self._labels)
+        return self._is_name(recorded, self.class_names, self._whole[1])
+
+    def shares_images_with(self, recorded: str) -> bool:
+        if recorded.startswith(fingerprint.SCHEME):
+            return fingerprint.of_whole(recorded) == fingerprint.of_whole(self.fingerprint())
+        whole = ImageFolder(self.config.whole()) if self.config.is_part else self  # earlier versions held nothing out
+        return whole.is_known_as(recorded)
 
     def was_known_as(self, recorded: str) -> bool:
         """See `Dataset`; a run that has learnt other labels of the same images keeps them."""
-        for class_names, labels in filter(None, [(self.class_names, self._labels), self._first_labels()]):
+        for class_names, labels in filter(None, [(self.class_names, self._whole[1]), self._first_labels()]):
             if self._world.run_on_main(lambda: self._is_name(recorded, class_names, labels)):  # noqa: B023 - called at once
-                self.class_names, self._labels = class_names, labels
-                if self._held is not None and labels is not None:
-                    self._held = self._held.relabelled(class_names, labels[self._kept])
+                self.class_names, self._whole = class_names, (self._whole[0], labels)
+                if labels is not None:
+                    self._labels = labels if self._chosen is None else labels[self._chosen]
+                if self._held is not None and self._labels is not None:
+                    self._held = self._held.relabelled(class_names, self._labels[self._kept])
                 return True
         return False
 
     def _fingerprint(self, class_names: list[str], labels: Tensor | None) -> str:
-        c, digest = self.config, None if labels is None else hashlib.sha256(labels.numpy().data).hexdigest()
-        self._seen = self._seen or fingerprint.of_ends(self._files, self._names)
+        c, (names, _) = self.config, self._whole
+        digest = None if labels is None else hashlib.sha256(labels.numpy().data).hexdigest()
+        self._seen = self._seen or fingerprint.of_ends(self._files, names)
         settings = c.image_size, c.channels, c.background, class_names, digest
-        return fingerprint.of_images(self._files, self._names, settings, self._seen)
+        whole = fingerprint.of_images(self._files, names, settings, self._seen)
+        return fingerprint.of_part(whole, [c.part, c.holdout, c.group]) if c.is_part else whole
 
     def _is_name(self, recorded: str, class_names: list[str], labels: Tensor | None) -> bool:
         """Whether `recorded` is, or once was, the fingerprint of these images under these labels."""
         if recorded.startswith(fingerprint.SCHEME):
             return recorded == self._fingerprint(class_names, labels)
+        if self.config.is_part:  # which earlier versions had none of
+            return False
         c, first = self.config, self._first_labels()
         basis = c.image_size, c.channels, c.conditional, c.background
         settings = former.settings_of(basis, class_names, labels, None if first is None else first[1])
@@ -161,8 +155,7 @@ class ImageFolder(Dataset):
 
     def _of_pixels(self, names: list[str], labels: Tensor | None) -> str:
         """What a set in memory was known by; its images are decoded for it where they aren't."""
-        there = [name for name, is_kept in zip(self._names, self._kept.tolist(), strict=True) if is_kept]
-        number, known = {name: i for i, name in enumerate(there)}, -1
+        number, known = {name: i for i, name in enumerate(self.names)}, -1
         while len(self._left_out.reasons) != known:  # else a broken one was among them
             known = len(self._left_out.reasons)
             index = torch.tensor([number[name] for name in names if name in number and name not in self._left_out])
@@ -179,7 +172,33 @@ class ImageFolder(Dataset):
                 bar.advance(len(some))
 
     def _first_labels(self) -> tuple[list[str], Tensor] | None:
-        return None if self._labels is None else former.first_labels(self._files, self._names, self.config.root)
+        names, labels = self._whole
+        return None if labels is None else former.first_labels(self._files, names, self.config.root)
+
+    def _first_notes(self) -> list[str]:
+        about = self._files, self._names, self.config.root, self.class_names, self._labels
+        return list(image_notes.notes(*about))
+
+    def _is_large(self) -> bool:
+        return len(self._names) * self.channels * self.image_size**2 > self.config.memory_gb * 1e9
+
+    def _choose(self) -> None:
+        """Be the part that is wanted, the same on every rank."""
+        c, (names, labels) = self.config, self._whole
+
+        def look() -> tuple[Held, str]:
+            digests = fingerprint.digests_of(self._files, names)
+            return held_out(self._files, names, digests, c.share, c.group, c.root), fingerprint.together([digests])
+
+        found, self._seen = self._world.run_on_main(look)
+        is_chosen = found.mask if c.part == "held_out" else ~found.mask
+        self._chosen = is_chosen.nonzero().flatten()
+        self._names = [names[i] for i in self._chosen.tolist()]
+        self._labels = None if labels is None else labels[self._chosen]
+        self._kept = torch.ones(len(self._names), dtype=torch.bool)
+        self.lazy = self._is_large()
+        self.num_held_out = int(found.mask.sum()) if c.part == "train" else 0
+        self.notes = [found.words, *self._first_notes()]
 
     def _decode_all(self) -> InMemory:
         world, num = self._world, len(self._names)
@@ -187,9 +206,8 @@ class ImageFolder(Dataset):
         mine = range(min(num, world.rank * share), min(num, (world.rank + 1) * share))
         images = torch.empty(share * world.size, self.channels, self.image_size, self.image_size, dtype=torch.uint8)
         whole = torch.zeros(share * world.size, dtype=torch.uint8)
-        seen = bytearray(
-            share * world.size * fingerprint.DIGEST_BYTES
-        )  # of the ends of each file, which is read here anyway
+        # Of the ends of each file, which is read here anyway; where they are a part, all were looked at before.
+        seen = bytearray(share * world.size * fingerprint.DIGEST_BYTES) if self._chosen is None else None
 
         def fill(chunk: range) -> None:
             for i in chunk:
@@ -197,7 +215,7 @@ class ImageFolder(Dataset):
                 image = self._decode(i, seen)
                 if image is not None:
                     images[i], whole[i] = image, 1
-                elif not any(seen[_row(i)]):  # it could not even be read
+                elif seen is not None and not any(seen[_row(i)]):  # it could not even be read
                     seen[_row(i)] = fingerprint.look(self._files, self._names[i])
 
         def decode_mine() -> None:
@@ -208,9 +226,11 @@ class ImageFolder(Dataset):
 
         world.run_on_all(decode_mine)
         self._files.close()
-        for shared in (images, whole, torch.frombuffer(seen, dtype=torch.uint8).view(-1, fingerprint.DIGEST_BYTES)):
+        for shared in (images, whole):
             world.exchange_(shared)
-        self._seen = fingerprint.together([seen[: num * fingerprint.DIGEST_BYTES]])
+        if seen is not None:
+            world.exchange_(torch.frombuffer(seen, dtype=torch.uint8).view(-1, fingerprint.DIGEST_BYTES))
+            self._seen = fingerprint.together([seen[: num * fingerprint.DIGEST_BYTES]])
         images, self._kept, labels = images[:num], whole[:num].bool(), self._labels
         if not self._kept.all():
             example = world.first_message(self._left_out.example())
@@ -263,16 +283,6 @@ class ImageFolder(Dataset):
             if self._left_out.add(name, why) and self.lazy:
                 self._left_out.say(name)
             return None
-
-
-def sorted_names(files: ImageFiles, root: str) -> list[str]:
-    """All images in `files`, in the order of their indices. Raises InputError without any."""
-    names = sorted(files.sizes)
-    if not names:
-        unread = image_notes.unread(files)
-        got = root + (f", which has {unread}" if unread else "")
-        raise InputError("no images found", got, f"files that end in {' '.join(SUFFIXES)}")
-    return names
 
 
 def _row(i: int) -> slice:

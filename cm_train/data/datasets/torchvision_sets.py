@@ -4,7 +4,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from torch import Tensor
 
@@ -31,6 +31,9 @@ class PublishedConfig(DatasetConfig):
 
     def known_facts(self) -> Facts:
         return Facts(*self.shape, self.num_train if self.split == "train" else 10_000)
+
+    def held_out(self) -> Self | None:
+        return self.model_copy(update={"split": "test"}) if self.split == "train" else None
 
 
 class _PublishedSet(InMemory):
