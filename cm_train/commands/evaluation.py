@@ -149,13 +149,13 @@ def _known(place: Path, protocol: Protocol) -> Result | None:
     if not path.exists():
         return None
     known = read_result(path)
-    if known.protocol.of != protocol.of:
-        what = f"{path} is of {known.protocol.of.name}"
-        raise InputError(what, protocol.of.name, fix="out=... in a folder of its own")
     differences = known.protocol.differences(protocol)
-    if differences or known.protocol.metrics.keys() != protocol.metrics.keys():
-        named = differences or [f"metrics ({', '.join(known.protocol.metrics)} and {', '.join(protocol.metrics)})"]
-        raise InputError(f"{path} has other numbers: {'; '.join(named)}", fix="out=... in a folder of its own")
+    if known.protocol.metrics.keys() != protocol.metrics.keys():
+        differences.append(f"metrics ({', '.join(known.protocol.metrics)} and {', '.join(protocol.metrics)})")
+    if known.protocol.of != protocol.of and not differences:
+        differences.append(f"what was measured ({known.protocol.of.name} and {protocol.of.name})")
+    if differences:
+        raise InputError(f"{path} has other numbers: {'; '.join(differences)}", fix="out=... in a folder of its own")
     say(f"{path} is there already")
     return known
 

@@ -81,7 +81,7 @@ class Drawing:
         fix = f"batch_size={max(1, self.batch_size // 2)} (now {self.batch_size})"
         with shortage_explained(f"drawing {self.batch_size} images at once", fix):
             seen = look(extractor, _noting(self.batches(seeds), keep, kept.append), bar)
-        return seen, torch.cat(kept)
+        return seen, torch.cat([torch.empty(0, *self.denoiser.config.image_shape, dtype=torch.uint8), *kept])
 
 
 def _noting(batches: Iterator[Tensor], keep: int, note: Callable[[Tensor], object]) -> Iterator[Tensor]:
