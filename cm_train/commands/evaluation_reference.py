@@ -37,8 +37,11 @@ def compare(config: EvalConfig, models: list[Model]) -> Comparison:
             what = f"{models[0].label} and {model.label} were trained on different images"
             raise InputError(what, fix="reference=... for both")
     data, images = _data_of_run(models[0])
-    held = data.held_out() if config.held_out is None else None
-    held_out = real_images(config.held_out, *size) if config.held_out is not None else held and loaded(held)
+    held_out: Dataset | Statistics | None = None
+    if config.held_out is not None:
+        held_out = real_images(config.held_out, *size)
+    elif (held := data.held_out()) is not None:
+        held_out = loaded(held)
     what = f"{data.place or data.name}, the training images"
     return _compared(config, images, what, _pictures(held_out, config), size)
 

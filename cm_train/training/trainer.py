@@ -216,7 +216,7 @@ class Trainer(Steps):
                 picture, measured = self.previews.make(self.state.averages[0].denoiser, step)
             values |= measured
         if measures:
-            with tracker.doing("measuring"):
+            with tracker.doing("metrics"):
                 values |= self.evaluations.make(self.state.averages[0].denoiser, step)
         finite = {k: v if v is None or math.isfinite(v) else None for k, v in values.items()}
         tracker.log(finite, picture, self._beside_s(step))

@@ -43,7 +43,7 @@ def test_efficientnet_knows_a_flower_and_a_temple():
     """ImageNet's classes 985 (daisy) and 698 (palace), of the two photographs that scikit-learn carries, 224 pixels."""
     from sklearn.datasets import load_sample_images
 
-    extractor = registry.make("features", {"name": "efficientnet", "image_size": 224})
+    extractor = registry.make("features", {"name": "efficientnet", "input_size": 224})
     for photograph, number in zip(load_sample_images().images, (698, 985), strict=True):
         square = torch.from_numpy(np.array(photograph)).permute(2, 0, 1)[None, :, :, 100:527]
         features, logits = extractor(square)

@@ -29,11 +29,11 @@ class EfficientNet(Extractor):
     class Config(FeaturesConfig):
         name: Literal["efficientnet"] = "efficientnet"
         # What images are scaled to. The network was trained at 224; 96 is five times as fast.
-        image_size: Annotated[int, Field(ge=32, le=512)] = 96
+        input_size: Annotated[int, Field(ge=32, le=512)] = 96
 
     def __init__(self, config: Config, reference: Dataset | None = None):
         super().__init__()
-        self._side = config.image_size
+        self._side = config.input_size
         self.network = EfficientNetLite0()
         try:
             self.network.load_published(torch.load(_weights_file(), map_location="cpu", weights_only=True))

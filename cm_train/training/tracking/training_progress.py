@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from ...core.progress import Progress
 
-Doing = Literal["training", "preview", "measuring", "saving"]
-_WIDTH = 9  # of the longest: what stands beside the word does not move
+Doing = Literal["training", "preview", "metrics", "saving"]
+_WIDTH = 8  # of the longest: what stands beside the word does not move
 
 
 class TrainingProgress:
