@@ -1,10 +1,14 @@
-"""Writing in a thread of its own, behind what is being computed."""
+"""Beside what is being computed, each in a thread of its own: writing what came before, and making what comes next."""
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 _MOST_WAITING = 2  # calls, with what they hold in memory
 
@@ -47,3 +51,15 @@ class Behind:
         self._thread.join()
         if self._error is not None and error is not self._error:
             raise self._error
+
+
+def ahead(make: Callable[[A], B], items: Iterable[A]) -> Iterator[tuple[A, B]]:
+    """Each item with what `make` makes of it: in another thread, an item ahead of the caller. Raises as `make` does."""
+    with ThreadPoolExecutor(1, "ahead") as thread:
+        waiting: tuple[A, Future[B]] | None = None
+        for item in items:
+            ready, waiting = waiting, (item, thread.submit(make, item))
+            if ready is not None:
+                yield ready[0], ready[1].result()
+        if waiting is not None:
+            yield waiting[0], waiting[1].result()

@@ -58,7 +58,7 @@ def _of_redrawing(values: dict[str, Any]) -> RedrawConfig:
     usual: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "sample.yaml"))
     own = ("from", "ckpt", "out", "device", "plugins")
     for key, value in values.items():
-        if key not in own and value != usual[key]:
+        if key not in own and value != usual.get(key):
             raise InputError(f"from= takes {key} from the picture", f"{key}={value}", fix=f"drop {key}=")
     return typed(RedrawConfig, {key: values[key] for key in own}, as_written=True)
 

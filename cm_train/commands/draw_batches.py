@@ -12,12 +12,13 @@ from ..core.signals import heed
 from ..core.world import ALONE, World
 from ..models.compiling import CompiledBlocks
 from ..models.denoiser import Denoiser
+from ..sampling.by_hand import initial_noise
 from ..sampling.generate import generate_batches
 from ..sampling.guidance import Guided
 from ..sampling.labels import one_an_image
 from ..sampling.samplers.base import Sampler
 from ..training.compile_policy import compile_alike
-from .behind import Behind
+from .behind import Behind, ahead
 from .sample_files import ImageFiles
 from .sample_folder import Request, writing
 
@@ -57,18 +58,22 @@ def draw(
     # What is compiled is for one shape; the last batch is filled up to it.
     most = min(request.batch_size or 1, request.num)
 
-    def drawn(batch: range, levels: list[float]) -> Tensor:
+    def seeds(batch: range) -> range:
+        return range(request.seed + batch.start, request.seed + batch.stop)
+
+    def drawn(batch: range, levels: list[float], noise: Tensor | None = None) -> Tensor:
         classes = request.classes_at(batch)
         return next(
             generate_batches(
                 job.denoiser,
                 job.sampler,
                 levels,
-                [request.seed + place for place in batch],
+                seeds(batch),
                 None if classes is None else one_an_image(classes, len(batch), num_classes),
                 batch_size=most,
                 precision=request.precision,
                 whole_batches=compiled,
+                noise=noise,
             )
         )
 
@@ -84,5 +89,6 @@ def draw(
             with arithmetic(request.precision):  # at one level: that is one network call, and all are alike
                 compile_alike(blocks, lambda: drawn(batches[0], request.sigmas[:1]), "true", world, lambda: False)
         with Behind(write) as behind:
-            for batch in batches:
-                behind.put(batch, drawn(batch, request.sigmas))
+            # Noise is drawn on the CPU, one image after the other: a GPU would wait for that of the next batch.
+            for batch, noise in ahead(lambda batch: initial_noise(job.denoiser, seeds(batch)), batches):
+                behind.put(batch, drawn(batch, request.sigmas, noise))

@@ -14,7 +14,7 @@ from ..core.files import may_pass, read_small, regular, unreadable
 KEYWORD = "cm-train"
 MOST_CHARACTERS = 1 << 15
 
-_MOST_BYTES = 1 << 28  # of a picture; what is larger is none of ours
+_MOST_BYTES = 1 << 26  # of a picture; what is larger is none of ours
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER = struct.Struct(">I4s")  # of a chunk: how many bytes, and what they are; their CRC follows them
 
@@ -31,8 +31,8 @@ def read_noted(path: Path) -> tuple[bytes, str]:
         if may_pass(error):
             raise unreadable(path, error) from None
         raise InputError(f"{path} is no file to read: {error.strerror or error}", fix="from=PICTURE.png") from None
-    except ValueError:
-        raise InputError(f"{path} is no picture of cm-sample: it has more than {_MOST_BYTES >> 20} MiB") from None
+    except ValueError as error:  # it is too large, or no name at all
+        raise InputError(f"{path} is no picture of cm-sample: {error}", fix="from=PICTURE.png") from None
     if not content.startswith(_SIGNATURE):
         raise InputError(f"{path} is no PNG", fix="from=PICTURE.png, as cm-sample writes them")
     note = _note(content, path)

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from cm_train.commands.behind import Behind
+from cm_train.commands.behind import Behind, ahead
+from conftest import wait_for
 
 
 def put_all(written, error):
@@ -65,3 +66,22 @@ def test_who_quits_at_once_does_not_wait():
     assert behind._thread.is_alive()
     hangs.set()
     behind.__exit__(None, None, None)
+
+
+def test_ahead_makes_one_more_than_is_asked_for_in_another_thread():
+    made, threads = [], set()
+
+    def make(i):
+        made.append(i)
+        threads.add(threading.current_thread())
+        if i == 5:
+            raise ValueError("five")
+        return i * i
+
+    for i, (item, square) in enumerate(ahead(make, range(4))):
+        assert (item, square) == (i, i * i)
+        wait_for(lambda i=i: made == [*range(min(i + 2, 4))])
+    assert threading.current_thread() not in threads
+    assert list(ahead(make, [])) == []
+    with pytest.raises(ValueError, match="five"):
+        list(ahead(make, range(9)))
