@@ -22,7 +22,7 @@ class Note(Settings):
 
     cm_train: str  # the version
     ckpt: str  # as it was given
-    step: int
+    step: Annotated[int, Field(ge=0)]
     weights: str
     sha256: str  # of those weights, as in `Request`
     seed: Annotated[int, Field(ge=0)]

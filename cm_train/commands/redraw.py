@@ -76,8 +76,17 @@ def _drawn(note: Note, denoiser: Denoiser) -> Tensor:
     _, sampler = find_sampler(note.sampler, known.kind)
     levels = choose_levels(sampler, known, None, note.sigmas)
     labels = None if note.label is None else one_an_image([note.label], 1, known.num_classes)
-    model, settings = guided(denoiser, note.guidance), {"batch_size": 1, "whole_batches": False}
-    return next(generate_batches(model, sampler, levels, [note.seed], labels, precision=note.precision, **settings))[0]
+    images = generate_batches(
+        guided(denoiser, note.guidance),
+        sampler,
+        levels,
+        [note.seed],
+        labels,
+        batch_size=1,
+        precision=note.precision,
+        whole_batches=False,
+    )
+    return next(images)[0]
 
 
 def _check_free(out: Path | None) -> None:

@@ -135,7 +135,8 @@ def test_parts_of_an_npz_are_packed_in_their_order(tmp_path):
     assert packed.missing(30) == [7, 8, 9, *range(14, 30)]
     assert torch.equal(packed.read(30), images[:7])
     add(packed, 7, 8)
-    add(packed, 9, 14)
+    add(packed, 9)
+    add(packed, 14)
     add(packed, *range(15, 30))
     assert packed.missing(30) == []
     packed.finish()

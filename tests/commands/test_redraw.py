@@ -209,7 +209,7 @@ def notes_of_strangers():
         "weights": ["../../secret", "ema_0.1", "power_0.1", "", "\x1b[31mred"],
         "sha256": ["", "0" * 64, "\x1b[31mred" * 100],
         "ckpt": ["/dev/zero", "\0", "", "a" * 30_000, "/", "~nobody/x", "x/images/00000008.png", "../" * 1000],
-        "step": [-1, 10**30, "x"],
+        "step": [-1, "x"],
         "label": [0, -1, 10**30, "cat"],
         "guidance": [2.0, -1.0, "x"],
         "precision": ["auto", "fp8"],
