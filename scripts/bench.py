@@ -259,7 +259,8 @@ def save(size_name: str, rounds: int, precision: str) -> None:
 
 
 def sample(size_name: str, blocks: int, precision: str) -> None:
-    num_batches, most = (4, 64) if size_name == "large" else (20, 256)
+    silence()
+    num_batches, most = (2, 64) if size_name == "large" else (4, 256)
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         trainer = make_trainer(SIZES[size_name], home, precision, mode="ct")
@@ -276,7 +277,6 @@ def sample(size_name: str, blocks: int, precision: str) -> None:
             ):
                 denoiser(x, sigma).cpu()
 
-        silence()
         words = [f"ckpt={run}", f"num={num_batches * most}", f"batch_size={most}", f"precision={precision}"]
         images = num_batches * most
         print(f"{trainer.state.weights.numel():,} parameters, {images} images of {x.shape[-1]} pixels by {most}")
