@@ -1,8 +1,9 @@
-"""What training costs above its floor, and what a checkpoint costs training, measured in one run.
+"""What training and sampling cost above their floors, and what a checkpoint costs training, measured in one run.
 
     python scripts/bench.py train                    7.7 M parameters at 32x32, batch 16
     python scripts/bench.py train --size small       1.2 M parameters at 8x8, batch 128
     python scripts/bench.py save                     how long a save stalls training
+    python scripts/bench.py sample                   which share of cm-sample's time its network takes
 
 The floor of a consistency-distillation step is the arithmetic that no implementation can leave out: student forward
 and backward, target forward and the teacher's two forwards of a Heun step, on the same batch in the same precision.
@@ -11,6 +12,9 @@ Both are timed in turn, block by block, and the ratio is taken pair by pair, sin
 
 A save stalls training while weights, averages and optimizer are copied off the device. That is compared with the copy
 alone, and with the whole write to disk, hashes and fsync included, that goes on beside training.
+
+cm-sample with one network call an image, once its checkpoint is loaded, to the last file that it writes: the share of
+that time that passes within network calls, and the share that as many calls take alone, which nobody writes beside.
 """
 
 import argparse
@@ -25,7 +29,10 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
+from cm_train.commands import draw
 from cm_train.core import cli
+from cm_train.core.precision import arithmetic
+from cm_train.core.terminal import silence
 from cm_train.models.backbones.base import BackboneConfig
 from cm_train.models.checkpoints import read as checkpoint
 from cm_train.models.checkpoints import write as saving
@@ -251,14 +258,86 @@ def save(size_name: str, rounds: int, precision: str) -> None:
         )
 
 
+def sample(size_name: str, blocks: int, precision: str) -> None:
+    silence()
+    num_batches, most = (2, 64) if size_name == "large" else (4, 256)
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        trainer = make_trainer(SIZES[size_name], home, precision, mode="ct")
+        denoiser: Any = trainer.objective.denoiser
+        run = store(home / "sampled", denoiser, trainer.config.backbone)
+        denoiser.requires_grad_(False).eval()
+        x = torch.randn(most, *denoiser.config.image_shape, device=trainer.device)
+        sigma = torch.full((most,), 80.0, device=trainer.device)
+
+        def floor() -> None:
+            with (
+                arithmetic(precision),
+                torch.autocast(trainer.device.type, dtype=trainer.autocast, enabled=trainer.autocast is not None),
+            ):
+                denoiser(x, sigma).cpu()
+
+        words = [f"ckpt={run}", f"num={num_batches * most}", f"batch_size={most}", f"precision={precision}"]
+        images = num_batches * most
+        print(f"{trainer.state.weights.numel():,} parameters, {images} images of {x.shape[-1]} pixels by {most}")
+        for file_format in ("npz", "png"):
+            totals, insides, floors = [], [], []
+            for block in range(blocks + 1):
+                f = num_batches * timed(floor, num_batches)
+                total, inside = sampled([*words, f"format={file_format}", f"out={home / f'{file_format}-{block}'}"])
+                if block:  # the first one warms up
+                    totals.append(total)
+                    insides.append(inside / total)
+                    floors.append(f / total)
+            print(
+                f"{file_format}: {images / statistics.median(totals):.0f} images/s, in its network median "
+                f"{statistics.median(insides):.3f}  min {min(insides):.3f}; the calls alone / all: median "
+                f"{statistics.median(floors):.3f}  over {blocks}"
+            )
+
+
+def sampled(words: list[str]) -> tuple[float, float]:
+    """Seconds that cm-sample takes once its checkpoint is loaded, and those that pass within network calls."""
+    prepare, began, inside = draw._prepare, 0.0, 0.0
+
+    def now() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def prepared(config: Any) -> Any:
+        def enter(*_: object) -> None:
+            nonlocal inside
+            inside -= now()
+
+        def leave(*_: object) -> None:
+            nonlocal inside
+            inside += now()
+
+        nonlocal began
+        job = prepare(config)
+        job.denoiser.register_forward_pre_hook(enter)
+        job.denoiser.register_forward_hook(leave)
+        began = now()
+        return job
+
+    draw._prepare = prepared
+    try:
+        with initialize_config_dir(str(cli.conf_dir()), version_base=None):
+            draw.sample(compose("sample", overrides=words))
+        return now() - began, inside
+    finally:
+        draw._prepare = prepare
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train", "save"])
+    parser.add_argument("what", choices=["train", "save", "sample"])
     parser.add_argument("--size", choices=list(SIZES), default="large")
     parser.add_argument("--blocks", type=int, default=20, help="pairs of measurements (default: 20)")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     args = parser.parse_args()
-    (train if args.what == "train" else save)(args.size, args.blocks, args.precision)
+    {"train": train, "save": save, "sample": sample}[args.what](args.size, args.blocks, args.precision)
 
 
 if __name__ == "__main__":

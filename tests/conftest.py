@@ -3,10 +3,12 @@
 import contextlib
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -125,6 +127,16 @@ def wait_for(condition: Callable[[], bool], patience_s: float = 120.0) -> None:
 def children(pid):
     out = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
     return [int(p) for p in out.split()]
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """One of a PNG."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def with_chunk(content: bytes, added: bytes) -> bytes:
+    """`content`, a PNG, with one more chunk behind its first."""
+    return content[:33] + added + content[33:]
 
 
 class Website:

@@ -48,8 +48,7 @@ class Order(Settings):
     request: Request
     checkpoint: str
     on_gpus: bool
-    places: list[int]
-    batch_size: Annotated[int, Field(ge=1)]
+    batches: list[Annotated[list[int], Field(min_length=2, max_length=2)]]  # the first place of each, and past its last
     compile: bool
 
 
@@ -81,14 +80,15 @@ def draw_in_shares(num: int, order: Order, out: Path, stop: StopFlag) -> None:
             home.mkdir(exist_ok=True)
             write_whole(home / _ORDER, order.model_dump_json().encode())
             write_whole(home / _DRAWN, bytes(num * _COUNT.size))
-        with progress(len(order.places), "sampling") as bar, _followed(bar, home / _DRAWN):
+        total = sum(end - start for start, end in order.batches)
+        with progress(total, "sampling") as bar, _followed(bar, home / _DRAWN):
             ended = launching.launch(num, __name__, str(out), stop)
         if ended.code == ExitCode.WRONG_INPUT:
             raise InputError(ended.words)
         if ended.code != ExitCode.DONE:
             kept = f"{ended.words or 'a process failed'}; what was drawn is kept in {out}, and the same command goes on"
             raise TrainingFailed(ended.words if ended.says_all else kept)
-        if _num_drawn(home / _DRAWN) < len(order.places):
+        if _num_drawn(home / _DRAWN) < total:
             raise Stopped
     finally:
         shutil.rmtree(home, ignore_errors=True)
@@ -158,9 +158,8 @@ def _draw_share(out: Path) -> None:
     folder, _, denoiser = load_checkpoint(order.checkpoint, request.weights, device)
     _, sampler = find_sampler(request.sampler, denoiser.config.kind)
     job = Job(request, folder, guided(denoiser, request.guidance), sampler, out)
-    files = open_files(request.format, out, denoiser.config.image_shape, request.seed, here.rank)
-    batches = [order.places[i : i + order.batch_size] for i in range(0, len(order.places), order.batch_size)]
-    mine = [place for batch in batches[here.rank :: here.size] for place in batch]
+    files = open_files(request, out, denoiser.config, here.rank)
+    mine = [range(*batch) for batch in order.batches[here.rank :: here.size]]
     drawn = 0
     with open(out / SHARES / _DRAWN, "r+b", opener=not_through_a_link) as counts:
 
@@ -169,7 +168,7 @@ def _draw_share(out: Path) -> None:
             drawn += more
             os.pwrite(counts.fileno(), _COUNT.pack(drawn), here.rank * _COUNT.size)
 
-        draw(job, files, mine, order.batch_size, order.compile, advance, world)
+        draw(job, files, mine, order.compile, advance, world)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -19,7 +19,9 @@ from ..core.progress import progress
 from ..core.settings import excerpt
 from ..core.signals import heed
 from ..data.pixels import read_png, save_png
-from .sample_folder import IMAGES, PACKED, PARTS, UNPACKED
+from ..models.denoiser import DenoiserConfig
+from .picture_notes import MakeNotes, notes_of
+from .sample_folder import IMAGES, PACKED, PARTS, UNPACKED, Request
 
 _TOGETHER = 256  # images in memory at once
 
@@ -32,8 +34,8 @@ class ImageFiles(Protocol):
     def missing(self, num: int) -> list[int]:
         """Which of the first `num` are still to be drawn, in order."""
 
-    def add(self, places: list[int], images: Tensor) -> None:
-        """Write uint8 [N, C, H, W] to where they belong; they come in the order of `missing`."""
+    def add(self, places: Sequence[int], images: Tensor) -> None:
+        """Write uint8 [N, C, H, W] to where they belong: one piece, of which some may be there already."""
 
     def read(self, num: int) -> Tensor:
         """The first `num`, or as many as there are in one piece; uint8 [N, C, H, W]."""
@@ -41,14 +43,15 @@ class ImageFiles(Protocol):
     def finish(self) -> None:
         """All that were asked for are there."""
 
-    def names(self, places: list[int]) -> str:
+    def names(self, places: Sequence[int]) -> str:
         """What a user finds the images of `places` under, from `home`."""
 
 
-def open_files(format: str, home: Path, shape: Shape, seed: int, share: int | None = None) -> ImageFiles:
-    """What is there of a request in `home`, as `format` says: png or npz.
+def open_files(request: Request, home: Path, config: DenoiserConfig, share: int | None = None) -> ImageFiles:
+    """What is there of a request in `home`.
 
     Args:
+        config: of the denoiser that draws it.
         share: of the process that draws, where there are several; for an npz, which one alone can write, these draw
             into a folder that is then packed.
 
@@ -56,9 +59,10 @@ def open_files(format: str, home: Path, shape: Shape, seed: int, share: int | No
         OSError: there is no room.
     """
     beside = home / (".image.png.writing" if share is None else f".image-{share}.png.writing")
-    if format == "png":
-        return Pngs(home / IMAGES, beside, shape, seed)
-    return Packed(home, shape) if share is None else Pngs(home / PARTS, beside, shape, 0)
+    shape = config.image_shape
+    if request.format == "png":
+        return Pngs(home / IMAGES, beside, shape, request.seed, notes_of(request, config))
+    return Packed(home, shape) if share is None else Pngs(home / PARTS, beside, shape)
 
 
 class Pngs(ImageFiles):
@@ -66,10 +70,12 @@ class Pngs(ImageFiles):
 
     Args:
         beside: what an image is called until it is whole.
+        notes: what each says of itself.
     """
 
-    def __init__(self, folder: Path, beside: Path, shape: Shape, first: int):
+    def __init__(self, folder: Path, beside: Path, shape: Shape, first: int = 0, notes: MakeNotes | None = None):
         self._folder, self._beside, self._shape, self._first = folder, beside, shape, first
+        self._notes = notes
         self._folder.mkdir(exist_ok=True)
 
     def missing(self, num: int) -> list[int]:
@@ -83,9 +89,10 @@ class Pngs(ImageFiles):
                 bar.advance()
         return [place for place in range(num) if place not in whole]
 
-    def add(self, places: list[int], images: Tensor) -> None:
-        for place, image in zip(places, images, strict=True):
-            save_whole(image, self._path(place), self._beside)
+    def add(self, places: Sequence[int], images: Tensor) -> None:
+        notes = [""] * len(places) if self._notes is None else self._notes(places)
+        for place, image, note in zip(places, images, notes, strict=True):
+            save_whole(image, self._path(place), self._beside, note)
 
     def read(self, num: int, start: int = 0) -> Tensor:
         found = []
@@ -100,7 +107,7 @@ class Pngs(ImageFiles):
         for left in self._beside.parent.glob(".image*.png.writing"):  # of one that was killed
             left.unlink(missing_ok=True)
 
-    def names(self, places: list[int]) -> str:
+    def names(self, places: Sequence[int]) -> str:
         return " to ".join(dict.fromkeys(f"{IMAGES}/{self._path(place).name}" for place in (places[0], places[-1])))
 
     def _path(self, place: int) -> Path:
@@ -121,15 +128,15 @@ class Packed(ImageFiles):
         parts = self._parts()
         return [*range(count, num)] if parts is None else [place for place in parts.missing(num) if place >= count]
 
-    def add(self, places: list[int], images: Tensor) -> None:
+    def add(self, places: Sequence[int], images: Tensor) -> None:
         count = max(self._num_packed(), self._num_unpacked())
         parts = self._parts()
-        if parts is None or places == [*range(count, count + len(places))]:
+        if parts is None or places[0] <= count:
             self._append(places, images)
         else:
             parts.add(places, images)
 
-    def _append(self, places: list[int], images: Tensor) -> None:
+    def _append(self, places: Sequence[int], images: Tensor) -> None:
         if places[0] > self._num_unpacked():
             self._unpack()
         with open(self._unpacked, "ab", opener=not_through_a_link) as file:
@@ -139,7 +146,7 @@ class Packed(ImageFiles):
     def _parts(self) -> Pngs | None:
         """What processes have drawn, where they have."""
         folder = self._home / PARTS
-        return Pngs(folder, self._home / ".image.png.writing", self._shape, 0) if folder.is_dir() else None
+        return Pngs(folder, self._home / ".image.png.writing", self._shape) if folder.is_dir() else None
 
     def _gather(self) -> int:
         """Append what processes have drawn, as far as it goes in one piece; returns how many there are then."""
@@ -149,7 +156,7 @@ class Packed(ImageFiles):
             count += len(some)
         return count
 
-    def names(self, places: list[int]) -> str:
+    def names(self, places: Sequence[int]) -> str:
         return PACKED
 
     def read(self, num: int) -> Tensor:
@@ -222,7 +229,7 @@ class Packed(ImageFiles):
                 file.write(member.read(self._size))
 
 
-def save_whole(picture: Tensor, path: Path, beside: Path) -> None:
-    """Write one PNG as `beside`, and give it its name. Raises OSError."""
-    save_png(picture, beside)
+def save_whole(picture: Tensor, path: Path, beside: Path, note: str = "") -> None:
+    """Write one PNG as `beside`, with `note` in it, and give it its name. Raises OSError."""
+    save_png(picture, beside, note)
     os.replace(beside, path)

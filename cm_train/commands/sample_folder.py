@@ -5,7 +5,7 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,11 +15,15 @@ from ..core.errors import InputError
 from ..core.files import may_pass, patiently, read_small, unreadable, write_whole
 from ..core.run_layout import run_of
 from ..core.settings import Settings, excerpt, typed
+from ..core.terminal import say
 from ..runs.lock import FolderInUse, refuse_links
+from .boundaries import BatchSize, unfinished
 
 REQUEST, IMAGES, PACKED, UNPACKED = "request.json", "images", "samples.npz", ".samples.writing"
 PARTS = ".samples.parts"  # images that processes have drawn for an npz, and which are not in their turn yet
 SHARES = ".shares"  # what the processes of a command are told to draw, and how far they are
+
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 _MOST_LEVELS = 4  # in a name
 _MAX_REQUEST_BYTES = 1 << 22
@@ -41,19 +45,33 @@ class Request(Settings):
     sigmas: list[float]  # the noise levels, one a step
     labels: int | Annotated[list[int], Field(min_length=1)] | None  # of several each has its turn
     guidance: float
-    precision: str
+    precision: Precision
     format: Literal["png", "npz"]
+    # Which images are drawn together, which moves a pixel by a grey level at most. Older versions have neither.
+    batch_size: BatchSize | None = None
+    ends: list[Annotated[int, Field(ge=1)]] = []  # how many images it had before it was enlarged, each time
 
     def classes(self, num: int) -> int | list[int] | None:
         """The class of each of the first `num` images, or of all; None leaves them to the seeds."""
-        several = self.labels
-        return [several[i % len(several)] for i in range(num)] if isinstance(several, list) else several
+        return self.classes_at(range(num)) if isinstance(self.labels, list) else self.labels
+
+    def classes_at(self, places: Sequence[int]) -> list[int] | None:
+        """The class of the image at each of `places`; None leaves them to the seeds."""
+        if self.labels is None:
+            return None
+        several = self.labels if isinstance(self.labels, list) else [self.labels]
+        return [several[place % len(several)] for place in places]
+
+    def unfinished(self, missing: Iterable[int]) -> list[range]:
+        """The places of each batch of which an image is missing; see `boundaries`."""
+        assert self.batch_size is not None, "a folder that is claimed has one"
+        return unfinished(missing, self.num, self.batch_size, self.ends)
 
     def differences(self, other: "Request") -> list[str]:
         """The keys in which `other` means other images than this one, beside their number, and both values."""
         mine, theirs = self.model_dump(), other.model_dump()
         for request, values in ((self, mine), (other, theirs)):
-            del values["num"]
+            del values["num"], values["batch_size"], values["ends"]
             # The last digits are another processor's to choose.
             values["sigmas"] = [float(f"{sigma:.9g}") for sigma in values["sigmas"]]
             values["labels"] = request.classes(min(self.num, other.num))
@@ -62,6 +80,18 @@ class Request(Settings):
         return [
             f"{key} ({_brief(value)} -> {_brief(theirs[key])})" for key, value in mine.items() if value != theirs[key]
         ]
+
+    def gone_on_with(self, asked: "Request") -> "Request":
+        """This request once `asked`, which means the same images, is made of it.
+
+        It keeps the larger number, the checkpoint's first name, and its batches, since these make for equal bytes; but
+        for smaller ones that were asked for by name: memory may be short.
+        """
+        size = min(filter(None, (self.batch_size, asked.batch_size)), default=None)
+        if asked.num <= self.num:
+            return self.model_copy(update={"batch_size": size, "ends": sorted(self.ends)})
+        more = {"num": asked.num, "labels": asked.labels, "ends": sorted({*self.ends, self.num})}
+        return self.model_copy(update={"batch_size": size, **more})
 
 
 def _brief(value: object) -> str:
@@ -105,10 +135,13 @@ def _class_part(labels: int | list[int] | None, names: list[str]) -> str:
 
 
 @contextlib.contextmanager
-def claimed(home: Path, request: Request) -> Iterator[Request]:
+def claimed(home: Path, request: Request, usual_batch: int) -> Iterator[Request]:
     """Hold `home` for this process, with `request` written in it; yields what it is for altogether.
 
-    More or fewer images of the same request are that request; the larger number stays written.
+    More or fewer images of the same request are that request, see `Request.gone_on_with`.
+
+    Args:
+        usual_batch: how many images at once where neither `request` nor the folder says.
 
     Raises:
         InputError: it holds somebody's files or another request's images, is in use, or can't be written.
@@ -126,12 +159,23 @@ def claimed(home: Path, request: Request) -> Iterator[Request]:
                     allowed="another num",
                     fix="out=... in a folder of its own",
                 )
-            if before.num >= request.num:
-                request = before
+            _say_of_batches(before.batch_size, request.batch_size)
+            request = before.gone_on_with(request)
+        if request.batch_size is None:
+            request = request.model_copy(update={"batch_size": usual_batch})
         if request != before:
             with writing(home):
                 write_whole(home / REQUEST, json.dumps(request.model_dump(), indent=1).encode())
         yield request
+
+
+def _say_of_batches(before: int | None, asked: int | None) -> None:
+    if before is None or asked is None or asked == before:
+        return
+    if asked > before:
+        say(f"note: in batches of {before}, as it was begun, so that all images are as if never interrupted")
+    else:
+        say(f"note: in batches of {asked} from now on, not {before}: a pixel may differ by a grey level")
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from .keys import refuse_as_flags
 # Keys whose values are text, whatever they look like: name=123 is a name.
 TEXT = frozenset(
     ["name", "data_name", "run_dir", "teacher", "teacher_experiment", "init", "dataset.root", "ckpt", "out", "weights"]
-    + ["samples", "reference", "held_out", "features.path"]
+    + ["from", "samples", "reference", "held_out", "features.path"]
     + ["budget", "teacher_budget", "notice", "dataset.group"]
     + [f"tracking.{key}" for key in ("project", "entity", "group")]
 )

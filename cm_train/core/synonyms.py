@@ -63,6 +63,7 @@ SAMPLE = {
     "labels": "class label classes class_idx cond",
     "num": "n num_images num_samples n_samples count samples",
     "out": "output outdir out_dir output_dir save_dir folder",
+    "seed": "random_seed manual_seed",
     "sigmas": "ts timesteps noise_levels",
     "steps": "num_steps nfe num_inference_steps sampling_steps ddim_steps",
     "weights": "ema ema_decay",

@@ -4,12 +4,14 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
 
 from ..core.files import not_through_a_link
 from .captions import NARROWEST, written
+from .png_notes import KEYWORD
 
 _GAP_GREY = 90  # neither the black nor the white that images end in
 _MOST_OVERHEAD = 1 << 16  # of a PNG, in bytes
@@ -54,30 +56,45 @@ def grid(
     return picture
 
 
-def save_png(picture: Tensor, path: str | os.PathLike[str]) -> None:
-    """Write one uint8 picture [C, H, W], C 1 or 3, as PNG."""
-    from PIL import Image
+def save_png(picture: Tensor, path: str | os.PathLike[str], note: str = "") -> None:
+    """Write one uint8 picture [C, H, W], C 1 or 3, as PNG.
 
+    Args:
+        note: what it is to say of itself, see `png_notes`; of Latin-1's characters.
+    """
+    from PIL import Image, PngImagePlugin
+
+    texts = PngImagePlugin.PngInfo()
+    if note:
+        texts.add_text(KEYWORD, note)
     array = picture.permute(1, 2, 0).contiguous().cpu().numpy()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb", opener=not_through_a_link) as file:
-        Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(file, "PNG")
+        Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(file, "PNG", pnginfo=texts)
 
 
 def read_png(path: str | os.PathLike[str], shape: tuple[int, int, int]) -> Tensor | None:
     """The picture [C, H, W] that `save_png` wrote; None where there is none of that shape, or only half of one."""
+    try:
+        with open(path, "rb", opener=not_through_a_link) as file:
+            if os.fstat(file.fileno()).st_size > 2 * math.prod(shape) + _MOST_OVERHEAD:
+                return None
+            return decoded_png(file, shape)
+    except (OSError, ValueError):
+        return None
+
+
+def decoded_png(file: IO[bytes], shape: tuple[int, int, int]) -> Tensor | None:
+    """As `read_png`, of what an open file holds."""
     import numpy as np
     from PIL import Image
 
     channels, height, width = shape
     try:
-        with open(path, "rb", opener=not_through_a_link) as file:
-            if os.fstat(file.fileno()).st_size > 2 * math.prod(shape) + _MOST_OVERHEAD:
+        with Image.open(file, formats=["PNG"]) as image:
+            if (image.mode, image.size) != ("L" if channels == 1 else "RGB", (width, height)):
                 return None
-            with Image.open(file, formats=["PNG"]) as image:
-                if (image.mode, image.size) != ("L" if channels == 1 else "RGB", (width, height)):
-                    return None
-                array = np.array(image)
+            array = np.array(image)
     except Exception:  # Pillow raises nearly anything
         return None
     return torch.from_numpy(array).view(height, width, channels).permute(2, 0, 1)

@@ -1,9 +1,12 @@
 """cm-sample's folder: what it writes, what it goes on with, and what it leaves alone."""
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import random
+import re
 import shutil
 import signal
 import threading
@@ -19,6 +22,7 @@ from test_checkpoints import BACKBONE, CONFIG, write
 from test_choosing import midpoint  # noqa: F401 - a fixture
 
 from cm_train import captions, generate, load_denoiser
+from cm_train.commands import draw_batches, sample_files
 from cm_train.commands.draw import sample
 from cm_train.commands.sample_folder import Request, default_name
 from cm_train.core import cli, registry
@@ -88,6 +92,8 @@ def test_a_request_says_what_determines_its_images(draw):
         "guidance": 1.0,
         "precision": "fp32",
         "format": "png",
+        "batch_size": 256,
+        "ends": [],
     }
 
 
@@ -124,7 +130,7 @@ def test_the_same_request_goes_on_where_it_was_stopped(format, draw, capsys):
     if format == "png":
         assert len(before) > 40
         redrawn = {name for name, file in before.items() if file != after[name]}
-        assert redrawn == {"images/00000011.png", "images/00000012.png"}
+        assert redrawn == {f"images/{i:08d}.png" for i in range(8, 16)}, "the batch of what was torn, whole"
     assert not [name for name in after if "writing" in name]
 
 
@@ -137,6 +143,146 @@ def test_more_images_of_a_request_are_added_and_fewer_are_there_already(format, 
     assert np.array_equal(pixels(Path("x")), expected(9))
     picture = Image.open("x/grid.png")
     assert picture.width == picture.height, "three rows of three"
+
+
+def drawn_by_batch(monkeypatch):
+    """Have every image tell by its pixels which batch it was drawn in: its first seed, its length, and its place."""
+    calls = []
+
+    def batches(denoiser, sampler, levels, seeds, labels, **_):
+        calls.append((seeds[0], len(seeds)))
+        image = torch.arange(64).view(1, 1, 8, 8)
+        told = [(seeds[0], len(seeds), i) for i in range(len(seeds))]
+        yield torch.stack([(image * 0 + torch.tensor([*t, *[0] * 5]) % 256).to(torch.uint8)[0] for t in told])
+
+    monkeypatch.setattr(draw_batches, "generate_batches", batches)
+    return calls
+
+
+@pytest.mark.parametrize("format", ["png", "npz"])
+def test_an_interruption_leaves_no_trace_in_the_batches(format, draw, monkeypatch):
+    """Whatever is missing, batches are drawn whole on the same boundaries: the bytes of one that was left alone."""
+    calls = drawn_by_batch(monkeypatch)
+    words = ["num=45", "batch_size=8", "seed=3", f"format={format}"]
+    assert draw(*words, "out=whole") == 0
+    assert calls == [(3, 8), (11, 8), (19, 8), (27, 8), (35, 8), (43, 5)]
+    whole = {name: content for name, (_, content) in contents(Path("whole")).items()}
+    dice = random.Random(0)
+    for _ in range(6):
+        shutil.rmtree("x", ignore_errors=True)
+        assert draw(*words, "out=x") == 0
+        if format == "png":
+            lost = sorted(dice.sample(range(45), 5))
+            for place in lost:
+                Path(f"x/images/{3 + place:08d}.png").unlink()
+        else:
+            count = dice.randrange(45)
+            lost = range(count, 45)
+            rows = np.load("x/samples.npz")["arr_0"].tobytes()
+            Path("x/.samples.writing").write_bytes(rows[: count * 64 + dice.randrange(64)])
+            Path("x/samples.npz").unlink()
+        calls.clear()
+        assert draw(*words, "out=x") == 0
+        assert calls == [(3 + b, min(8, 45 - b)) for b in range(0, 45, 8) if {*range(b, b + 8)} & {*lost}]
+        assert {name: content for name, (_, content) in contents(Path("x")).items()} == whole
+
+
+@pytest.mark.parametrize("format", ["png", "npz"])
+def test_what_is_added_is_drawn_in_batches_of_its_own(format, draw, monkeypatch):
+    calls = drawn_by_batch(monkeypatch)
+    for num in (5, 20, 12, 21):
+        assert draw(f"num={num}", "batch_size=8", f"format={format}", "out=x") == 0
+    assert calls == [(0, 5), (5, 3), (8, 8), (16, 4), (20, 1)]
+    request = json.loads(Path("x/request.json").read_text())
+    assert (request["num"], request["ends"], request["batch_size"]) == (21, [5, 20], 8)
+    expected = pixels(Path("x"))
+    if format == "png":
+        calls.clear()
+        for place in (1, 6, 20):
+            Path(f"x/images/{place:08d}.png").unlink()
+        assert draw("num=2", "out=x") == 0
+        assert calls == [(0, 5)], "whole, though fewer are asked for"
+        assert draw("num=21", "out=x") == 0
+        assert calls == [(0, 5), (5, 3), (20, 1)]
+        assert np.array_equal(pixels(Path("x")), expected)
+
+
+def test_a_folder_keeps_its_batch_size_but_for_a_smaller_one(draw, monkeypatch, capsys):
+    calls = drawn_by_batch(monkeypatch)
+
+    def lose(place):
+        calls.clear()
+        Path(f"x/images/{place:08d}.png").unlink(missing_ok=True)
+
+    def recorded():
+        return json.loads(Path("x/request.json").read_text())["batch_size"]
+
+    assert draw("num=20", "batch_size=8", "out=x") == 0
+    for word in ([], ["batch_size=8"], ["batch_size=9"]):
+        lose(9)
+        capsys.readouterr()
+        assert draw("num=20", "out=x", *word) == 0
+        said = "note: in batches of 8, as it was begun" in capsys.readouterr().err
+        assert (calls, recorded(), said) == ([(8, 8)], 8, word == ["batch_size=9"])
+    lose(9)
+    assert draw("num=20", "out=x", "batch_size=3") == 0
+    assert "in batches of 3 from now on, not 8: a pixel may differ by a grey level" in capsys.readouterr().err
+    assert (calls, recorded()) == ([(9, 3)], 3)
+    # One of an older version does not say: what is there stays, and the command's is written down.
+    request = json.loads(Path("x/request.json").read_text())
+    del request["batch_size"], request["ends"]
+    Path("x/request.json").write_text(json.dumps(request))
+    lose(9)
+    assert draw("num=20", "out=x", "batch_size=5") == 0
+    assert (calls, recorded()) == ([(5, 5)], 5)
+    with pytest.raises(InputError, match="batch_size"):
+        draw("num=20", "out=x", "batch_size=100000000")
+
+
+def test_what_was_added_keeps_the_name_that_the_checkpoint_had_first(draw):
+    assert draw("num=3", "out=x") == 0
+    assert draw("num=5", "out=x", "ckpt=run/checkpoints/step_00000005") == 0
+    assert json.loads(Path("x/request.json").read_text())["ckpt"] == "run"
+
+
+def test_seeds_are_another_way_to_say_seed_and_num(draw):
+    for words, seed, num in (
+        (["seeds=100-102"], 100, 3),
+        (["seeds=7"], 7, 1),
+        (["seeds= 3 - 4 "], 3, 2),
+        (["seeds=5-6", "num=2", "seed=5"], 5, 2),
+    ):
+        shutil.rmtree("x", ignore_errors=True)
+        assert draw("out=x", *tidy(words, [])) == 0
+        request = json.loads(Path("x/request.json").read_text())
+        assert (request["seed"], request["num"]) == (seed, num)
+        assert len(list(Path("x/images").iterdir())) == num
+    for words, said in (
+        (["seeds=5-6", "num=3"], "seeds and num disagree; got 'seeds=5-6 and num=3'; fix: drop num=, or seeds="),
+        (["seeds=5-6", "seed=0"], "seeds and seed disagree"),
+        (["seeds=6-5"], "seeds can't be read; got '6-5'; allowed: a first and a last seed as 100-199, or one seed"),
+        (["seeds=-1"], "seeds can't be read"),
+        (["seeds=cat"], "seeds can't be read"),
+        (["seeds='1-2,5-6'"], "fix: -m seeds=0-63,1000-1063 for a folder of each"),
+        (["seeds=" + "9" * 50], "seeds can't be read"),
+    ):
+        with pytest.raises(InputError, match=re.escape(said)):
+            draw("out=x", *words)
+
+
+def test_an_image_that_can_not_be_written_ends_the_command_in_one_line(draw, monkeypatch):
+    drawn_by_batch(monkeypatch)
+    save, room = sample_files.save_png, iter(range(20))
+
+    def until_full(picture, path, *note):
+        if next(room, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(picture, path, *note)
+
+    monkeypatch.setattr(sample_files, "save_png", until_full)
+    with pytest.raises(InputError, match="can't write to x: No space left on device; fix: free space, or set out="):
+        draw("num=400", "batch_size=8", "out=x")
+    assert len(list(Path("x/images").iterdir())) == 20
 
 
 def test_every_file_that_was_written_is_said(draw, capsys):
