@@ -1,12 +1,12 @@
 """Where a command's networks run."""
 
-import torch
-
 from ..core.errors import InputError
 
 
-def chosen_device(asked: str) -> str:
-    """`device=` as torch has it. Raises InputError where there is no such device here."""
+def device_for(asked: str) -> str:
+    """What `device` means on this machine. Raises InputError where it has no such device."""
+    import torch
+
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     gpus = torch.cuda.device_count()

@@ -13,7 +13,8 @@ from .. import __version__
 from ..core.errors import ExitCode, InputError
 from ..core.settings import typed
 from ..core.signals import StopFlag, Stopped
-from .sample_config import USUAL_BATCH, RedrawConfig, SampleConfig, device_for
+from .device import device_for
+from .sample_config import USUAL_BATCH, RedrawConfig, SampleConfig
 from .sample_folder import REQUEST, SHARES, Request, claimed, default_name, writing
 
 if TYPE_CHECKING:

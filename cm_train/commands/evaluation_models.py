@@ -15,7 +15,7 @@ from ..models.checkpoints.manifest import Manifest
 from ..models.checkpoints.weights import sha256_of_weights
 from ..sampling.guidance import guided
 from ..sampling.labels import class_numbers
-from .device import chosen_device
+from .device import device_for
 from .evaluation_config import EvalConfig
 
 
@@ -61,7 +61,7 @@ def models_of(config: EvalConfig) -> list[Model]:
 
 def load(config: EvalConfig, model: Model) -> Drawing:
     """The model in memory, and how it is sampled. Raises InputError, or OutOfMemory."""
-    device = chosen_device(config.device)
+    device = device_for(config.device)
     with shortage_explained("while the checkpoint was being loaded", "device=cpu, or less beside it on this machine"):
         denoiser = load_checkpoint(model.path, config.weights, device)[2]
     labels: list[int] | None = None
@@ -89,4 +89,4 @@ def _model(folder: Path, given: str, manifest: Manifest, config: EvalConfig) -> 
 
 def device_of(config: EvalConfig) -> torch.device:
     """Where networks run. Raises InputError where there is no such device."""
-    return torch.device(chosen_device(config.device))
+    return torch.device(device_for(config.device))

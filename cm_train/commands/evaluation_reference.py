@@ -27,9 +27,9 @@ def compare(config: EvalConfig, models: list[Model]) -> Comparison:
         if (d.image_size, d.image_channels) != size:
             got = f"{models[0].label}: {size}, {model.label}: {(d.image_size, d.image_channels)}"
             raise InputError("these models make images of different sizes", got, "one size and number of channels")
+    held_out = None if config.held_out is None else real_images(config.held_out, *size)
     if config.reference is not None:
         reference = real_images(config.reference, *size)
-        held_out = None if config.held_out is None else real_images(config.held_out, *size)
         _check_same_shape(reference, size, config.reference)
         return _compared(config, reference, config.reference, _pictures(held_out, config), size)
     for model in models[1:]:
@@ -37,10 +37,7 @@ def compare(config: EvalConfig, models: list[Model]) -> Comparison:
             what = f"{models[0].label} and {model.label} were trained on different images"
             raise InputError(what, fix="reference=... for both")
     data, images = _data_of_run(models[0])
-    held_out: Dataset | Statistics | None = None
-    if config.held_out is not None:
-        held_out = real_images(config.held_out, *size)
-    elif (held := data.held_out()) is not None:
+    if held_out is None and (held := data.held_out()) is not None:
         held_out = loaded(held)
     what = f"{data.place or data.name}, the training images"
     return _compared(config, images, what, _pictures(held_out, config), size)

@@ -30,8 +30,9 @@ from ..sampling.choosing import choose_levels, find_sampler
 from ..sampling.generate import generate_batches
 from ..sampling.guidance import guided
 from ..sampling.labels import one_an_image
+from .device import device_for
 from .picture_notes import Note
-from .sample_config import RedrawConfig, device_for
+from .sample_config import RedrawConfig
 from .sample_files import save_whole
 from .sample_folder import writing
 

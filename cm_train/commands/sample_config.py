@@ -85,18 +85,3 @@ def parse_seeds(seeds: int | str) -> tuple[int, int]:
         allowed = "a first and a last seed as 100-199, or one seed"
         raise InputError("seeds can't be read", excerpt(seeds), allowed, "-m seeds=0-63,1000-1063 for a folder of each")
     return first, last - first + 1
-
-
-def device_for(asked: str) -> str:
-    """What `device` means on this machine. Raises InputError where it has no such device."""
-    import torch
-
-    if asked == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    gpus = torch.cuda.device_count()
-    known = ["cpu"]
-    if gpus:
-        known += ["cuda", *(f"cuda:{i}" for i in range(gpus))]
-    if asked not in known:
-        raise InputError("no such device here", asked, ", ".join(["auto", *known]))
-    return asked
