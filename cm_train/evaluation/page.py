@@ -8,7 +8,7 @@ from html import escape
 
 from torch import Tensor
 
-from ..data.show import show
+from ..data.pixels import write_png
 from .curve import curves
 from .result import Result
 from .table import REAL, rows
@@ -69,7 +69,7 @@ def _table(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
 
 def _figure(picture: Tensor, words: str) -> str:
     data = io.BytesIO()
-    show(picture, min_side=0).save(data, "PNG")
+    write_png(picture, data)
     source = base64.b64encode(data.getvalue()).decode()
     caption = escape(words)
     return (
@@ -78,14 +78,16 @@ def _figure(picture: Tensor, words: str) -> str:
 
 
 def _protocol(result: Result, is_open: bool) -> str:
-    cells = [
-        [key, ", ".join(f"{name} {value}" for name, value in given.items()) if isinstance(given, dict) else str(given)]
-        for key, given in _flat(result.protocol.model_dump()).items()
-        if given is not None
-    ]
+    cells = [[key, _in_words(given)] for key, given in _flat(result.protocol.model_dump()).items() if given is not None]
     body = "".join(f'<tr><td>{escape(a)}</td><td class="text">{escape(b)}</td></tr>\n' for a, b in cells)
     attribute = " open" if is_open else ""
     return f"<details{attribute}><summary>{escape(result.protocol.of.name)}</summary><table>\n{body}</table></details>"
+
+
+def _in_words(given: object) -> str:
+    if isinstance(given, dict):
+        return ", ".join(f"{name} {value}" for name, value in given.items())
+    return ", ".join(map(str, given)) if isinstance(given, list) else str(given)
 
 
 def _flat(values: Mapping[str, object]) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Fréchet distances: FD on any features, FID on those that it is defined on."""
+"""FD, the Fréchet distance on any features."""
 
 from typing import Literal
 
@@ -22,18 +22,3 @@ class FD(Metric):
 
     def measure(self, samples: Seen, real: Real) -> dict[str, float]:
         return {self.config.name: frechet_distance(samples.features, real.statistics)}
-
-
-@register
-class FID(FD):
-    """The Fréchet inception distance: Heusel et al. 2017 (arXiv:1706.08500)."""
-
-    numbers = {"fid": "lower"}
-
-    class Config(MetricConfig):
-        name: Literal["fid"] = "fid"
-
-    def lacks(self, samples: Seen, real: Real) -> str | None:
-        if real.features != "inception":
-            return f"it is defined on features=inception; fd is the same on {real.features}"
-        return super().lacks(samples, real)
