@@ -285,7 +285,7 @@ MUTANTS = [Mutant(*row) for row in (
      "if of.snapshots is None else of.snapshots", "if True else of.snapshots",
      f"{HARM}::test_an_average_is_made_of_the_snapshots_that_its_checkpoint_lists",
      "averages made of snapshots of another past"),
-    ("needed-pruned", "cm_train/models/checkpoints/write.py", "if not is_needed(folder)", "if True",
+    ("needed-pruned", "cm_train/models/checkpoints/write.py", "if not is_needed(f) and", "if",
      f"{HARM}::test_a_student_goes_on_with_the_teacher_that_it_began_with",
      "a teacher's run deletes what its student goes on with"),
     ("vanished-is-damaged", "cm_train/models/checkpoints/vanishing.py",

@@ -54,14 +54,14 @@ class Data:
 
 
 DATA = (
-    Data("digits", ("dataset=digits",), 0.9e6, 128, (0, 1, 2), 1797, "classifier"),
+    Data("digits", ("dataset=digits",), 0.4e6, 128, (0, 1, 2), 1797, "classifier"),
     Data(
-        "fashion", ("dataset=fashion_mnist", "dataset.root={data}"), 0.3e6, 64, (0,), 1024, "classifier", "FashionMNIST"
+        "fashion", ("dataset=fashion_mnist", "dataset.root={data}"), 50e3, 64, (0,), 1024, "classifier", "FashionMNIST"
     ),
     Data(
         "emoji",
         ("dataset=image_folder", "dataset.root={data}/emoji64.zip", "dataset.image_size=32"),
-        0.24e6,
+        40e3,
         32,
         (0,),
         1024,

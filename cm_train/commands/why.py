@@ -87,11 +87,16 @@ class Composition:
     def lines(self, key: str) -> list[str]:
         """What there is to say about a group, or about one key."""
         if choices := self._choices(key):
-            chosen = _shown(self._list.overrides.known_choices.get(key))
+            chosen = _shown(self._list.overrides.known_choices.get(key, self._options(key)))
             files = [self._file(d.config_path) for d in self._list.defaults if _group(d) == key]
             return [f"{key} = {chosen}", *_rows(choices), f"  read: {', '.join(files) or 'nothing'}"]
         found, value = _at(self._values, key)
         return [f"{key} = {self._resolved(key, value)}" if found == key else key, *_rows(self._settings(key))]
+
+    def _options(self, group: str) -> list[str] | None:
+        """Those that were read of a group of which several are chosen; None where there are none."""
+        paths = [d.config_path or "" for d in self._list.defaults if _group(d) == group]
+        return [path.rpartition("/")[2] for path in paths] or None
 
     def _resolved(self, key: str, value: Any) -> str:
         if isinstance(value, str) and "${" in value:

@@ -222,6 +222,9 @@ def one_line(error: BaseException, config_name: str) -> str:
         near = difflib.get_close_matches(option.lower(), error.options, 1)
         fix = f"{group}={near[0]}" if near else None
         return str(InputError(f"no such option {group}={option}", allowed=", ".join(error.options), fix=fix))
+    if found := re.search(r"Could not load '(\w+)/([^']*)'", str(error)):  # one of a list of options
+        known = ", ".join(sorted(path.stem for path in (conf_dir() / found[1]).glob("*.yaml")))
+        return str(InputError(f"no such option {found[1]}={found[2]}", allowed=known))
     text = " ".join(str(error).split("\nTo append")[0].split("full_key")[0].split())
     cause = error.__cause__
     if cause is not None and str(cause).splitlines():

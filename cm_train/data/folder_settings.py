@@ -66,7 +66,7 @@ class ImageFolderConfig(DatasetConfig):
         if self.holdout == "auto":
             remarks.append(usual_in_words(len(names), held_out))
         count = max(1, round((1 - held_out) * len(names)))
-        return Facts(size, self.channels, count, tuple(remarks), held_out)
+        return Facts(size, self.channels, count, tuple(remarks), held_out, self.conditional)
 
     def held_out(self) -> Self | None:
         return self.model_copy(update={"part": "held_out"}) if self.share > 0 else None

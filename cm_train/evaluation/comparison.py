@@ -55,15 +55,20 @@ class Comparison:
 
 
 def chosen_features(values: Mapping[str, Any], channels: int, has_classes: bool) -> FeaturesConfig:
-    """The settings of the `features` group; `auto` is the classifier for grey images with classes, else efficientnet.
+    """The settings of the `features` group, of the usual ones where it says `auto`.
 
     Raises:
         InputError: see `registry.settings`.
     """
     if values.get("name") == AUTO:
-        values = {"name": "classifier" if channels == 1 and has_classes else "efficientnet"}
+        values = {"name": usual_features(channels, has_classes)}
     config: FeaturesConfig = registry.settings("features", values)
     return config
+
+
+def usual_features(channels: int, has_classes: bool) -> str:
+    """What `auto` stands for: what is learnt from grey images' classes, or else from photographs."""
+    return "classifier" if channels == 1 and has_classes else "efficientnet"
 
 
 def compare_with(

@@ -19,7 +19,6 @@ from ..core.run_layout import CONFIG
 from ..core.settings import OF_RECIPE, typed
 from ..core.terminal import say
 from ..data.datasets.base import Facts
-from ..evaluation.comparison import chosen_features
 from ..objectives.noise import check_noise
 from ..training.config import RunConfig, dump
 from ..training.evaluations import chosen_number
@@ -215,9 +214,6 @@ def _typed(
     facts = dataset.known_facts() or unseen
     known = None if like is None else dump(like)
     settled = settle_plainly(values, facts) if is_plain else settle(values, facts, images, known)
-    if "features" in settled:
-        has_classes = dataset.is_published or dataset.conditional
-        settled["features"] = chosen_features(settled["features"], facts.channels, has_classes)
     config = typed(RunConfig, settled, as_written=True)
     config = config.model_copy(update={"ema": config.ema.with_decay(config.batch_size)})
     _check_together(config)

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..core.settings import MAX_EXACT
 from ..data.datasets.base import Facts
+from ..evaluation.comparison import usual_features
 
 AUTO = "auto"
 Values = dict[str, Any]  # a config as plain values, before it is typed
@@ -75,6 +76,7 @@ def settle(
             _fill(settled, key, lambda key=key: _at(like, key, AUTO))  # type: ignore[misc]
     _fill(settled, "dataset.image_size", lambda: data.image_size)
     _fill(settled, "dataset.holdout", lambda: data.held_out)
+    _fill(settled, "features.name", lambda: usual_features(data.channels, data.has_classes))
     mode, backbone = str(settled.get("mode")), network(data)
     for key, value in backbone.items():
         _fill(settled, f"backbone.{key}", lambda value=value: value)  # type: ignore[misc]

@@ -63,7 +63,6 @@ def test_a_job_that_is_killed_again_and_again_has_the_files_of_one_that_was_not(
         process.communicate(timeout=60)
         wait_for(lambda ranks=ranks: not any(os.path.exists(f"/proc/{rank}") for rank in ranks))
     assert killed >= kills - 1, "too late to show anything"
-    assert num_drawn(out) < num
     for folder in ("x", "y"):
         done = command("sample", *words, f"out={folder}")
         assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ from cm_train.core.run_layout import DATA_PICTURE, SAMPLES
 from cm_train.core.world import ALONE
 from cm_train.data.pixels import grid
 from cm_train.runs import worker
-from cm_train.training import previews
+from cm_train.training import drawing, previews
 from cm_train.training.previews import Previews, show_data
 
 
@@ -83,7 +83,7 @@ def test_a_preview_is_timed_without_its_teachers_pictures_which_are_made_once(tm
         clock[0] += {"student": 2.0, "teacher": 100.0}[denoiser]
         return torch.zeros(len(seeds), 1, 8, 8, dtype=torch.uint8)
 
-    monkeypatch.setattr(previews, "generate", generate)
+    monkeypatch.setattr(drawing, "generate", generate)
     monkeypatch.setattr(previews, "captions", lambda *_: [])
     made = Previews(tmp_path, 64, ALONE, "teacher")
     for step in (1, 2):

@@ -38,6 +38,7 @@ class Facts:
     count: int
     remarks: tuple[str, ...] = ()
     held_out: float = 0.0
+    has_classes: bool = False
 
 
 class DatasetConfig(ComponentConfig):
@@ -76,7 +77,7 @@ class DatasetConfig(ComponentConfig):
         if known := self.known_facts():
             return known
         dataset: Dataset = registry.build(self)
-        return Facts(dataset.image_size, dataset.channels, len(dataset))
+        return Facts(dataset.image_size, dataset.channels, len(dataset), has_classes=dataset.num_classes > 0)
 
     def at(self, place: str | None) -> Self:
         """The same set where its files lie elsewhere."""

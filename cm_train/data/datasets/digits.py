@@ -33,7 +33,8 @@ class Digits(InMemory):
         split: Literal["all", "train", "test"] = "all"  # test: 360 images, the same ones always; train: the rest
 
         def known_facts(self) -> Facts:
-            return Facts(8, 1, {"all": _NUM, "train": _NUM - _NUM_TEST, "test": _NUM_TEST}[self.split])
+            count = {"all": _NUM, "train": _NUM - _NUM_TEST, "test": _NUM_TEST}[self.split]
+            return Facts(8, 1, count, has_classes=True)
 
         def held_out(self) -> Self | None:
             return self.model_copy(update={"split": "test"}) if self.split == "train" else None

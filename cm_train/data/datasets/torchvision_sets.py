@@ -30,7 +30,7 @@ class PublishedConfig(DatasetConfig):
     num_train: ClassVar[int]
 
     def known_facts(self) -> Facts:
-        return Facts(*self.shape, self.num_train if self.split == "train" else 10_000)
+        return Facts(*self.shape, self.num_train if self.split == "train" else 10_000, has_classes=True)
 
     def held_out(self) -> Self | None:
         return self.model_copy(update={"split": "test"}) if self.split == "train" else None
