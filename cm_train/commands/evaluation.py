@@ -1,5 +1,6 @@
 """What cm-eval does: models, or images that are there, measured against real ones; their numbers, and a page."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -12,31 +13,32 @@ from ..core.files import write_whole
 from ..core.progress import progress
 from ..core.signals import Stopped
 from ..core.terminal import is_quiet, say
-from ..data.datasets.base import Dataset
-from ..data.pixels import grid
 from ..evaluation import measure
 from ..evaluation.comparison import Comparison
 from ..evaluation.drawing import Drawing
-from ..evaluation.neighbours import with_nearest
+from ..evaluation.metrics.base import Metric
 from ..evaluation.page import Shown, page
+from ..evaluation.pictures import read_pictures, write_pictures
 from ..evaluation.protocol import ENOUGH, ROUNDING, ModelFacts, Protocol, SamplesFacts, versions
-from ..evaluation.result import EVAL, Result, read_result
+from ..evaluation.result import EVAL, Number, Result, read_result
 from ..evaluation.seen import Seen, look
 from ..evaluation.table import as_table
 from .evaluation_config import EvalConfig, parse
 from .evaluation_models import Model, load, models_of
+from .evaluation_protocol import check_follows
 from .evaluation_reference import compare, compare_samples
 from .sample_folder import writing
 
-PAGE = "eval.html"
+PAGE, HOME = "eval.html", Path("evaluations")
 _MOST_IMAGES = 2048  # a number is of, where nobody says
-_SHOWN, _WITH_NEAREST = 64, 8  # images of a result on its page
+_SHOWN = 64  # images of a result on its page
 _FEW = f"fewer than {ENOUGH:,} images are too few to compare models by"
 
 
 def evaluate(cfg: DictConfig) -> ExitCode:
     """The command on its composed config; its exit code."""
     config = parse(cfg)
+    check_follows(config)
     try:
         if config.samples is None:
             _evaluate_models(config)
@@ -50,11 +52,14 @@ def evaluate(cfg: DictConfig) -> ExitCode:
 
 def _evaluate_models(config: EvalConfig) -> None:
     models = models_of(config)
+    labels = [model.label for model in models]
+    name, several = labels[0], len(labels) > 1
+    if several:  # a table of its own for each choice of models
+        name += f"-and-{len(labels) - 1}-more-{hashlib.sha256(' '.join(labels).encode()).hexdigest()[:6]}"
+    out = _folder(config, name)
+    beside = HOME if config.out is None else out  # where each of several has a folder of its own
     comparison = compare(config, models)
-    several = len(models) > 1
-    name = models[0].label + (f"-and-{len(models) - 1}-more" if several else "")
-    out = _out(config, name)
-    shown = [_model_measured(config, m, comparison, out / m.label if several else out) for m in models]
+    shown = [_model_measured(config, m, comparison, beside / m.label if several else out) for m in models]
     _finish(out, shown, name)
 
 
@@ -76,12 +81,13 @@ def _model_measured(config: EvalConfig, model: Model, comparison: Comparison, pl
         guidance=config.guidance,
         precision=config.precision,
     )
-    spread = f"{config.blocks} blocks of seeds" if config.blocks > 1 else "none: one block of seeds"
+    spread = f"{config.blocks} blocks of seeds" if config.blocks > 1 else "nothing: one block of seeds"
     protocol = _protocol(config, comparison, num, spread, of)
-    known = _known(place, protocol)
-    if known is not None:
-        return Shown(known)
-    say(f"{model.path}: {config.blocks} x {num:,} images, {drawing.network_calls} network calls each")
+    if (known := _known(place, protocol)) is not None:
+        return known
+    _make(place)
+    calls = f"{drawing.network_calls} network call{'s' * (drawing.network_calls > 1)}"
+    say(f"{model.path}: {config.blocks} x {num:,} images, {calls} each")
     blocks: list[Seen] = []
     images = torch.empty(0)
     with progress(num * config.blocks, "drawing and looking, images") as bar:
@@ -91,44 +97,53 @@ def _model_measured(config: EvalConfig, model: Model, comparison: Comparison, pl
             blocks.append(seen)
     metrics, left_out = measure.usable(comparison.metrics, blocks[0], comparison.real)
     numbers = measure.over_blocks(metrics, blocks, comparison.real)
-    real, num_real = comparison.numbers_of_real(num)
-    notes = [*left_out, *([_FEW] if num < ENOUGH else [])]
-    result = Result(metrics=numbers, protocol=protocol, real=real, num_real=num_real, notes=notes)
-    with writing(place):
-        result.write(place)
-    return Shown(result, _pictures(images, blocks[0], comparison))
+    return _written(place, protocol, comparison, numbers, left_out, images, blocks[0])
 
 
 def _evaluate_samples(config: EvalConfig, path: str) -> None:
+    out = _folder(config, Path(os.path.abspath(path)).name.removesuffix(".npz").removesuffix(".zip"))
     samples, sha256, comparison = compare_samples(config, path)
-    out = _out(config, Path(os.path.abspath(path)).name.removesuffix(".npz").removesuffix(".zip"))
     num = len(samples) if isinstance(config.num, str) else config.num
     if num > len(samples):
         raise InputError("there are not as many samples", f"num={num} of {len(samples)}", f"2 to {len(samples)}")
     spread = f"{measure.NUM_HALVES} halves"
     protocol = _protocol(config, comparison, num, spread, SamplesFacts(path=path, sha256=sha256))
-    known = _known(out, protocol)
-    if known is not None:
-        _finish(out, [Shown(known)], path)
-        return
-    index = torch.arange(num).split(config.batch_size)
-    with progress(num, "looking at samples") as bar:
-        seen = look(comparison.extractor, (samples.gather(some)[0] for some in index), bar)
-    metrics, left_out = measure.usable(comparison.metrics, seen, comparison.real)
-    numbers = measure.over_halves(metrics, seen, comparison.real)
-    real, num_real = comparison.numbers_of_real(num)
-    notes = [*left_out, *([_FEW] if num < ENOUGH else [])]
+    shown = _known(out, protocol)
+    if shown is None:
+        _make(out)
+        index = torch.arange(num).split(config.batch_size)
+        with progress(num, "looking at samples") as bar:
+            seen = look(comparison.extractor, (samples.gather(some)[0] for some in index), bar)
+        metrics, left_out = measure.usable(comparison.metrics, seen, comparison.real)
+        numbers = measure.over_halves(metrics, seen, comparison.real)
+        images = samples.gather(torch.arange(min(_SHOWN, num)))[0].cpu()
+        shown = _written(out, protocol, comparison, numbers, left_out, images, seen)
+    _finish(out, [shown], path)
+
+
+def _written(
+    place: Path,
+    protocol: Protocol,
+    comparison: Comparison,
+    numbers: dict[str, Number],
+    left_out: list[str],
+    images: torch.Tensor,
+    seen: Seen,
+) -> Shown:
+    """A result and its pictures, in `place`."""
+    real, num_real = comparison.numbers_of_real(protocol.num)
+    notes = [*left_out, *([_FEW] if protocol.num < ENOUGH else [])]
     result = Result(metrics=numbers, protocol=protocol, real=real, num_real=num_real, notes=notes)
-    with writing(out):
-        result.write(out)
-    images = samples.gather(torch.arange(min(_SHOWN, num)))[0].cpu()
-    _finish(out, [Shown(result, _pictures(images, seen, comparison))], path)
+    with writing(place):
+        write_pictures(place, images, seen, comparison)
+        result.write(place)
+    return Shown(result, read_pictures(place))
 
 
 def _protocol(
     config: EvalConfig, comparison: Comparison, num: int, spread: str, of: ModelFacts | SamplesFacts
 ) -> Protocol:
-    settings = {name: metric.model_dump(exclude={"name"}) for name, metric in config.metrics.items()}
+    metrics: list[Metric] = comparison.metrics
     return Protocol(
         name=config.protocol,
         num=num,
@@ -136,14 +151,14 @@ def _protocol(
         reference=comparison.reference,
         held_out=comparison.held_out,
         features=comparison.features,
-        metrics=settings,
+        metrics={name: metric.settings() for name, metric in zip(config.metrics, metrics, strict=True)},
         rounding=ROUNDING,
         of=of,
-        versions=versions(comparison.extractor, comparison.metrics),
+        versions=versions(comparison.extractor, metrics),
     )
 
 
-def _known(place: Path, protocol: Protocol) -> Result | None:
+def _known(place: Path, protocol: Protocol) -> Shown | None:
     """The result that is in `place` already, of the very same protocol. Raises InputError where another one is."""
     path = place / EVAL
     if not path.exists():
@@ -152,31 +167,20 @@ def _known(place: Path, protocol: Protocol) -> Result | None:
     differences = known.protocol.differences(protocol)
     if known.protocol.metrics.keys() != protocol.metrics.keys():
         differences.append(f"metrics ({', '.join(known.protocol.metrics)} and {', '.join(protocol.metrics)})")
-    if known.protocol.of != protocol.of and not differences:
-        differences.append(f"what was measured ({known.protocol.of.name} and {protocol.of.name})")
+    differences += known.protocol.of.differences(protocol.of)
     if differences:
         raise InputError(f"{path} has other numbers: {'; '.join(differences)}", fix="out=... in a folder of its own")
     say(f"{path} is there already")
-    return known
-
-
-def _pictures(images: torch.Tensor, seen: Seen, comparison: Comparison) -> dict[str, torch.Tensor]:
-    pictures = {f"The first {len(images)} images": grid(images)}
-    if isinstance(comparison.images, Dataset) and comparison.real.seen is not None:
-        num = min(_WITH_NEAREST, len(images))
-        words = f"The {num} of them that are nearest to real images, and under each its nearest real ones"
-        pictures[words] = with_nearest(images, seen, comparison.real.seen, comparison.images, num)
-    return pictures
+    return Shown(known, read_pictures(place))
 
 
 def _finish(out: Path, shown: list[Shown], title: str) -> None:
-    """Print the table, and write the page where there is anything new to show."""
+    """Print the table, and write the page."""
     results = [each.result for each in shown]
     table, text = as_table(results), page(title, shown)
     with writing(out):
-        if any(each.pictures for each in shown) or not (out / PAGE).exists():
-            out.mkdir(parents=True, exist_ok=True)
-            write_whole(out / PAGE, text.encode())
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(out / PAGE, text.encode())
     if not is_quiet():
         Console(width=None if Console().is_terminal else 160).print(table)
     of = results[0].protocol
@@ -189,8 +193,14 @@ def _finish(out: Path, shown: list[Shown], title: str) -> None:
     say(f"wrote {out / PAGE}")
 
 
-def _out(config: EvalConfig, name: str) -> Path:
-    return Path("evaluations") / name if config.out is None else Path(os.path.expanduser(config.out))
+def _make(folder: Path) -> None:
+    """Before anything is drawn for it. Raises InputError where it can't be made."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def _folder(config: EvalConfig, name: str) -> Path:
+    return HOME / name if config.out is None else Path(os.path.expanduser(config.out))
 
 
 def _num(config: EvalConfig, comparison: Comparison) -> int:

@@ -76,6 +76,7 @@ def load(config: EvalConfig, model: Model) -> Drawing:
         labels,
         config.precision,
         config.batch_size,
+        config.seed,
     )
 
 

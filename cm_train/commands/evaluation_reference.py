@@ -1,11 +1,15 @@
 """What cm-eval compares with: the images that a run was trained on, or what the user names."""
 
 import hashlib
+from contextlib import suppress
 
 import torch
 
+from ..core import registry
 from ..core.errors import InputError
+from ..core.progress import progress
 from ..core.run_layout import run_of
+from ..core.signals import heed
 from ..core.terminal import say
 from ..data.datasets.base import Dataset, DatasetConfig
 from ..evaluation.comparison import Comparison, chosen_features, compare_with
@@ -28,15 +32,16 @@ def compare(config: EvalConfig, models: list[Model]) -> Comparison:
             got = f"{models[0].label}: {size}, {model.label}: {(d.image_size, d.image_channels)}"
             raise InputError("these models make images of different sizes", got, "one size and number of channels")
     held_out = None if config.held_out is None else real_images(config.held_out, *size)
-    if config.reference is not None:
+    own = _own_images_at(config.reference, models) if config.reference is not None else None
+    if config.reference is not None and own is None:
         reference = real_images(config.reference, *size)
         _check_same_shape(reference, size, config.reference)
         return _compared(config, reference, config.reference, _pictures(held_out, config), size)
     for model in models[1:]:
         if model.manifest.provenance.get("dataset") != models[0].manifest.provenance.get("dataset"):
-            what = f"{models[0].label} and {model.label} were trained on different images"
+            what = f"{models[0].label} and {model.label} were trained on different images, or labels"
             raise InputError(what, fix="reference=... for both")
-    data, images = _data_of_run(models[0])
+    data, images = own or _data_of_run(models[0])
     if held_out is None and (held := data.held_out()) is not None:
         held_out = loaded(held)
     what = f"{data.place or data.name}, the training images"
@@ -63,6 +68,26 @@ def _compared(
     has_classes = isinstance(reference, Dataset) and reference.num_classes > 0
     features, shape = chosen_features(config.features, channels, has_classes), (channels, side, side)
     return compare_with(reference, what, features, [*config.metrics.values()], shape, held_out, device_of(config))
+
+
+def _own_images_at(text: str, models: list[Model]) -> tuple[DatasetConfig, Dataset] | None:
+    """What these models were trained on where it lies at `text` now, decoded as it was and without what is held out.
+
+    Returns:
+        None where `text` is something else.
+    """
+    run, recorded = run_of(models[0].path), models[0].manifest.provenance.get("dataset")
+    if run == models[0].path or recorded is None or text in registry.names("dataset") or text.endswith(".npz"):
+        return None
+    with suppress(InputError):
+        data = read_back(run).dataset
+        if data.place is None:
+            return None
+        data = data.at(text)
+        images = loaded(data)
+        if images.was_known_as(recorded) and all(m.manifest.provenance.get("dataset") == recorded for m in models):
+            return data, images
+    return None
 
 
 def _data_of_run(model: Model) -> tuple[DatasetConfig, Dataset]:
@@ -100,6 +125,9 @@ def _check_same_shape(reference: Dataset | Statistics, size: tuple[int, int], te
 
 def _sha256_of_pixels(dataset: Dataset) -> str:
     digest = hashlib.sha256()
-    for some in torch.arange(len(dataset)).split(_READ):
-        digest.update(dataset.gather(some)[0].cpu().contiguous().numpy().data)
+    with progress(len(dataset), "reading samples") as bar:
+        for some in torch.arange(len(dataset)).split(_READ):
+            heed()
+            digest.update(dataset.gather(some)[0].cpu().contiguous().numpy().data)
+            bar.advance(len(some))
     return digest.hexdigest()

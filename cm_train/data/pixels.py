@@ -62,20 +62,15 @@ def save_png(picture: Tensor, path: str | os.PathLike[str], note: str = "") -> N
     Args:
         note: what it is to say of itself, see `png_notes`; of Latin-1's characters.
     """
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "wb", opener=not_through_a_link) as file:
-        write_png(picture, file, note)
-
-
-def write_png(picture: Tensor, file: IO[bytes], note: str = "") -> None:
-    """`save_png` into a file that is open."""
     from PIL import Image, PngImagePlugin
 
     texts = PngImagePlugin.PngInfo()
     if note:
         texts.add_text(KEYWORD, note)
     array = picture.permute(1, 2, 0).contiguous().cpu().numpy()
-    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(file, "PNG", pnginfo=texts)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb", opener=not_through_a_link) as file:
+        Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(file, "PNG", pnginfo=texts)
 
 
 def read_png(path: str | os.PathLike[str], shape: tuple[int, int, int]) -> Tensor | None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import PIL
 import torch
 
 from ..core import registry
@@ -14,7 +15,7 @@ from ..data.datasets.base import Dataset
 from .cache import Tensors, kept
 from .features.base import Extractor, FeaturesConfig
 from .gaussian import Gaussian
-from .measure import numbers, usable
+from .measure import first_rows, numbers
 from .metrics.base import Metric, MetricConfig, Real
 from .protocol import FeaturesFacts, ReferenceFacts
 from .seen import Seen, look
@@ -23,6 +24,7 @@ from .sources import Statistics
 AUTO = "auto"
 _KEPT_BYTES = 1 << 30  # of features that are kept in the user's cache
 _AT_ONCE = 256  # images read
+_VERSIONS = 1, torch.__version__, PIL.__version__  # of how features come about, the first of this project's own part
 _LEAST_REAL = 64  # held-out pictures whose own numbers say anything
 
 
@@ -43,15 +45,18 @@ class Comparison:
     images: Dataset | None
 
     def numbers_of_real(self, most: int) -> tuple[dict[str, float], int]:
-        """The metrics of at most `most` held-out pictures in generated ones' place, and how many; nothing of a few."""
+        """What at most `most` held-out pictures score in generated ones' place, and how many; nothing of a few.
+
+        Of fewer than `most` there are those numbers alone that mean the same of few.
+        """
         held_out = self.real.held_out
         if held_out is None or len(held_out) < _LEAST_REAL:
             return {}, 0
-        some = held_out.rows(torch.arange(min(most, len(held_out))))
-        metrics = [metric for metric in self.metrics if metric.suits_real]
-        if not metrics:
-            return {}, 0
-        return numbers(usable(metrics, some, self.real)[0], some, self.real), len(some)
+        some = first_rows(held_out, most)
+        metrics = [m for m in self.metrics if m.suits_real and m.lacks(some, self.real) is None]
+        comparable = {name for m in metrics for name in (m.numbers if len(some) == most else m.unbiased)}
+        found = numbers([m for m in metrics if comparable & {*m.numbers}], some, self.real)
+        return {name: value for name, value in found.items() if name in comparable}, len(some)
 
 
 def chosen_features(values: Mapping[str, Any], channels: int, has_classes: bool) -> FeaturesConfig:
@@ -88,20 +93,30 @@ def compare_with(
         held_out: images like the reference's that no model was trained on.
 
     Raises:
-        InputError: the extractor can't be had, or does not fit the reference.
+        InputError: the extractor can't be had, or does not fit the reference, or the images are too few, of another
+            shape, or the same ones.
         Stopped: see `signals.heed`.
     """
     images = reference if isinstance(reference, Dataset) else None
+    for some in (images, held_out):
+        if some is not None and len(some) < 2:
+            raise InputError("one picture is no set to compare with", f"{len(some)} in {what}", "2 or more")
+    if held_out is not None:
+        got = held_out.channels, held_out.image_size, held_out.image_size
+        if got != shape:
+            raise InputError("held-out pictures are of another shape", f"{list(got)}", f"{list(shape)}")
+        if images is not None and held_out.fingerprint() == images.fingerprint():
+            raise InputError("the held-out pictures are those of the reference", what, fix="held_out=... others")
     extractor: Extractor = registry.build(features, images).to(device)
     extractor.device = torch.device(device)
     name = features.name
     seen = None if images is None else _seen(images, extractor, "looking at real images")
-    statistics = Gaussian.of(seen.features) if seen is not None else _checked(reference, extractor, name, shape)
+    given = None if seen is not None else _checked(reference, extractor, name, shape)
     others = None if held_out is None else _seen(held_out, extractor, "looking at held-out images")
     return Comparison(
         extractor=extractor,
         metrics=[registry.build(metric) for metric in metrics],
-        real=Real(name, statistics, seen, others),
+        real=Real(name, seen, given, others),
         reference=_facts(reference, what),
         held_out=None if held_out is None else _facts(held_out, what),
         features=FeaturesFacts(name=name, sha256=extractor.sha256, input=extractor.input),
@@ -122,8 +137,10 @@ def _seen(dataset: Dataset, extractor: Extractor, words: str) -> Seen:
     if len(dataset) * probe.features.nbytes > _KEPT_BYTES:
         found = make()
     else:
-        parts = dataset.fingerprint(), extractor.sha256, extractor.input, dataset.image_size, dataset.channels
-        found = kept("features", hashlib.sha256(repr(parts).encode()).hexdigest(), make)
+        # What is left out of a set, and how files are decoded, is no part of its fingerprint.
+        parts = dataset.fingerprint(), len(dataset), dataset.image_size, dataset.channels, *_VERSIONS
+        key = hashlib.sha256(repr((parts, extractor.sha256, extractor.input)).encode()).hexdigest()
+        found = kept("features", key, make)
     return Seen(found["features"], found.get("logits"))
 
 

@@ -24,7 +24,7 @@ class Drawing:
     Attributes:
         name: of the sampler.
         levels: noise levels, descending.
-        labels: classes that take turns; None leaves them to the seeds.
+        labels: classes that take turns, from the image of `first_seed` on; None leaves them to the seeds.
     """
 
     denoiser: Denoiser | Guided
@@ -34,6 +34,7 @@ class Drawing:
     labels: Sequence[int] | None = None
     precision: str = "fp32"
     batch_size: int = 256
+    first_seed: int = 0
 
     @classmethod
     def of(
@@ -45,11 +46,12 @@ class Drawing:
         labels: Sequence[int] | None = None,
         precision: str = "fp32",
         batch_size: int = 256,
+        first_seed: int = 0,
     ) -> "Drawing":
         """See `find_sampler` and `choose_levels`. Raises InputError, as they do."""
         name, chosen = find_sampler(sampler, denoiser.config.kind)
         levels = choose_levels(chosen, denoiser.config, steps, sigmas)
-        return cls(denoiser, name, chosen, levels, labels, precision, batch_size)
+        return cls(denoiser, name, chosen, levels, labels, precision, batch_size, first_seed)
 
     @property
     def network_calls(self) -> int:
@@ -58,7 +60,8 @@ class Drawing:
 
     def batches(self, seeds: Sequence[int]) -> Iterator[Tensor]:
         """uint8 images [B, C, H, W] on the CPU, in the order of the seeds."""
-        labels = None if self.labels is None else [self.labels[seed % len(self.labels)] for seed in seeds]
+        turns = self.labels
+        labels = None if turns is None else [turns[(seed - self.first_seed) % len(turns)] for seed in seeds]
         return generate_batches(
             self.denoiser,
             self.sampler,

@@ -1,14 +1,10 @@
 """eval.html: the numbers, the images, their nearest neighbours and the protocol on one page that needs nothing else."""
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from torch import Tensor
-
-from ..data.pixels import write_png
 from .curve import curves
 from .result import Result
 from .table import REAL, rows
@@ -31,11 +27,11 @@ class Shown:
     """What a page shows of one result.
 
     Attributes:
-        pictures: by what is to be said of them, uint8 [C, H, W] each.
+        pictures: PNGs, by what is to be said of them.
     """
 
     result: Result
-    pictures: Mapping[str, Tensor] = field(default_factory=dict)
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def page(title: str, shown: Sequence[Shown]) -> str:
@@ -67,10 +63,8 @@ def _table(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     return f'<div class="wide"><table>\n<tr>{head}</tr>\n{body}</table></div>'
 
 
-def _figure(picture: Tensor, words: str) -> str:
-    data = io.BytesIO()
-    write_png(picture, data)
-    source = base64.b64encode(data.getvalue()).decode()
+def _figure(picture: bytes, words: str) -> str:
+    source = base64.b64encode(picture).decode()
     caption = escape(words)
     return (
         f'<figure><img src="data:image/png;base64,{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'

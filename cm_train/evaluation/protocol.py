@@ -52,6 +52,13 @@ class ModelFacts(Settings):
     guidance: float
     precision: str
 
+    def differences(self, other: object) -> list[str]:
+        """What makes the images of `other` others, in words; a run may lie and be called as it likes."""
+        if not isinstance(other, ModelFacts):
+            return ["a model's images, and images that were there"]
+        mine, theirs = self.model_dump(exclude={"ckpt"}), other.model_dump(exclude={"ckpt"})
+        return [f"{key} ({_brief(mine[key])} and {_brief(theirs[key])})" for key in mine if mine[key] != theirs[key]]
+
     @property
     def name(self) -> str:
         """For a table."""
@@ -66,6 +73,12 @@ class SamplesFacts(Settings):
     kind: Literal["samples"] = "samples"
     path: str
     sha256: str
+
+    def differences(self, other: object) -> list[str]:
+        """What makes `other` other images, in words."""
+        if not isinstance(other, SamplesFacts):
+            return ["images that were there, and a model's"]
+        return [] if self.sha256 == other.sha256 else [f"pixels (of {_brief(self.path)} and {_brief(other.path)})"]
 
     @property
     def name(self) -> str:
@@ -90,8 +103,7 @@ class Protocol(Settings):
     def differences(self, other: "Protocol") -> list[str]:
         """What makes the numbers of two protocols incomparable, in words; empty where they may share a table.
 
-        Not what they are of, nor versions of libraries: those are told, and where their arithmetic is another one its
-        weights or settings are too.
+        Not what they are of, nor the versions of libraries, which are told.
         """
         pairs = {
             "images": (self.num, other.num),

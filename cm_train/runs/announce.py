@@ -14,7 +14,8 @@ from ..data.datasets.base import Dataset
 from ..models.averages import flat_size
 from ..models.checkpoints.manifest import Manifest
 from ..models.denoiser import Denoiser
-from ..training.config import RunConfig
+from ..training.best import best_checkpoint, chosen_number
+from ..training.config import PREFIX, RunConfig
 from ..training.tracking import has_wandb_login, last_values
 from .suitability import remarks
 
@@ -96,6 +97,8 @@ def summary(config: RunConfig, began: float, finished: bool, before: Manifest | 
     if not finished:
         say(f"stopped at step {newest.step} of {config.steps}, everything saved; the same command goes on")
         return
+    if config.keep == "best" and (best := best_checkpoint(config)) is not None:
+        say(f"the best by {PREFIX}{chosen_number(config)}, {best.value:.4g}: {step_folder(home, best.step)}")
     samples = f"; samples in {home / SAMPLES}" if (home / SAMPLES).is_dir() else ""
     say(f"done{samples}. Next: cm-sample {shlex.quote(f'ckpt={home}')}")
 

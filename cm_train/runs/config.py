@@ -20,8 +20,8 @@ from ..core.settings import OF_RECIPE, typed
 from ..core.terminal import say
 from ..data.datasets.base import Facts
 from ..objectives.noise import check_noise
+from ..training.best import chosen_number
 from ..training.config import RunConfig, dump
-from ..training.evaluations import chosen_number
 from ..training.tracking import chooses_tracker
 from .as_teacher import as_teacher
 from .plan import AUTO, Values, settle, settle_as, settle_plainly

@@ -95,7 +95,7 @@ class Forecast:
         if len(stages) > 1:
             rows.append(("", f"noise levels {stages[0]:,} to {stages[-1]:,} in {len(stages)} stages"))
         rows += zip(("memory", ""), self._memory_lines(), strict=False)
-        num_kept = "newest and best" if c.keep == "best" else c.keep
+        num_kept = "the two newest and the best" if c.keep == "best" else c.keep
         kept = f"{_size(self.checkpoint_bytes)} a checkpoint, {num_kept} are kept; {c.num_previews()} previews"
         rows += [("on disk", kept), ("time", self._time())]
         return [f"{name:<{MARGIN}}{text}" for name, text in rows]

@@ -47,7 +47,8 @@ def _run(config: RunConfig, should_stop: Callable[[float], bool], world: World) 
         if trainer.config.micro_batch != config.micro_batch:  # settled for good
             store_config(config.folder, dump(trainer.config))
         show_data(trainer.loader, config.folder / SAMPLES, anew=trainer.step == 0)
-    trainer.evaluations.prepare()
+    with shortage_explained("while the real images were looked at", "a smaller features=, or eval_every=0"):
+        trainer.evaluations.prepare()
     if not trainer.prepare(lambda: should_stop(0.0)):  # before the clocks of progress and rate begin to count
         return False
     with world.run_on_all(lambda: _tracker(trainer, world, should_stop)) as tracker:

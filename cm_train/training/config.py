@@ -24,6 +24,8 @@ from .compile_policy import Compile
 from .optimizers import OptimizerConfig
 from .tracking import TrackingConfig
 
+PREFIX = "eval_"  # of the names that numbers of images have in metrics.jsonl
+
 
 class RunConfig(Settings):
     """Everything that makes a run."""

@@ -1,15 +1,13 @@
-"""Numbers of a run's images as it trains: those of cm-eval, by the same code; and which step is the best by them."""
+"""Numbers of a run's images as it trains: those of cm-eval, by the same code."""
 
 import time
-from pathlib import Path
-from typing import NamedTuple
 
 from torch import Tensor
 
-from ..core import registry
 from ..core.errors import InputError
-from ..core.run_layout import METRICS
-from ..core.terminal import say
+from ..core.memory import needed_memory
+from ..core.signals import Stopped
+from ..core.terminal import complain, say
 from ..core.world import World
 from ..data.datasets.base import Dataset
 from ..evaluation import measure
@@ -17,22 +15,15 @@ from ..evaluation.comparison import Comparison, compare_with
 from ..evaluation.seen import look
 from ..evaluation.sources import loaded, with_classes
 from ..models.denoiser import Denoiser
-from .config import RunConfig
+from .best import Best, best_checkpoint, chosen_number, is_better
+from .config import PREFIX, RunConfig
 from .drawing import draw_together
-from .tracking.metrics_file import values_of
 
-PREFIX = "eval_"  # of their names in metrics.jsonl
-
-
-class Best(NamedTuple):
-    """The best number so far, and the step that has it."""
-
-    step: int
-    value: float
+_FOR_LESS = "micro_batch=..., or eval_every=0"
 
 
 class Evaluations:
-    """What `eval_every` asks for; every rank calls its methods alike.
+    """What `eval_every` asks for; every rank calls its methods alike. No trouble in one ends the run.
 
     Args:
         dataset: what is trained on, which the images are compared with.
@@ -40,13 +31,12 @@ class Evaluations:
 
     Attributes:
         took_s: what the last one took.
-        is_best: whether the last one was the best of the run, by the number that `keep=best` goes by.
+        is_best: whether no checkpoint of the run is as good as the last one was, by what `keep=best` goes by.
     """
 
     def __init__(self, config: RunConfig, dataset: Dataset, batch_size: int, world: World):
         self._config, self._dataset, self._batch_size, self._world = config, dataset, batch_size, world
         self._comparison: Comparison | None = None
-        self._best: Best | None = None
         self.took_s, self.is_best = 0.0, False
 
     def is_due(self, step: int) -> bool:
@@ -69,20 +59,16 @@ class Evaluations:
         if self._config.eval_every > 0:
             self._world.run_on_main(self._compare)
 
-    @property
-    def best_step(self) -> int | None:
-        """The step of the checkpoint that `keep=best` spares; rank 0 knows it."""
-        return None if self._best is None else self._best.step
-
     def make(self, denoiser: Denoiser, step: int) -> dict[str, float]:
-        """Numbers of the images of the seeds from 0 on, by name; none where memory ran out."""
-        began = time.monotonic()
-        fix = "micro_batch=..., or eval_every=0"
-        images = draw_together(denoiser, self._config.eval_num, self._batch_size, self._world, "evaluation", fix)
+        """Numbers of the images of the seeds from 0 on, by name; none where memory ran out, or a signal came."""
+        began, self.is_best = time.monotonic(), False
         numbers: dict[str, float] = {}
-        self.is_best = False
+        images = draw_together(denoiser, self._config.eval_num, self._batch_size, self._world, "evaluation", _FOR_LESS)
         if images is not None:
-            numbers, self.is_best = self._world.run_on_main(lambda: self._measured(images, step))
+            try:
+                numbers, self.is_best = self._world.run_on_main(lambda: self._measured(images, step))
+            except Stopped:  # which the loop sees next, and saves
+                numbers = {}
         self.took_s = time.monotonic() - began
         return numbers
 
@@ -110,51 +96,24 @@ class Evaluations:
     def _measured(self, images: Tensor, step: int) -> tuple[dict[str, float], bool]:
         comparison = self._comparison
         assert comparison is not None, "prepared"
-        seen = look(comparison.extractor, [images])
-        metrics, _ = measure.usable(comparison.metrics, seen, comparison.real)
-        found = measure.numbers(metrics, seen, comparison.real)
+        try:
+            seen = look(comparison.extractor, [images])
+            metrics, _ = measure.usable(comparison.metrics, seen, comparison.real)
+            found = measure.numbers(metrics, seen, comparison.real)
+        except InputError as error:
+            complain(f"no evaluation of step {step}: {error}")
+            return {}, False
+        except Exception as error:
+            needed = needed_memory(error)
+            if needed is None:
+                raise
+            complain(f"no evaluation, for want of memory: {needed}; fix: {_FOR_LESS}")
+            return {}, False
         return {f"{PREFIX}{name}": value for name, value in found.items()}, self._is_best(found, step)
 
     def _is_best(self, found: dict[str, float], step: int) -> bool:
-        if self._config.keep != "best":
-            return False
         name = chosen_number(self._config)
-        if name not in found:
+        if self._config.keep != "best" or name not in found:
             return False
-        is_lower_better = _is_lower_better(self._config, name)
-        if self._best is None:
-            self._best = best_of(self._config.folder / METRICS, name, is_lower_better)
-        value, best = found[name], self._best
-        if best is not None and not (value < best.value if is_lower_better else value > best.value):
-            return False
-        self._best = Best(step, value)
-        return True
-
-
-def best_of(path: Path, name: str, is_lower_better: bool) -> Best | None:
-    """The best line of a metrics.jsonl by the number of that name; the first of equal ones; None without any."""
-    values = [Best(step, value) for step, value in values_of(path, f"{PREFIX}{name}")]
-    if not values:
-        return None
-    return min(values, key=lambda best: best.value if is_lower_better else -best.value)
-
-
-def chosen_number(config: RunConfig) -> str:
-    """What `keep=best` goes by: the number that `objective_metric` names, else the first metric's first.
-
-    Raises:
-        InputError: `objective_metric` is a number of none of the metrics.
-    """
-    known: list[str] = [name for metric in config.metrics.values() for name in registry.component(metric).numbers]
-    asked = config.objective_metric or ""
-    if not asked.startswith(PREFIX):
-        return known[0]
-    if asked.removeprefix(PREFIX) not in known:
-        allowed = ", ".join(f"{PREFIX}{name}" for name in known)
-        raise InputError("objective_metric is a number of none of the metrics", asked, allowed, "metrics=[...]")
-    return asked.removeprefix(PREFIX)
-
-
-def _is_lower_better(config: RunConfig, name: str) -> bool:
-    classes = [registry.component(metric) for metric in config.metrics.values()]
-    return bool(next(cls.numbers[name] == "lower" for cls in classes if name in cls.numbers))
+        best = best_checkpoint(self._config, before=step)
+        return best is None or is_better(self._config, Best(step, found[name]), best)

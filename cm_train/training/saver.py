@@ -14,9 +14,11 @@ from ..core.world import World
 from ..models.checkpoints import posthoc
 from ..models.checkpoints import read as checkpoint
 from ..models.checkpoints.write import CantAppear, Saver, prune
+from .best import best_checkpoint
 from .config import RunConfig
 from .state import TrainState
 
+_BESIDE_BEST = 2  # newest checkpoints that `keep=best` keeps: one could be damaged
 _MOST_REFUSED = 3  # saves in a row that may fail for want of renaming, before the run is not worth its time
 _SLOW_DISK = 100e6  # bytes a second: what a save is reckoned with until one was seen
 
@@ -28,7 +30,6 @@ class RunSaver:
         provenance: what a resumed run must find unchanged.
         versions: how the run draws its random numbers, see `rng.NEWEST`.
         before: called ahead of each checkpoint; what it syncs is on the disk before that appears.
-        best_step: of the checkpoint that `keep=best` spares beside the newest.
     """
 
     def __init__(
@@ -39,7 +40,6 @@ class RunSaver:
         versions: Versions,
         world: World,
         before: Callable[[], None] = lambda: None,
-        best_step: Callable[[], int | None] = lambda: None,
     ):
         self._config, self._state, self._world = config, state, world
         self._provenance, self._versions = provenance, versions
@@ -50,7 +50,7 @@ class RunSaver:
         known = state.snapshots
         if known is None:  # of a checkpoint that was written before they were listed
             known = [step for step in posthoc.snapshots(config.folder) if step <= state.step]
-        self._sync, self._best_step, self._taken = before, best_step, known
+        self._sync, self._taken = before, known
         if world.is_main:
             self._checkpoints.prepare(state.networks(), state.other_tensors())
             self._snapshots.prepare(self._powers(), None)
@@ -117,8 +117,10 @@ class RunSaver:
     def _after_saving(self, step: int) -> None:
         folder = self._config.folder
         checkpoint.record_save(folder, step)
-        keep = self._config.keep
-        prune(folder, 1 if keep == "best" else keep, self._best_step() if keep == "best" else None)
+        keep, best = self._config.keep, None
+        if keep == "best":
+            best = best_checkpoint(self._config)
+        prune(folder, _BESIDE_BEST if keep == "best" else keep, None if best is None else best.step)
 
     def _powers(self) -> dict[str, dict[str, Tensor]]:
         return {a.name: a.denoiser.state_dict() for a in self._state.averages if a.name.startswith("power_")}

@@ -79,10 +79,7 @@ class Trainer(Steps):
             TrainingFailed: `max_skipped` steps in a row were not finite, or the last checkpoint can't be written.
         """
         self._doing = tracker.doing
-        best_step = lambda: self.evaluations.best_step  # noqa: E731
-        self.saver = RunSaver(
-            self.config, self.state, self.provenance, self.versions, self.world, tracker.sync, best_step
-        )
+        self.saver = RunSaver(self.config, self.state, self.provenance, self.versions, self.world, tracker.sync)
         try:
             finished = self._run(tracker)
         except Exception:  # but not KeyboardInterrupt, which asks to quit at once
@@ -150,9 +147,8 @@ class Trainer(Steps):
                 self.previews.make(self.state.averages[0].denoiser, step)
         self._say_end()
         self.saver.snapshot()
-        if measures and self.evaluations.is_best and not is_last:
-            self._save(must=True)
-        elif is_last or (self._steps_between is not None and step % self._steps_between == 0):
+        is_best = measures and self.evaluations.is_best
+        if is_best or is_last or (self._steps_between is not None and step % self._steps_between == 0):
             self._save(must=is_last)
 
     def _wants_first_preview(self) -> bool:

@@ -100,6 +100,8 @@ def test_what_can_not_be_measured_is_left_out_and_said(evaluate, tmp_path):
         (["runs/digits-ict", "reference=nowhere/at/all"], "nowhere/at/all"),
         (["samples=runs", "num=8"], "samples need something to be compared with"),
         (["runs/digits-ict", "num=1"], "num"),
+        (["runs/digits-ict", "protocol=edm"], "protocol=edm is not followed; got 'num=48, blocks=2, features=pixels"),
+        (["runs/digits-ict", "held_out=digits"], "the held-out pictures are those of the reference"),
         (["runs/digits-ict", "step=2"], "did you mean steps?"),
         (["runs/digits-ict", "ref=digits"], "reference"),
         (["runs/digits-ict", "out=/dev/null/x"], "can't write to"),

@@ -25,7 +25,7 @@ def seen(features, logits=None):
 
 
 def real(features, held_out=None, name="pixels"):
-    return Real(name, Gaussian.of(features), seen(features), None if held_out is None else seen(held_out))
+    return Real(name, seen(features), held_out=None if held_out is None else seen(held_out))
 
 
 def measured(name, samples, against, **settings):
@@ -198,7 +198,7 @@ def test_memorisation_counts_ties_half():
 
 
 def test_metrics_say_what_they_lack():
-    few, statistics = seen(drawn(0, 3, 2)), Real("inception", Gaussian.of(drawn(1, 9, 2)))
+    few, statistics = seen(drawn(0, 3, 2)), Real("inception", None, Gaussian.of(drawn(1, 9, 2)))
     lacks = {name: registry.make("metric", {"name": name}).lacks(few, statistics) for name in registry.names("metric")}
     assert lacks["fd"] is None and lacks["fid"] is None
     assert "statistics" in lacks["kid"] and "statistics" in lacks["pr"] and "statistics" in lacks["density"]

@@ -3,10 +3,15 @@
 import json
 
 import pytest
+import torch
 
+from cm_train.core import registry
 from cm_train.core.errors import InputError
+from cm_train.core.signals import Stopped
+from cm_train.core.world import ALONE
 from cm_train.runs.config import parse
-from cm_train.training.evaluations import Best, best_of, chosen_number
+from cm_train.training import evaluations
+from cm_train.training.best import Best, best_checkpoint, chosen_number, is_better
 from conftest import timeless
 
 RUN = [
@@ -63,20 +68,44 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(command, tmp_path):
     assert done.returncode == 0, done.stderr
     found = numbers(tmp_path / "r")
     best = min(found, key=found.get)
-    assert steps(tmp_path / "r") == sorted({best, 10})
-    more = command("train", *keys, "steps=12", "schedule_steps=10", "run_dir=r")  # what was best before still counts
+    assert best <= 6 and best in steps(tmp_path / "r") and 10 in steps(tmp_path / "r")
+    assert f"the best by eval_kid, {found[best]:.4g}: r/checkpoints/step_{best:08d}" in done.stderr
+    # What was best before still counts, also for what is saved before the first number of the resumed run.
+    more = command(
+        "train", *keys[:-4], *keys[-2:], "keep=best", "save_every=1", "eval_every=20", "steps=15", "run_dir=r"
+    )
     assert more.returncode == 0, more.stderr
-    found = numbers(tmp_path / "r")
-    assert steps(tmp_path / "r") == sorted({min(found, key=found.get), 12})
+    assert steps(tmp_path / "r") == sorted({best, 14, 15})
 
 
-def test_best_of_reads_what_was_logged(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    assert best_of(path, "kid", True) is None
-    rows = [{"step": 1, "eval_kid": 3.0}, {"step": 2}, {"step": 3, "eval_kid": 1.0}, {"step": 4, "eval_kid": 1.0}]
-    path.write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 5, "eval_kid": 0.')  # torn
-    assert best_of(path, "kid", True) == Best(3, 1.0)
-    assert best_of(path, "kid", False) == Best(1, 3.0)
+def test_best_is_of_the_checkpoints_that_are_there(composed, tmp_path):
+    config = parse(composed("mode=ict", "features=pixels", f"run_dir={tmp_path}"))
+    assert best_checkpoint(config) is None
+    values = [(1, 3.0), (3, 1.0), (4, 1.0), (6, 0.5)]
+    rows = [{"step": 2}, *({"step": step, "eval_kid": value} for step, value in values)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 7, "eval_kid": 0.')  # torn
+    for step in (1, 3, 4, 7):  # that of 6 is gone
+        (tmp_path / "checkpoints" / f"step_{step:08d}").mkdir(parents=True)
+    assert best_checkpoint(config) == Best(3, 1.0) and best_checkpoint(config, before=3) == Best(1, 3.0)
+    higher = parse(composed("mode=ict", "features=pixels", "metrics=[pr]"))
+    assert is_better(higher, Best(1, 0.9), Best(2, 0.8)) and is_better(config, Best(1, 0.8), Best(2, 0.9))
+
+
+@pytest.mark.parametrize("error", [Stopped(), InputError("features are gone"), MemoryError("no room")])
+def test_no_trouble_in_an_evaluation_ends_training(error, tmp_path, monkeypatch, composed, capsys):
+    """A signal is seen by the loop, which saves; a number that can't be had is a line on the terminal."""
+    config = parse(composed("mode=ict", "features=pixels", "eval_every=1", f"run_dir={tmp_path}", "eval_num=4"))
+    dataset = registry.make("dataset", {"name": "digits"})
+    made = evaluations.Evaluations(config, dataset, 4, ALONE)
+    made.prepare()
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(evaluations, "draw_together", lambda *_: torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
+    monkeypatch.setattr(evaluations, "look", fail)
+    assert made.make(None, 1) == {} and not made.is_best
+    assert isinstance(error, Stopped) or "no evaluation" in capsys.readouterr().err
 
 
 def test_the_number_to_go_by_is_the_first_or_the_one_named(composed):

@@ -16,7 +16,7 @@ from .base import Extractor, FeaturesConfig, sha256_of
 from .small_classifier import Classifier, train_classifier
 
 _METHOD = "classifier 1"  # raised where another network would come of the same images
-_MOST_IMAGES = 240_000  # that it is shown at most, however many there are
+_MOST_IMAGES = 60_000  # that it is shown at most, however many there are
 _MOST_EPOCHS = 30
 
 

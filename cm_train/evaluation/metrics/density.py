@@ -20,6 +20,7 @@ class Density(Metric):
     """
 
     numbers = {"density": "higher", "coverage": "higher"}
+    unbiased = frozenset(["density"])
 
     class Config(MetricConfig):
         name: Literal["density"] = "density"
@@ -32,7 +33,8 @@ class Density(Metric):
     def measure(self, samples: Seen, real: Real) -> dict[str, float]:
         assert real.seen is not None
         k, there = self.config.neighbours, some_of(real.seen, self.config.num_real).features
-        radius = nearest(there, there, k + 1).distance[:, k]  # the first is the image itself
+        key = "density", k, self.config.num_real
+        radius = real.once(key, lambda: nearest(there, there, k + 1).distance[:, k])  # the first is the image itself
         num_within, closest = 0, torch.full((len(there),), torch.inf)
         for _, rows in distances(samples.features, there):
             num_within += int((rows < radius).sum())

@@ -18,7 +18,11 @@ class FD(Metric):
         name: Literal["fd"] = "fd"
 
     def lacks(self, samples: Seen, real: Real) -> str | None:
-        return few(len(samples), 2)
+        return few(min(len(samples), 2 if real.seen is None else len(real.seen)), 2)
 
     def measure(self, samples: Seen, real: Real) -> dict[str, float]:
-        return {self.config.name: frechet_distance(samples.features, real.statistics)}
+        seen = real.seen
+        # A covariance of more features than images is the larger table of the two.
+        is_wide = seen is not None and seen.features.shape[1] > len(seen)
+        others = seen.features if seen is not None and is_wide else real.statistics
+        return {self.config.name: frechet_distance(samples.features, others)}

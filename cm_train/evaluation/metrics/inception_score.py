@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ...core.registry import register
-from ..features.base import needs, version_of
 from ..seen import Seen
 from .base import Metric, MetricConfig, Real, few
 
@@ -20,6 +19,7 @@ class InceptionScore(Metric):
     """
 
     numbers = {"is": "higher"}
+    package = "torch-fidelity"
 
     class Config(MetricConfig):
         name: Literal["is"] = "is"
@@ -28,16 +28,12 @@ class InceptionScore(Metric):
     def lacks(self, samples: Seen, real: Real) -> str | None:
         if samples.logits is None:
             return f"features={real.features} knows no classes"
-        return few(len(samples), 2)
-
-    def made_with(self) -> dict[str, str]:
-        return version_of("torch-fidelity")
+        lacks = super().lacks(samples, real) if real.given is None else None  # it never looks at the real ones
+        return lacks or few(len(samples), 2)
 
     def measure(self, samples: Seen, real: Real) -> dict[str, float]:
-        try:
-            from torch_fidelity.metric_isc import isc_features_to_metric
-        except ImportError:
-            raise needs("torch-fidelity", "metrics=[is]") from None
+        from torch_fidelity.metric_isc import isc_features_to_metric
+
         assert samples.logits is not None
         splits = max(1, min(self.config.splits, len(samples) // _A_SPLIT))
         return {"is": isc_features_to_metric(samples.logits, splits)["inception_score_mean"]}

@@ -7,11 +7,11 @@ from pydantic import Field
 from torch import Tensor
 
 from ...core.registry import register
-from ..features.base import needs, version_of
+from ...core.signals import heed
 from ..seen import Seen
-from .base import Metric, MetricConfig, Real, few
+from .base import Metric, MetricConfig, Real, few, some_of
 
-_ROWS = 2048  # of a table of kernels, in one go
+_VALUES = 2**23  # of a table of kernels, at once
 
 
 @register
@@ -23,27 +23,27 @@ class KID(Metric):
     """
 
     numbers = {"kid": "lower"}
+    unbiased = frozenset(["kid"])
+    package = "torch-fidelity"
 
     class Config(MetricConfig):
         name: Literal["kid"] = "kid"
         subset_size: Annotated[int, Field(ge=2)] = 1000
         subsets: Annotated[int, Field(ge=1)] = 100
+        num_real: Annotated[int, Field(ge=2)] = 10_000  # of the reference at most, where all are compared with all
 
     def lacks(self, samples: Seen, real: Real) -> str | None:
-        return super().lacks(samples, real) or few(len(samples), 2)
-
-    def made_with(self) -> dict[str, str]:
-        return version_of("torch-fidelity")
+        return super().lacks(samples, real) or few(min(len(samples), len(real.seen or ())), 2)
 
     def measure(self, samples: Seen, real: Real) -> dict[str, float]:
         assert real.seen is not None
         x, y = samples.features, real.seen.features
         if min(len(x), len(y)) < self.config.subset_size:
-            return {"kid": mmd(x, y)}
-        try:
-            from torch_fidelity.metric_kid import kid_features_to_metric
-        except ImportError:
-            raise needs("torch-fidelity", f"kid of {self.config.subset_size} images or more") from None
+            some = some_of(real.seen, self.config.num_real).features
+            within = real.once(("kid", self.config.num_real), lambda: _within(some))
+            return {"kid": mmd(x, some, within)}
+        from torch_fidelity.metric_kid import kid_features_to_metric
+
         found = kid_features_to_metric(
             x.double(),
             y.double(),
@@ -54,18 +54,28 @@ class KID(Metric):
         return {"kid": found["kernel_inception_distance_mean"]}
 
 
-def mmd(x: Tensor, y: Tensor) -> float:
-    """The unbiased estimate, of all pairs of features [N, D] and [M, D]; N and M at least 2."""
-    x, y = x.double(), y.double()
-    within = (_sum(x, x) - _kernel_with_itself(x)) / (len(x) * (len(x) - 1))
-    within += (_sum(y, y) - _kernel_with_itself(y)) / (len(y) * (len(y) - 1))
-    return within - 2 * _sum(x, y) / (len(x) * len(y))
+def mmd(x: Tensor, y: Tensor, within_y: float | None = None) -> float:
+    """The unbiased estimate, of all pairs of features [N, D] and [M, D]; N and M at least 2.
+
+    Args:
+        within_y: the mean of the kernel over pairs of different rows of y, where it is known.
+    """
+    if within_y is None:
+        within_y = _within(y)
+    return _within(x) + within_y - 2 * _sum(x, y) / (len(x) * len(y))
+
+
+def _within(x: Tensor) -> float:
+    """The mean of the kernel over pairs of different rows."""
+    x = x.double()
+    itself = (torch.linalg.vecdot(x, x) / x.shape[1] + 1).pow(3).sum().item()
+    return (_sum(x, x) - itself) / (len(x) * (len(x) - 1))
 
 
 def _sum(x: Tensor, y: Tensor) -> float:
     """Of the kernel over all pairs."""
-    return sum((some @ y.T / x.shape[1] + 1).pow(3).sum().item() for some in x.split(_ROWS))
-
-
-def _kernel_with_itself(x: Tensor) -> float:
-    return (torch.linalg.vecdot(x, x) / x.shape[1] + 1).pow(3).sum().item()
+    total, y = 0.0, y.double()
+    for some in x.split(max(1, _VALUES // len(y))):
+        heed()
+        total += (some.double() @ y.T / x.shape[1] + 1).pow(3).sum().item()
+    return total

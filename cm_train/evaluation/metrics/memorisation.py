@@ -18,8 +18,8 @@ _LEAST_HELD_OUT = 20
 class Memorisation(Metric):
     """Distances to the nearest training image, of generated images and of held-out ones.
 
-    copies: the share of generated images that are nearer than `quantile` of the held-out ones are; `quantile` itself
-    for a model that has learnt the distribution, near 1 for one that repeats what it saw.
+    copies: the share of generated images that are at least as near as the nearest `quantile` of the held-out ones;
+    about `quantile` for a model that has learnt the distribution, near 1 for one that repeats what it saw.
     nearer: how often a generated image is nearer than a held-out one, ties counted half; 0.5 by rights (the test of
     Meehan et al. 2020, arXiv:2004.05675, over all images at once).
     """
@@ -38,10 +38,11 @@ class Memorisation(Metric):
 
     def measure(self, samples: Seen, real: Real) -> dict[str, float]:
         assert real.seen is not None and real.held_out is not None
-        mine = nearest(samples.features, real.seen.features, 1).distance[:, 0]
-        theirs = nearest(real.held_out.features, real.seen.features, 1).distance[:, 0]
+        there, others = real.seen.features, real.held_out.features
+        mine = nearest(samples.features, there, 1).distance[:, 0]
+        theirs = real.once("memorisation", lambda: nearest(others, there, 1).distance[:, 0])
         return {
-            "copies": (mine < theirs.quantile(self.config.quantile)).float().mean().item(),
+            "copies": (mine <= theirs.quantile(self.config.quantile)).float().mean().item(),
             "nearer": _how_often_less(mine, theirs),
         }
 

@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ...core.registry import register
-from ..features.base import needs, version_of
 from ..seen import Seen
 from .base import Metric, MetricConfig, Real, few, some_of
 
@@ -21,6 +20,8 @@ class PrecisionRecall(Metric):
     """
 
     numbers = {"precision": "higher", "recall": "higher"}
+    unbiased = frozenset(["precision"])
+    package = "torch-fidelity"
 
     class Config(MetricConfig):
         name: Literal["pr"] = "pr"
@@ -31,14 +32,9 @@ class PrecisionRecall(Metric):
         least = self.config.neighbours + 1
         return super().lacks(samples, real) or few(min(len(samples), len(real.seen or ())), least)
 
-    def made_with(self) -> dict[str, str]:
-        return version_of("torch-fidelity")
-
     def measure(self, samples: Seen, real: Real) -> dict[str, float]:
-        try:
-            from torch_fidelity.metric_prc import prc_features_to_metric
-        except ImportError:
-            raise needs("torch-fidelity", "metrics=[pr]") from None
+        from torch_fidelity.metric_prc import prc_features_to_metric
+
         assert real.seen is not None
         there = some_of(real.seen, self.config.num_real)
         found = prc_features_to_metric(
