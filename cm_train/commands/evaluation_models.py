@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from ..core.errors import InputError
 from ..core.memory import shortage_explained
 from ..core.run_layout import run_of
@@ -86,8 +84,3 @@ def _model(folder: Path, given: str, manifest: Manifest, config: EvalConfig) -> 
     at = "" if config.sigmas is None else "-at-" + "-".join(f"{sigma:g}" for sigma in config.sigmas[:4])
     weights = "" if config.weights == "ema" else f"-{config.weights}"
     return Model(folder, given, f"{name}-step-{manifest.step}{levels}{at}{weights}", manifest)
-
-
-def device_of(config: EvalConfig) -> torch.device:
-    """Where networks run. Raises InputError where there is no such device."""
-    return torch.device(device_for(config.device))

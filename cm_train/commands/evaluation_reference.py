@@ -16,8 +16,9 @@ from ..evaluation.comparison import Comparison, chosen_features, compare_with
 from ..evaluation.sources import Statistics, loaded, real_images, samples_at, with_classes
 from ..models.checkpoints.manifest import Manifest
 from ..runs.config import read_back
+from .device import device_for
 from .evaluation_config import EvalConfig
-from .evaluation_models import Model, device_of
+from .evaluation_models import Model
 
 _READ = 256  # images in memory at once
 
@@ -67,7 +68,9 @@ def _compared(
     side, channels = size
     has_classes = isinstance(reference, Dataset) and reference.num_classes > 0
     features, shape = chosen_features(config.features, channels, has_classes), (channels, side, side)
-    return compare_with(reference, what, features, [*config.metrics.values()], shape, held_out, device_of(config))
+    return compare_with(
+        reference, what, features, [*config.metrics.values()], shape, held_out, device_for(config.device)
+    )
 
 
 def _own_images_at(text: str, models: list[Model]) -> tuple[DatasetConfig, Dataset] | None:

@@ -6,13 +6,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 
 from torch import Tensor
 
 from ..core.files import patiently, read_small, unreadable, write_whole
 from ..core.progress import progress
 from ..core.signals import heed
+from ..core.user_cache import cache_folder
 from .image_files import ImageFiles, Places, ends
 
 SCHEME = "images:"  # what a fingerprint of `of_images` begins with; `former` knows those of earlier versions
@@ -133,8 +133,7 @@ def remembered(files: ImageFiles, names: list[str], what: str, find: Callable[[]
     key = hashlib.sha256(what.encode())
     for name in names:
         key.update(json.dumps([name, files.sizes[name], files.stamps[name]]).encode())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = cache / "cm-train" / "fingerprints" / key.hexdigest()
+    path = cache_folder("fingerprints") / key.hexdigest()
     with suppress(OSError, ValueError):
         kept = read_small(path, num_bytes + DIGEST_BYTES)
         known, its_hash = kept[:num_bytes], kept[num_bytes:]

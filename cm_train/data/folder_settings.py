@@ -37,7 +37,7 @@ class ImageFolderConfig(DatasetConfig):
     # The share that nobody trains on; auto: a twentieth where that is enough. Runs that don't know it have none.
     holdout: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = 0.0
     group: Text | None = None  # a regular expression: see `held_out`
-    part: Literal["train", "held_out", "all"] = "train"  # which pictures these are; runs have `train`
+    part: Literal["train", "held_out"] = "train"  # which pictures these are; runs have `train`
 
     @field_validator("group")
     @classmethod

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core import user_cache
 from ..core.memory import needed_memory
 from ..core.progress import progress
 from .backbones.base import Block
@@ -36,7 +37,7 @@ def cache_folder() -> Path:
     of_torch = given is None or given.startswith(os.path.join(tempfile.gettempdir(), "torchinductor_"))
     if given and not of_torch:
         return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cm-train" / "inductor"
+    return user_cache.cache_folder("inductor")
 
 
 @dataclass(frozen=True)

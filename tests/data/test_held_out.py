@@ -94,7 +94,7 @@ def test_what_is_held_out_follows_from_the_bytes_wherever_they_lie_and_however_t
     is_held = torch.tensor([name in expected for name in whole.names])
     for root in roots:
         for where in (HELD, LAZY):
-            for part, mask in (("train", ~is_held), ("held_out", is_held), ("all", torch.ones(40).bool())):
+            for part, mask in (("train", ~is_held), ("held_out", is_held)):
                 found = build(root, part=part, conditional=True, **where)
                 assert found.lazy == (where is LAZY)
                 assert len(found) == mask.sum() == len(found.names)
@@ -221,7 +221,7 @@ def test_parts_are_told_apart_and_all_of_them_are_what_they_were(photos, tmp_pat
     first: list[str] = []
     for where in (HELD, LAZY):
         for root in (photos, zipped(tmp_path / "a.zip", photos)):
-            for values in ({"holdout": 0.0}, {"holdout": 0.0, "group": "cat"}, {"part": "all"}):
+            for values in ({"holdout": 0.0}, {"holdout": 0.0, "group": "cat"}):
                 assert build(root, **values, **where).fingerprint() == whole
             parts = [{"part": part, **more} for part in ("train", "held_out") for more in OTHERS]
             names = [build(root, **values, **where).fingerprint() for values in parts]

@@ -31,6 +31,7 @@ class Facts:
         count: how many there are to be trained on, about.
         remarks: what a person should hear of what was settled, in sentences.
         held_out: the share of them all that nobody trains on.
+        has_classes: whether they have labels, whether or not a network is told of them.
     """
 
     image_size: int

@@ -4,7 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...core.progress import progress
 from ...core.rng import key, permutation
+from ...core.signals import heed
 from ...data.pixels import to_unit_range
 
 
@@ -43,7 +45,11 @@ class Classifier(nn.Module):
 def train_classifier(
     images: Tensor, labels: Tensor, seed: int = 0, epochs: int = 30, batch_size: int = 64
 ) -> Classifier:
-    """A classifier of uint8 images [N, C, H, W] with labels [N], frozen; the same for the same arguments."""
+    """A classifier of uint8 images [N, C, H, W] with labels [N], frozen; the same for the same arguments.
+
+    Raises:
+        Stopped: see `signals.heed`.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(seed, "classifier"))
         model = Classifier(images.shape[1], int(labels.max()) + 1)
@@ -51,12 +57,15 @@ def train_classifier(
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
         x = to_unit_range(images)
-        for epoch in range(epochs):
-            order = permutation(seed, "classifier-order", epoch, len(images))
-            for index in order[: len(images) // batch_size * batch_size].split(batch_size):
-                loss = F.cross_entropy(model.head(model.body(x[index])), labels[index])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
+        with progress(steps, "training a classifier, steps") as bar:
+            for epoch in range(epochs):
+                order = permutation(seed, "classifier-order", epoch, len(images))
+                for index in order[: len(images) // batch_size * batch_size].split(batch_size):
+                    heed()
+                    loss = F.cross_entropy(model.head(model.body(x[index])), labels[index])
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    schedule.step()
+                    bar.advance()
     return model.requires_grad_(False).eval()

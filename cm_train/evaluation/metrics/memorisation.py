@@ -33,7 +33,7 @@ class Memorisation(Metric):
 
     def lacks(self, samples: Seen, real: Real) -> str | None:
         if real.held_out is None:
-            return "it needs pictures that the model was not trained on: held_out=..., or a run with dataset.holdout"
+            return "it needs pictures that the model was not trained on: held_out=..., or a run that held some out"
         return super().lacks(samples, real) or few(len(real.held_out), _LEAST_HELD_OUT)
 
     def measure(self, samples: Seen, real: Real) -> dict[str, float]:
