@@ -63,6 +63,7 @@ SCM_CODE, SCM, GUIDANCE = (
     "tests/objectives/test_scm.py",
     "tests/sampling/test_guidance.py",
 )
+SONG, SONG_CODE = "tests/models/test_songunet.py", "cm_train/models/backbones/songunet.py"
 DENOISER_CODE, NOISE_CODE = "cm_train/models/denoiser.py", "cm_train/objectives/noise.py"
 HEUN_CODE, MULTISTEP_CODE, ODE_CODE = (
     "cm_train/sampling/samplers/heun.py",
@@ -97,6 +98,23 @@ MUTANTS = [Mutant(*row) for row in (
      "the diffusion model's coefficients in a consistency model"),
     ("c-noise-1000", DENOISER_CODE, "sigma.log() / 4", "sigma.log() * 250", DENOISER,
      "OpenAI's factor of 1000 on c_noise"),
+    # --------------------------------------------------------------------------------------------------------- networks
+    ("song-cosines-first", SONG_CODE, "[angles.sin(), angles.cos()]", "[angles.cos(), angles.sin()]", SONG,
+     "the embedding's halves as the ADM network has them"),
+    ("song-label-scale", SONG_CODE, "columns * math.sqrt(self.num_classes)", "columns", SONG,
+     "one-hot labels of variance 1 / K"),
+    ("song-attends-too-often", SONG_CODE, "listed[level] and i == config.num_blocks", "listed[level]", SONG,
+     "attention in every block of the decoder"),
+    ("song-identity", SONG_CODE, "if cin != cout or direction else", "if cin != cout else", SONG,
+     "no convolution beside one that resamples"),
+    ("song-pyramid-edge", SONG_CODE, "cin, cout, 3, padding=1 + (len(config.resample_filter) - 1) // 2)\n"
+     '        self.resample = Resample(config.resample_filter, "down", padding=0)',
+     'cin, cout, 3)\n        self.resample = Resample(config.resample_filter, "down")', SONG,
+     "the pyramid's filter sees zeros where the convolution had answers"),
+    ("song-pyramid-image", SONG_CODE, "h = image = self.pyramid[level - 1](image, h)",
+     "h = self.pyramid[level - 1](image, h)", SONG, "the pyramid goes on with the image itself"),
+    ("snapshots-round-buffers", "cm_train/models/checkpoints/posthoc.py", "if name in trained else value",
+     "if value.is_floating_point() else value", SONG, "constants summed with the weights"),
     # ----------------------------------------------------------------------------------------- consistency distillation
     ("cd-solver", CONSISTENCY, 'self.config.solver == "heun"', 'self.config.solver == "euler"', OBJECTIVES,
      "a setting that does not reach the loss: Euler for Heun"),

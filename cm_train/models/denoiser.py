@@ -118,7 +118,12 @@ class Denoiser(nn.Module):
         return sigma.log() / 4 if self.config.c_noise == "log_sigma" else torch.atan(sigma / self.config.sigma_data)
 
     def forward(
-        self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, dropout_keys: Tensor | None = None
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        labels: Tensor | None = None,
+        dropout_keys: Tensor | None = None,
+        augment_labels: Tensor | None = None,
     ) -> Tensor:
         """The denoised images, float32 [B, C, H, W], not clamped.
 
@@ -128,10 +133,13 @@ class Denoiser(nn.Module):
             labels: class indices, int64 [B], or None; num_classes is the null label where there is one.
             dropout_keys: int32 [B, 2]; dropout happens only where keys are given, the same keys give the same
                 masks, so two passes share theirs and samplers have none.
+            augment_labels: [B, augment_dim], how each image was augmented, for a backbone that is told of it;
+                samplers have none. A backbone that isn't told needs no such argument.
         """
         sigma = sigma.to(x.dtype).expand(x.shape[0])
         c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
-        output = self.backbone(per_image(c_in, x) * x, c_noise, labels, dropout_keys)
+        more = {} if augment_labels is None else {"augment_labels": augment_labels}
+        output = self.backbone(per_image(c_in, x) * x, c_noise, labels, dropout_keys, **more)
         return per_image(c_skip, x) * x + per_image(c_out, x) * output.to(x.dtype)
 
 

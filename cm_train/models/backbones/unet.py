@@ -10,15 +10,8 @@ from torch import Tensor, nn
 from ...core.errors import InputError
 from ...core.registry import register
 from ...core.settings import OF_RECIPE
-from .base import (
-    BackboneConfig,
-    Block,
-    KeyedDropout,
-    are_blocks_as_written,
-    at_least_float32,
-    autocast_off,
-    sinusoidal_embedding,
-)
+from .base import BackboneConfig, Block, KeyedDropout, autocast_off, sinusoidal_embedding
+from .blocks import GroupNorm, attention, check_halves, check_labels, num_heads, resample
 
 Count = Annotated[int, Field(ge=1, le=1024)]  # bounded, since a stranger's checkpoint says what to build
 
@@ -49,8 +42,8 @@ class UNetConfig(BackboneConfig):
             raise ValueError("embedding_norm needs scale_shift=true")
 
 
-class _Norm(nn.GroupNorm):
-    """GroupNorm in float32 at least, whatever the autocast type."""
+class _Norm(GroupNorm):
+    """GroupNorm of as many groups as the settings say."""
 
     def __init__(self, channels: int, config: UNetConfig):
         groups = 32 if config.group_channels is None else max(1, channels // config.group_channels)
@@ -61,18 +54,6 @@ class _Norm(nn.GroupNorm):
                 fix="set backbone.group_channels to a divisor of every level's width",
             )
         super().__init__(groups, channels, eps=1e-5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling():
-            # torch 2.11 takes the forward-mode derivative of this layout alone.
-            inputs = at_least_float32(x).contiguous() if are_blocks_as_written() else at_least_float32(x)
-            return super().forward(inputs).to(x.dtype)
-        # The compiler takes the operator apart just so, but knows no forward-mode derivative of the whole, which sCM
-        # needs.
-        groups = at_least_float32(x).reshape(x.shape[0], self.num_groups, -1)
-        variance, mean = torch.var_mean(groups, dim=2, correction=0, keepdim=True)
-        normal = ((groups - mean) * torch.rsqrt(variance + self.eps)).reshape(x.shape)
-        return torch.addcmul(self.bias[:, None, None], normal, self.weight[:, None, None]).to(x.dtype)
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -105,7 +86,7 @@ class ResBlock(Block):
     def forward(self, x: Tensor, embedding: Tensor, keys: Tensor | None) -> Tensor:
         h = F.silu(self.norm_in(x))
         if self.resample:
-            h, x = _resample(h, self.resample), _resample(x, self.resample)
+            h, x = resample(h, self.resample), resample(x, self.resample)
         h = self.conv_in(h)
         with autocast_off(h):
             e = self.embed(embedding)[:, :, None, None]
@@ -118,10 +99,6 @@ class ResBlock(Block):
         return self.skip(x) + self.conv_out(self.dropout(F.silu(h), keys))
 
 
-def _resample(x: Tensor, direction: str) -> Tensor:
-    return F.avg_pool2d(x, 2) if direction == "down" else F.interpolate(x, scale_factor=2.0, mode="nearest")
-
-
 class Resample(nn.Module):
     """Resampling outside a residual block, followed by a convolution when going up."""
 
@@ -131,7 +108,7 @@ class Resample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1) if direction == "up" else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(_resample(x, self.direction))
+        return self.conv(resample(x, self.direction))
 
 
 class Attention(Block):
@@ -139,23 +116,13 @@ class Attention(Block):
 
     def __init__(self, channels: int, config: UNetConfig):
         super().__init__()
-        if channels % config.head_channels:
-            raise InputError(
-                "attention heads must divide the width",
-                f"{channels} channels in heads of {config.head_channels}",
-                fix="set backbone.head_channels to a divisor",
-            )
-        self.heads = channels // config.head_channels
+        self.heads = num_heads(channels, config.head_channels)
         self.norm = _Norm(channels, config)
         self.qkv, self.proj = nn.Conv2d(channels, 3 * channels, 1), nn.Conv2d(channels, channels, 1)
         _zero(self.proj)
 
     def forward(self, x: Tensor) -> Tensor:
-        b, c, h, w = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, h * w).transpose(-1, -2)
-        q, k, v = qkv.unbind(1)  # [B, heads, pixels, head channels]
-        out = F.scaled_dot_product_attention(q, k, v)
-        return x + self.proj(out.transpose(-1, -2).reshape(b, c, h, w))
+        return x + self.proj(attention(self.qkv(self.norm(x)), self.heads))
 
 
 class _Stage(nn.Module):
@@ -190,13 +157,7 @@ class UNet(nn.Module):
     def __init__(self, config: UNetConfig, image_size: int, image_channels: int, num_classes: int = 0):
         super().__init__()
         levels = len(config.channel_mult)
-        if image_size % 2 ** (levels - 1):
-            raise InputError(
-                f"{levels} levels halve the image {levels - 1} times",
-                f"image size {image_size}",
-                f"a multiple of {2 ** (levels - 1)}",
-                "set backbone.channel_mult to fewer levels, or dataset.image_size",
-            )
+        check_halves(image_size, levels)
         self.config, self.num_classes = config, num_classes
         width, embedding = config.channels, 4 * config.channels
         self.embed_in, self.embed_out = nn.Linear(width, embedding), nn.Linear(embedding, embedding)
@@ -243,12 +204,7 @@ class UNet(nn.Module):
         self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, dropout_keys: Tensor | None = None
     ) -> Tensor:
         """x [B, C, H, W], c_noise [B], labels int64 [B] or None, dropout_keys int32 [B, 2] or None."""
-        if (labels is None) != (self.embed_label is None):
-            raise InputError(
-                "labels go with a class-conditional network and with no other",
-                "no labels" if labels is None else "labels",
-                f"{self.num_classes} classes",
-            )
+        check_labels(labels, self.num_classes)
         e = sinusoidal_embedding(c_noise * self.config.noise_multiplier, self.config.channels)
         with autocast_off(x):
             e = self.embed_out(F.silu(self.embed_in(e)))

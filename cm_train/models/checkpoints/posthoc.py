@@ -83,17 +83,17 @@ def reconstruct(run: Path, of: Manifest, weights: str, module: nn.Module) -> Non
         say(f"note: {weights} can't be made well of widths {known}: its profile is off by {error:.0%}")
     # On the CPU, where files are read to, whatever device the network is on.
     total = {name: torch.zeros_like(value, device="cpu") for name, value in module.state_dict().items()}
+    trained = {name for name, _ in module.named_parameters()}  # buffers are constants, which a sum would round
     for file, part in zip(files, shares.tolist(), strict=True):
         with present(file.parent):
             stored = WeightsFile(file)
         stored.check_fits(module)
         for name in total:
             value = stored.tensor(name)
-            total[name] += part * value if value.is_floating_point() else 0
+            total[name] = total[name] + part * value if name in trained else value
     with torch.no_grad():
         for name, value in module.state_dict().items():
-            if value.is_floating_point():
-                value.copy_(total[name])
+            value.copy_(total[name])
 
 
 def snapshots(run: Path) -> dict[int, Path]:
