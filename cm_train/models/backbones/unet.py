@@ -19,8 +19,7 @@ from .base import (
     autocast_off,
     sinusoidal_embedding,
 )
-
-Count = Annotated[int, Field(ge=1, le=1024)]  # bounded, since a stranger's checkpoint says what to build
+from .blocks import Count, check_labels, check_levels, num_heads, resample
 
 
 class UNetConfig(BackboneConfig):
@@ -105,7 +104,7 @@ class ResBlock(Block):
     def forward(self, x: Tensor, embedding: Tensor, keys: Tensor | None) -> Tensor:
         h = F.silu(self.norm_in(x))
         if self.resample:
-            h, x = _resample(h, self.resample), _resample(x, self.resample)
+            h, x = resample(h, self.resample), resample(x, self.resample)
         h = self.conv_in(h)
         with autocast_off(h):
             e = self.embed(embedding)[:, :, None, None]
@@ -118,10 +117,6 @@ class ResBlock(Block):
         return self.skip(x) + self.conv_out(self.dropout(F.silu(h), keys))
 
 
-def _resample(x: Tensor, direction: str) -> Tensor:
-    return F.avg_pool2d(x, 2) if direction == "down" else F.interpolate(x, scale_factor=2.0, mode="nearest")
-
-
 class Resample(nn.Module):
     """Resampling outside a residual block, followed by a convolution when going up."""
 
@@ -131,7 +126,7 @@ class Resample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1) if direction == "up" else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(_resample(x, self.direction))
+        return self.conv(resample(x, self.direction))
 
 
 class Attention(Block):
@@ -139,13 +134,7 @@ class Attention(Block):
 
     def __init__(self, channels: int, config: UNetConfig):
         super().__init__()
-        if channels % config.head_channels:
-            raise InputError(
-                "attention heads must divide the width",
-                f"{channels} channels in heads of {config.head_channels}",
-                fix="set backbone.head_channels to a divisor",
-            )
-        self.heads = channels // config.head_channels
+        self.heads = num_heads(channels, config.head_channels)
         self.norm = _Norm(channels, config)
         self.qkv, self.proj = nn.Conv2d(channels, 3 * channels, 1), nn.Conv2d(channels, channels, 1)
         _zero(self.proj)
@@ -190,13 +179,7 @@ class UNet(nn.Module):
     def __init__(self, config: UNetConfig, image_size: int, image_channels: int, num_classes: int = 0):
         super().__init__()
         levels = len(config.channel_mult)
-        if image_size % 2 ** (levels - 1):
-            raise InputError(
-                f"{levels} levels halve the image {levels - 1} times",
-                f"image size {image_size}",
-                f"a multiple of {2 ** (levels - 1)}",
-                "set backbone.channel_mult to fewer levels, or dataset.image_size",
-            )
+        check_levels(levels, image_size)
         self.config, self.num_classes = config, num_classes
         width, embedding = config.channels, 4 * config.channels
         self.embed_in, self.embed_out = nn.Linear(width, embedding), nn.Linear(embedding, embedding)
@@ -243,12 +226,7 @@ class UNet(nn.Module):
         self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, dropout_keys: Tensor | None = None
     ) -> Tensor:
         """x [B, C, H, W], c_noise [B], labels int64 [B] or None, dropout_keys int32 [B, 2] or None."""
-        if (labels is None) != (self.embed_label is None):
-            raise InputError(
-                "labels go with a class-conditional network and with no other",
-                "no labels" if labels is None else "labels",
-                f"{self.num_classes} classes",
-            )
+        check_labels(labels, self.num_classes)
         e = sinusoidal_embedding(c_noise * self.config.noise_multiplier, self.config.channels)
         with autocast_off(x):
             e = self.embed_out(F.silu(self.embed_in(e)))
