@@ -68,7 +68,8 @@ def test_a_recipe_of_the_users_lies_in_a_folder_and_may_be_named_by_an_experimen
 @pytest.mark.parametrize("backbone", options("backbone"))
 def test_backbone_yaml_builds_and_runs_on_the_meta_device(channels, backbone, composed):
     config = parse(composed(f"backbone={backbone}"))
-    size = {"auto": 8, "unet_xs": 8, "unet_s": 28, "unet_m": 32, "adm_imagenet64": 64, "adm_lsun256": 256}[backbone]
+    sizes = {"auto": 8, "unet_xs": 8, "unet_s": 28, "unet_m": 32, "adm_imagenet64": 64, "adm_lsun256": 256, "edm2": 64}
+    size = sizes["edm2" if backbone.startswith("edm2_") else backbone]
     with torch.device("meta"):
         network = registry.build(config.backbone, size, channels, 0)
         assert network(torch.empty(2, channels, size, size), torch.empty(2)).shape == (2, channels, size, size)
@@ -179,7 +180,8 @@ def stated(path):
     [
         *((f"optimizer/{name}.yaml", None, "optimizer") for name in ("adam", "radam")),
         *((f"ema/{name}.yaml", None, "decay") for name in ("constant", "warmup")),
-        *((f"mode/{mode}.yaml", "objective", "objective") for mode in ("cd", "ect", "sct")),
+        *((f"mode/{mode}.yaml", "objective", "objective") for mode in ("cd", "ect", "edm", "sct")),
+        ("backbone/edm2_xs.yaml", None, "backbone"),
         *((f"noise/{name}.yaml", "proposal", "proposal") for name in ("lognormal", "uniform")),
         *((f"noise/{name}.yaml", "curriculum", "curriculum") for name in ("uniform", "ct", "ict")),
     ],
@@ -194,6 +196,12 @@ def test_what_yaml_shows_is_what_a_component_does_unasked(path, group, kind):
     values = {key: fields[key].default if value == "auto" else value for key, value in values.items()}
     assert registry.settings(kind, values) == registry.settings(kind, {"name": values["name"]})
     assert values.keys() == registry.find(kind, values["name"]).Config.model_fields.keys(), "all of it is shown"
+
+
+@pytest.mark.parametrize("backbone", options("backbone"))
+def test_backbone_yaml_shows_every_setting(backbone):
+    values = stated(f"backbone/{backbone}.yaml")
+    assert values.keys() == registry.find("backbone", values["name"]).Config.model_fields.keys()
 
 
 def test_what_yaml_shows_is_what_a_run_does_unasked():
