@@ -1,6 +1,7 @@
 """EDM2's network: published sizes, the public code's numbers, kept magnitudes, derivatives, refused settings."""
 
 import copy
+import functools
 import math
 import zlib
 
@@ -11,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cm_train.core import registry, rng
 from cm_train.core.errors import InputError
+from cm_train.models.averages import flatten_parameters, frozen_copy
 from cm_train.models.backbones.base import KeyedDropout, blocks_as_written, constrain
 from cm_train.models.backbones.edm2 import (
     EDM2,
@@ -25,6 +27,7 @@ from cm_train.models.backbones.edm2 import (
     mp_sum,
     normalized,
 )
+from cm_train.models.compiling import CompiledBlocks, num_kinds
 
 SMALL = {
     "channels": 16,
@@ -306,7 +309,7 @@ def test_concatenation_gives_both_their_share_whatever_their_widths():
 def test_normalized_has_unit_root_mean_square_over_its_dimension():
     x = 7 * normal(2, 12, 3, 3)
     torch.testing.assert_close(normalized(x).square().mean(1), torch.ones(2, 3, 3), rtol=1e-3, atol=0)
-    torch.testing.assert_close(normalized(x, (1, 2, 3)).square().mean((1, 2, 3)), torch.ones(2), rtol=1e-3, atol=0)
+    torch.testing.assert_close(normalized(x, 2).square().mean(2), torch.ones(2, 12, 3), rtol=1e-3, atol=0)
     assert torch.equal(normalized(torch.zeros(1, 4, 1, 1)), torch.zeros(1, 4, 1, 1))
 
 
@@ -492,6 +495,74 @@ def test_positional_embedding_changes_more_slowly_with_the_level():
     fourier, positional = (torch.func.jvp(e, (c,), (one,))[1] for e in (MPFourier(4096), MPPositional(4096)))
     assert rms(fourier) == pytest.approx(2 * math.pi, rel=0.05)
     assert rms(positional) < 0.5
+
+
+# ----------------------------------------------------------------------------------------------- compiled, autocast
+
+
+def test_edm2_blocks_compile_once_a_kind_and_give_the_same(monkeypatch):
+    """By the compiler without its last and slowest part, with frozen copies and without gradient too."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+    net = small_net(3, channel_mult=[1], attention_resolutions=[], dropout=0.3)
+    net = net.to(memory_format=torch.channels_last)
+    flatten_parameters(net.parameters())
+    twin, _ = frozen_copy(net)
+    x, level, labels, drop = normal(2, 1, 8, 8), torch.tensor([-1.0, 0.7]), torch.tensor([0, 2]), keys(2)
+
+    def everything():
+        with torch.no_grad():
+            frozen = net(x, level, labels, drop), twin(x, level, labels, drop)
+        return net(x, level, labels, drop), *frozen
+
+    expected = everything()
+    gradient = torch.autograd.grad(expected[0].square().sum(), [*net.parameters()])
+    blocks = CompiledBlocks(net, twin)
+    # One in the encoder, and in the decoder one with attention, one without, and two of one kind that take skips.
+    assert num_kinds(net) == 4
+    assert blocks.meet(everything) == 2 * 4
+    assert blocks.compile()
+    assert blocks.meet(everything) == 0
+    found = everything()
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    compiled = torch.autograd.grad(found[0].square().sum(), [*net.parameters()])
+    for a, b in zip(compiled, gradient, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.long
+def test_edm2_block_is_compiled_by_the_whole_compiler():
+    torch._dynamo.reset()
+    net = small_net(channel_mult=[1]).to(memory_format=torch.channels_last)
+    block, x, e = net.decoder[0], normal(2, 16, 8, 8).to(memory_format=torch.channels_last), normal(2, 16, seed=1)
+    call = lambda: block(x, None, e, torch.tensor(0.5), None)  # noqa: E731
+    expected = call()
+    gradient = torch.autograd.grad(expected.square().sum(), [*block.parameters()])
+    blocks = CompiledBlocks(block)
+    assert blocks.meet(call) == 1
+    assert blocks.compile()
+    found = call()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    compiled = torch.autograd.grad(found.square().sum(), [*block.parameters()])
+    for a, b in zip(compiled, gradient, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_edm2_under_autocast_is_near_float32_and_told_close_levels_apart():
+    """Blocks in bfloat16; noise levels that lie close must not round to the same."""
+    net = small_net(3, channels=32)
+    x, level, labels = normal(2, 1, 8, 8), torch.tensor([1.0, 1.001]), torch.tensor([2, 2])
+    x[1] = x[0]
+    seen = []
+    net.encoder[0].register_forward_hook(lambda m, args, out: seen.append((args[2], out)))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = net(x, level, labels)
+    embedding, features = seen[0]
+    assert embedding.dtype == torch.float32
+    assert features.dtype == torch.bfloat16
+    assert (embedding[0] - embedding[1]).abs().max() > 1e-4
+    torch.testing.assert_close(out.float(), net(x, level, labels), rtol=0.05, atol=0.05)
 
 
 # ------------------------------------------------------------------------------------------------------------- dropout

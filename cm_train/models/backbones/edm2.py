@@ -49,13 +49,9 @@ class EDM2Config(BackboneConfig):
     clip: Annotated[float, Field(gt=0)] | None = 256.0  # the largest feature that leaves a block; None: any
 
 
-def normalized(x: Tensor, dim: int | tuple[int, ...] = 1) -> Tensor:
-    """`x` divided by its root mean square over `dim`, of which it keeps the shape (over the channels: pixel norm).
-
-    The root mean square is taken in float32 at least.
-    """
-    size = math.prod(x.shape[d] for d in (dim if isinstance(dim, tuple) else (dim,)))
-    return x / (_EPS + _norm(x, dim) / math.sqrt(size)).to(x.dtype)
+def normalized(x: Tensor, dim: int = 1) -> Tensor:
+    """`x` divided by its root mean square along `dim`, taken in float32 at least; over the channels: pixel norm."""
+    return x / (_EPS + _norm(x, dim) / math.sqrt(x.shape[dim])).to(x.dtype)
 
 
 def mp_silu(x: Tensor) -> Tensor:
@@ -300,7 +296,8 @@ class EDM2(nn.Module):
             e = mp_silu(e)
 
         keys = dropout_keys if self.config.dropout > 0 else None
-        gains = iter(self.gains.values.unbind())
+        # Of a copy: parts of a parameter itself ask for a gradient under no_grad too, for which all would compile anew.
+        gains = iter(self.gains.values.clone().unbind())
         h = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)  # in place of biases
         h = self.first(h.to(memory_format=torch.channels_last))
         skips = [h]
