@@ -57,7 +57,7 @@ class TrainState:
         self.weights = learned[: sum(p.numel() for p in denoiser.parameters())]
         self.gradient = flatten_gradients(trained)
         self.optimizer = registry.build(config.optimizer, learned, self.gradient, config.num_schedule_steps)
-        constrain(denoiser)  # those that a run starts from may be an average, which lies inside the surface
+        constrain(denoiser)  # a run may start from an average, which lies off the surface
         self.averages = [Average(n, decay, *frozen_copy(denoiser)) for n, decay in _decays(config.ema).items()]
 
         self.loss_scale = LossScale(autocast, device)
@@ -70,7 +70,7 @@ class TrainState:
         """One optimizer step on the gathered gradient, and all that follows it; nothing in it waits for the device."""
         step, self.is_torn = self.step, True
         grad_norm, applied = self.optimizer.step(step, 1 / self.loss_scale.factor)
-        # Before anything reads the weights: averages, target and checkpoints see none off the surface.
+        # Averages, target and checkpoints see no weights off their surface.
         constrain(self.objective.denoiser, applied)
         self.objective.after_step(step, self.weights, applied)
         for average in self.averages:
