@@ -75,6 +75,8 @@ EMA_CODE, DISTANCES_CODE, OPTIMIZERS_CODE = (
     "cm_train/objectives/distances.py",
     "cm_train/training/optimizers.py",
 )
+EDM2_CODE, WEIGHTING_CODE = "cm_train/models/backbones/edm2.py", "cm_train/objectives/weighting.py"
+EDM2, WEIGHTING = "tests/models/test_edm2.py", "tests/objectives/test_weighting.py"
 
 # fmt: off
 MUTANTS = [Mutant(*row) for row in (
@@ -85,6 +87,18 @@ MUTANTS = [Mutant(*row) for row in (
      "the weight with a root that belongs to c_out"),
     ("edm-noise-variance", EDM_CODE, "per_image(sigma, x0)", "per_image(sigma**2, x0)", OBJECTIVES,
      "noise scaled by its variance"),
+    # --------------------------------------------------------------------------------------------------- EDM2's network
+    ("edm2-never-normalised", STATE_CODE, "constrain(self.objective.denoiser, applied)", "pass",
+     TRAINER + "::test_weights_have_their_length_before_averages_and_target_read_them",
+     "weights that grow with every step"),
+    ("edm2-skipped-step", EDM2_CODE, "torch.where(applied > 0, size, 1.0)", "size", EDM2,
+     "weights that a skipped step moves"),
+    ("edm2-concatenation", EDM2_CODE, "[a * scale_a, b * scale_b]", "[a, b]", EDM2,
+     "skips that weigh by their width"),
+    ("edm2-values", EDM2_CODE, "normalized(qkv, 3)",
+     "torch.cat([normalized(qkv[:, :2], 3), qkv[:, 2:]], dim=1)", EDM2, "values of attention not normalised"),
+    ("edm2-uncertainty", EDM_CODE, "weighted(loss, sigma)", "weighted(distance, sigma)", WEIGHTING,
+     "the uncertainty of a loss without its weights"),
     # -------------------------------------------------------------------------------------------------- preconditioning
     ("c-out-root", DENOISER_CODE, "shifted * data * inverse_root", "shifted * data * inverse_root**2",
      DENOISER, "c_out without its square root"),
@@ -149,9 +163,12 @@ MUTANTS = [Mutant(*row) for row in (
      "the target is never updated"),
     ("target-before", STATE_CODE,
      "grad_norm, applied = self.optimizer.step(step, 1 / self.loss_scale.factor)\n"
+     "        # Averages, target and checkpoints see no weights off their surface.\n"
+     "        constrain(self.objective.denoiser, applied)\n"
      "        self.objective.after_step(step, self.weights, applied)",
      "old = self.weights.clone()\n"
      "        grad_norm, applied = self.optimizer.step(step, 1 / self.loss_scale.factor)\n"
+     "        constrain(self.objective.denoiser, applied)\n"
      "        self.objective.after_step(step, old, applied)",
      TRAINER + "::test_target_follows_the_weights_that_the_step_made", "the target is updated before the step"),
     ("target-of-ema", STATE_CODE, "after_step(step, self.weights, applied)",
@@ -199,7 +216,7 @@ MUTANTS = [Mutant(*row) for row in (
     ("scm-square", SCM_CODE, "g = -(cos**2) *", "g = -cos *", SCM, "cos for cos^2"),
     ("scm-rms", SCM_CODE, "torch.linalg.vector_norm(g.flatten(1), dim=1)",
      "g.flatten(1).square().mean(1).sqrt()", SCM, "the tangent normalised by its root mean square"),
-    ("scm-weight-sign", SCM_CODE, "weight.exp() * error - weight", "weight.exp() * error + weight", SCM,
+    ("scm-weight-sign", WEIGHTING_CODE, "w.exp() * loss - w", "w.exp() * loss + w", SCM,
      "the learned weighting without its counterweight"),
     ("scm-warmup", SCM_CODE, "min(1.0, step / num)", "step / num", SCM, "a tangent that goes on growing"),
     ("scm-dropout", SCM_CODE, "labels, batch.dropout_keys).to", "labels, None).to", SCM,

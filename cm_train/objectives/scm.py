@@ -5,17 +5,16 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..core.registry import register
 from ..core.settings import Positive
-from ..models.backbones.base import autocast_off, blocks_as_written, sinusoidal_embedding
+from ..models.backbones.base import autocast_off, blocks_as_written
 from ..models.denoiser import Denoiser, per_image
 from .base import Batch, Objective, ObjectiveConfig
 from .distances import l2
-
-_WEIGHTING_WIDTH = 128  # of the embedding that the learned weighting reads
+from .weighting import LearnedWeighting
 
 
 class SCMConfig(ObjectiveConfig):
@@ -49,11 +48,7 @@ class SCM(Objective):
     def __init__(self, config: SCMConfig, denoiser: Denoiser, *args: Any, **kwargs: Any):
         super().__init__(config, denoiser, *args, **kwargs)
         assert (self.teacher is not None) == (config.velocity == "teacher")
-        self.weighting = nn.Linear(_WEIGHTING_WIDTH, 1) if config.adaptive_weighting else None
-        if self.weighting is not None:  # w(t) = 0 at the start
-            for parameter in self.weighting.parameters():
-                nn.init.zeros_(parameter)
-            self.weighting.to(next(denoiser.parameters()).device)
+        self.weighting = LearnedWeighting(denoiser) if config.adaptive_weighting else None
         with warnings.catch_warnings():  # torch's own first use of forward mode warns of a deprecated torch function
             warnings.simplefilter("ignore", FutureWarning)
             torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.zeros(1),))
@@ -91,12 +86,9 @@ class SCM(Objective):
             g = g - per_image(batch.levels["tangent_warmup"], x0) * (cos * sin * cos * x + data * derivative)
             goal = output + self._bounded(g)
         error = l2(output, goal)
-        weight = torch.zeros_like(sigma)
-        if self.weighting is not None:
-            with autocast_off(sigma):
-                weight = self.weighting(sinusoidal_embedding(sigma.log(), _WEIGHTING_WIDTH)).flatten().to(error.dtype)
         # The loss's value says nothing of progress: with the tangent normalised, its size is always that of g.
-        return weight.exp() * error - weight, {"tangent_rms": g.square().flatten(1).mean(1).sqrt()}
+        loss = error if self.weighting is None else self.weighting.weighted(error, sigma)
+        return loss, {"tangent_rms": g.square().flatten(1).mean(1).sqrt()}
 
     def _bounded(self, g: Tensor) -> Tensor:
         """The tangent [B, C, H, W] normalised over each image, or clipped, which keeps its variance in check."""

@@ -15,6 +15,7 @@ from ..core.precision import LossScale
 from ..core.terminal import say
 from ..core.world import World
 from ..models.averages import EMAConfig, ema_update, flatten_gradients, flatten_parameters, frozen_copy, power_decay
+from ..models.backbones.base import constrain
 from ..models.checkpoints import read as checkpoint
 from ..models.checkpoints.manifest import Manifest
 from ..models.checkpoints.weights import open_weights
@@ -56,6 +57,7 @@ class TrainState:
         self.weights = learned[: sum(p.numel() for p in denoiser.parameters())]
         self.gradient = flatten_gradients(trained)
         self.optimizer = registry.build(config.optimizer, learned, self.gradient, config.num_schedule_steps)
+        constrain(denoiser)  # a run may start from an average, which lies off the surface
         self.averages = [Average(n, decay, *frozen_copy(denoiser)) for n, decay in _decays(config.ema).items()]
 
         self.loss_scale = LossScale(autocast, device)
@@ -68,6 +70,8 @@ class TrainState:
         """One optimizer step on the gathered gradient, and all that follows it; nothing in it waits for the device."""
         step, self.is_torn = self.step, True
         grad_norm, applied = self.optimizer.step(step, 1 / self.loss_scale.factor)
+        # Averages, target and checkpoints see no weights off their surface.
+        constrain(self.objective.denoiser, applied)
         self.objective.after_step(step, self.weights, applied)
         for average in self.averages:
             ema_update(average.weights, self.weights, average.decay(step), applied)

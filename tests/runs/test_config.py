@@ -68,9 +68,8 @@ def test_a_recipe_of_the_users_lies_in_a_folder_and_may_be_named_by_an_experimen
 @pytest.mark.parametrize("backbone", options("backbone"))
 def test_backbone_yaml_builds_and_runs_on_the_meta_device(channels, backbone, composed):
     config = parse(composed(f"backbone={backbone}"))
-    sizes = {"auto": 8, "unet_xs": 8, "unet_s": 28, "unet_m": 32}
-    sizes |= {name: int(name[-2:]) for name in ("ddpmpp_ffhq64", "ncsnpp_ffhq64", "adm_imagenet64")}
-    size = (sizes | {"ddpmpp_cifar10": 32, "ncsnpp_cifar10": 32, "adm_lsun256": 256})[backbone]
+    sizes = {"auto": 8, "unet_xs": 8, "unet_s": 28, "unet_m": 32, "ddpmpp_cifar10": 32, "ncsnpp_cifar10": 32}
+    size = (sizes | {"adm_lsun256": 256}).get(backbone, 64)
     with torch.device("meta"):
         network = registry.build(config.backbone, size, channels, 0)
         assert network(torch.empty(2, channels, size, size), torch.empty(2)).shape == (2, channels, size, size)
@@ -181,7 +180,8 @@ def stated(path):
     [
         *((f"optimizer/{name}.yaml", None, "optimizer") for name in ("adam", "radam")),
         *((f"ema/{name}.yaml", None, "decay") for name in ("constant", "warmup")),
-        *((f"mode/{mode}.yaml", "objective", "objective") for mode in ("cd", "ect", "sct")),
+        *((f"mode/{mode}.yaml", "objective", "objective") for mode in ("cd", "ect", "edm", "sct")),
+        ("backbone/edm2_xs.yaml", None, "backbone"),
         *((f"noise/{name}.yaml", "proposal", "proposal") for name in ("lognormal", "uniform")),
         *((f"noise/{name}.yaml", "curriculum", "curriculum") for name in ("uniform", "ct", "ict")),
     ],

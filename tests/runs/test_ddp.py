@@ -65,6 +65,16 @@ def test_ranks_equal_one_process(mode, ranks, command, tmp_path):
     assert_same_run(tmp_path / "runs" / "one", tmp_path / "runs" / "many")
 
 
+def test_ranks_equal_one_process_where_weights_are_normalised_and_losses_weighted(command, tmp_path):
+    """EDM2: after each step every rank gives its weights their length again, with nothing sent."""
+    options = [*EVERYTHING, "backbone=edm2_xs", "backbone.channels=8", "backbone.channel_mult=[1,2]"]
+    options += ["backbone.num_blocks=1", "backbone.attention_resolutions=[4]", "backbone.head_channels=8"]
+    for name, more in (("one", []), ("many", ["devices=2", "micro_batch=2"])):
+        done = command("train", "mode=edm", "objective.weighting=learned", *options, f"name={name}", *more)
+        assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "runs" / "one", tmp_path / "runs" / "many")
+
+
 def test_stopped_on_two_ranks_and_resumed_on_one_equals_one_process(command, start, tmp_path):
     """Stopped in the middle of a log window too: its sums are those of all ranks."""
     options = ["mode=ict", *EVERYTHING, "steps=40", "save_every=1000", "log_every=7"]

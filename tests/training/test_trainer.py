@@ -106,6 +106,90 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(mode, build, teach
     assert timeless(lines(whole)) == timeless(lines(rest))
 
 
+EDM2 = [
+    *("backbone=edm2_xs", "backbone.channels=8", "backbone.channel_mult=[1,2]", "backbone.num_blocks=1"),
+    *("backbone.attention_resolutions=[4]", "backbone.head_channels=8"),
+]
+
+FAST = ["optimizer.lr=0.1", "optimizer.warmup_steps=0", "optimizer.schedule=constant"]
+
+
+def rows_of(denoiser):
+    """The norm of each row of each layer of EDM2's, relative to the root of its length."""
+    layers = [p.detach().flatten(1) for p in denoiser.parameters() if p.ndim > 1]
+    return torch.cat([layer.norm(dim=1) / layer.shape[1] ** 0.5 for layer in layers])
+
+
+def assert_of_length_one(rows):
+    torch.testing.assert_close(rows, torch.ones_like(rows), rtol=2e-4, atol=0)
+
+
+@pytest.mark.parametrize(
+    "options", [["mode=edm", "objective.weighting=learned"], ["mode=ict", "objective.target_decay=0.9"]], ids=str
+)
+def test_resumed_run_of_normalised_weights_equals_the_uninterrupted_one(options, build):
+    """Stopped at step 3; weights that were brought back to their length before they were stored are not once more."""
+    options = [*options, *EDM2, "backbone.dropout=0.3", "ema.extra=[0.5]", "optimizer.lr=0.01"]
+    whole = build(*options, name="whole")
+    run(whole)
+    assert not run(build(*options, name="parts", should_stop=after(3)))
+    rest = build(*options, name="parts")
+    assert rest.step == 3
+    run(rest)
+    assert_same(whole, rest)
+    assert timeless(lines(whole)) == timeless(lines(rest))
+    assert_of_length_one(rows_of(rest.objective.denoiser))
+
+
+def test_weights_have_their_length_before_averages_and_target_read_them(build, monkeypatch):
+    """Adam lengthens them: the optimizer's step alone would leave most rows longer."""
+    trainer = build("mode=ict", "objective.target_decay=0.9", *EDM2, "optimizer=adam", *FAST)
+    denoiser, seen = trainer.objective.denoiser, []
+    step, after_step = trainer.state.optimizer.step, trainer.objective.after_step
+
+    def stepped(*arguments):
+        result = step(*arguments)
+        seen.append(rows_of(denoiser))
+        return result
+
+    def followed(*arguments):
+        seen.append(rows_of(denoiser))
+        after_step(*arguments)
+
+    monkeypatch.setattr(trainer.state.optimizer, "step", stepped)
+    monkeypatch.setattr(trainer.objective, "after_step", followed)
+    run(trainer)
+    assert len(seen) == 12
+    assert torch.cat(seen[::2]).max() > 1.001
+    assert_of_length_one(torch.cat(seen[1::2]))
+
+
+def test_skipped_step_leaves_normalised_weights_as_they_are(build):
+    trainer = build("mode=ict", *EDM2, "optimizer.lr=0.05")
+    state = trainer.state
+    trainer.train_step(trainer.fetch())
+    before = state.weights.clone()
+    state.gradient.fill_(math.nan)
+    state.advance()
+    assert torch.equal(state.weights, before)
+    assert state.skipped == 1
+
+
+def test_run_that_starts_from_an_average_gives_its_rows_their_length(build):
+    """An average of unit vectors is shorter than one: the first steps would turn it further than later ones do."""
+    teacher = build("mode=edm", *EDM2, *FAST, "ema=constant", "+ema.decay=0.9", name="teacher")
+    run(teacher)
+    average = teacher.state.averages[0].denoiser
+    assert rows_of(average).min() < 0.997
+    student = build("mode=ect", *EDM2, f"teacher={teacher.config.folder}", name="student")
+    assert_of_length_one(rows_of(student.objective.denoiser))
+    torch.testing.assert_close(
+        student.objective.denoiser.backbone.gains.values, average.backbone.gains.values, rtol=0, atol=0
+    )
+    x, sigma = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.3, 4.0])
+    torch.testing.assert_close(student.objective.denoiser(x, sigma), average(x, sigma), rtol=1e-3, atol=1e-3)
+
+
 def test_stored_runs_keep_the_way_in_which_their_numbers_are_drawn(build, monkeypatch):
     """Whoever changes how numbers are drawn adds a version: new runs take it, those that have begun do not."""
     whole = build("mode=ict", name="whole")

@@ -42,6 +42,26 @@ class Block(nn.Module):
         return self.compiled(self, *inputs)
 
 
+class Constrained(nn.Module):
+    """A layer whose weights lie on a surface, to which `constrain` brings them back after each optimizer step."""
+
+    def constrain(self, applied: Tensor | None = None) -> None:
+        """Move the weights onto the surface, in place and without waiting for the device.
+
+        Args:
+            applied: 0-dim float on the device, 0.0 where the step was skipped and nothing may move; None means 1.
+        """
+        raise NotImplementedError
+
+
+@torch.no_grad()
+def constrain(network: nn.Module, applied: Tensor | None = None) -> None:
+    """`constrain` each layer of `network` that is `Constrained`."""
+    for layer in network.modules():
+        if isinstance(layer, Constrained):
+            layer.constrain(applied)
+
+
 _as_written: list[None] = []  # one entry for each context that is open
 
 

@@ -1,11 +1,17 @@
 """What several networks compute alike, as fast as we know how, and what all of them refuse."""
 
+from typing import Annotated, Literal
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from ...core.errors import InputError
 from .base import are_blocks_as_written, at_least_float32
+
+Count = Annotated[int, Field(ge=1, le=1024)]  # bounded, since a stranger's checkpoint says what to build
+Resampling = Literal["", "down", "up"]
 
 
 class GroupNorm(nn.GroupNorm):
@@ -37,7 +43,9 @@ def attention(qkv: Tensor, heads: int) -> Tensor:
 
 
 def resample(x: Tensor, direction: str) -> Tensor:
-    """Half the size by the mean of 2 x 2 pixels ("down"), or twice the size by repeating each ("up")."""
+    """x [B, C, H, W] at half its side by 2 x 2 means ("down"), at twice by repeating each pixel ("up"), or as it is."""
+    if not direction:
+        return x
     return F.avg_pool2d(x, 2) if direction == "down" else F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 

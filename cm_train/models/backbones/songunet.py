@@ -13,9 +13,8 @@ from ...core.errors import InputError
 from ...core.registry import register
 from ...core.settings import OF_RECIPE
 from .base import BackboneConfig, Block, KeyedDropout, at_least_float32, autocast_off
-from .blocks import GroupNorm, attention, check_halves, check_labels, num_heads, resample
+from .blocks import Count, GroupNorm, attention, check_halves, check_labels, num_heads, resample
 
-Count = Annotated[int, Field(ge=1, le=1024)]  # bounded, since a stranger's checkpoint says what to build
 L = TypeVar("L", nn.Conv2d, nn.Linear)
 _ROOT_HALF = math.sqrt(0.5)  # a sum of two parts is scaled by it, so that its variance does not grow with depth
 _ALMOST_ZERO = 1e-5  # the gain of what ends a branch, so that the branch starts as next to nothing

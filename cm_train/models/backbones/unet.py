@@ -11,9 +11,7 @@ from ...core.errors import InputError
 from ...core.registry import register
 from ...core.settings import OF_RECIPE
 from .base import BackboneConfig, Block, KeyedDropout, autocast_off, sinusoidal_embedding
-from .blocks import GroupNorm, attention, check_halves, check_labels, num_heads, resample
-
-Count = Annotated[int, Field(ge=1, le=1024)]  # bounded, since a stranger's checkpoint says what to build
+from .blocks import Count, GroupNorm, attention, check_halves, check_labels, num_heads, resample
 
 
 class UNetConfig(BackboneConfig):
