@@ -290,7 +290,7 @@ class EDM2(nn.Module):
         with autocast_off(x):
             e = self.embed_noise(self.noise(c_noise))
             if self.embed_label is not None:
-                # Of a one-hot label of unit magnitude, sqrt(K) long: the label's column of rows of unit magnitude.
+                # What a one-hot label of unit magnitude, which is sqrt(K) long, picks from the normalised weights.
                 columns = self.embed_label.unit_rows() * math.sqrt(self.num_classes)
                 e = mp_sum(e, F.embedding(labels, columns.t()), self.config.label_balance)  # type: ignore[arg-type]
             e = mp_silu(e)
