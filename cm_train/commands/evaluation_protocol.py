@@ -21,7 +21,7 @@ def check_follows(config: EvalConfig) -> None:
     chosen = {key.removeprefix("override /"): value for entry in stated["defaults"] for key, value in entry.items()}
     wanted = {"num": stated["num"], "blocks": stated["blocks"], "features": chosen["features"]}
     given = {"num": config.num, "blocks": config.blocks, "features": config.features.get("name")}
-    wanted["metrics"], given["metrics"] = sorted(chosen["metrics"]), sorted(config.metrics)
+    wanted["metrics"], given["metrics"] = (f"[{','.join(sorted(m))}]" for m in (chosen["metrics"], config.metrics))
     others = [f"{key}={given[key]}" for key in wanted if given[key] != wanted[key]]
     if others:
         allowed = ", ".join(f"{key}={value}" for key, value in wanted.items())
