@@ -44,10 +44,12 @@ def real_images(text: str, image_size: int, channels: int) -> Dataset | Statisti
     if text.lower().endswith(".npz"):
         found = read_npz(path)
         return Statistics(found, sha256_of_file(path)) if isinstance(found, Gaussian) else InMemory(found, None, [])
-    if not os.path.lexists(path) and "/" not in text:
+    if not os.path.isdir(path) and not any(os.path.isfile(place) for place in (path, *path.parents)):
         known = ", ".join(n for n in registry.names("dataset") if n != "image_folder")
-        raise InputError("no such reference", text, f"{known}, a folder or .zip of pictures, an .npz")
-    return loaded(ImageFolder.Config(root=text, image_size=image_size, channels=_one_or_three(channels), hflip=False))
+        raise InputError("there are no such pictures", text, f"{known}, a folder or .zip of pictures, an .npz")
+    c = _one_or_three(channels)
+    config = ImageFolder.Config(root=text, image_size=image_size, channels=c, hflip=False, skip_broken=True)
+    return loaded(config)
 
 
 def samples_at(text: str) -> Dataset:
@@ -66,6 +68,8 @@ def samples_at(text: str) -> Dataset:
         path = path / _IMAGES
     elif (path / "samples.npz").is_file():
         return samples_at(str(path / "samples.npz"))
+    if not os.path.isdir(path) and not any(os.path.isfile(place) for place in (path, *path.parents)):
+        raise InputError("there are no such samples", text, "a folder or .zip of images, an .npz")
     files = open_files(str(path))
     seen = survey(files, sorted_names(files, str(path)))
     files.close()

@@ -239,7 +239,7 @@ sample.main()
 """
 
 
-@pytest.mark.command
+@pytest.mark.long
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux counts memory in KiB")
 def test_a_bomb_takes_little_memory_and_one_line(drawn):
     content, usual = PICTURE.read_bytes(), 0

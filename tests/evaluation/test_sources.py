@@ -89,10 +89,12 @@ def test_a_reference_is_a_data_set_a_folder_a_zip_or_an_npz(tmp_path):
     assert len(folder) == 3 and folder.image_size == 8 and not folder.hflip
     np.savez(tmp_path / "stats.npz", mu=np.arange(3.0), sigma=np.eye(3))
     assert isinstance(real_images(str(tmp_path / "stats.npz"), 8, 3), Statistics)
-    with pytest.raises(InputError, match="no such reference; got 'digit'; allowed: .*digits.*a folder"):
+    with pytest.raises(InputError, match="there are no such pictures; got 'digit'; allowed: .*digits.*a folder"):
         real_images("digit", 8, 1)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="there are no such pictures"):
         real_images(str(tmp_path / "nowhere"), 8, 3)
+    with pytest.raises(InputError, match="there are no such samples"):
+        samples_at(str(tmp_path / "nowhere"))
 
 
 def test_samples_are_taken_as_they_are(tmp_path):
