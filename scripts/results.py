@@ -30,7 +30,7 @@ from cm_train.evaluation.result import Result, read_result
 
 WITH_TEACHER, FROM_NOTHING = ("cd", "scd", "sct", "ect"), ("ict", "ct")
 STEPS = {"edm": (10,)}  # to sample in; (1, 2) elsewhere
-SHOWN = ("kid", "fd", "precision", "recall", "copies")
+SHOWN = ("kid", "fd", "precision", "recall", "coverage", "copies")
 
 
 @dataclass(frozen=True)
@@ -118,18 +118,19 @@ class Table:
 
     def markdown(self) -> str:
         """The table: a row a mode and number of steps, with the deviation over training seeds, or over blocks."""
-        lines = [f"| mode | calls | {' | '.join(SHOWN)} | CPU minutes |", "| --- " * (len(SHOWN) + 3) + "|"]
-        everything: dict[str, Result] = {}
-        for mode in ("edm", *WITH_TEACHER, *FROM_NOTHING):
-            for steps in STEPS.get(mode, (1, 2)):
-                found = [self.result(mode, seed, steps) for seed in self.data.seeds]
-                everything |= {f"{mode} {steps} {seed}": r for seed, r in zip(self.data.seeds, found, strict=True)}
-                calls = getattr(found[0].protocol.of, "network_calls", 0)
-                cells = [_cell(found, name) for name in SHOWN]
-                lines.append(f"| `{mode}` | {calls} | {' | '.join(cells)} | {self._minutes(mode)} |")
-        check_comparable({name: result.protocol for name, result in everything.items()})
-        if real := next(iter(everything.values())).real:
-            cells = [f"{real[name]:.3g}" if name in real else "" for name in SHOWN]
+        rows = [(mode, steps) for mode in ("edm", *WITH_TEACHER, *FROM_NOTHING) for steps in STEPS.get(mode, (1, 2))]
+        found = {row: [self.result(row[0], seed, row[1]) for seed in self.data.seeds] for row in rows}
+        every = {f"{row} {i}": result for row, results in found.items() for i, result in enumerate(results)}
+        check_comparable({name: result.protocol for name, result in every.items()})
+        first = next(iter(every.values()))
+        names = [name for name in SHOWN if name in first.metrics]
+        lines = [f"| mode | calls | {' | '.join(names)} | CPU minutes |", "| --- " * (len(names) + 3) + "|"]
+        for (mode, _), results in found.items():
+            calls = getattr(results[0].protocol.of, "network_calls", 0)
+            cells = [_cell(results, name) for name in names]
+            lines.append(f"| `{mode}` | {calls} | {' | '.join(cells)} | {self._minutes(mode)} |")
+        if first.real:
+            cells = [f"{first.real[name]:.3g}" if name in first.real else "" for name in names]
             lines.append(f"| *held-out pictures* | | {' | '.join(cells)} | |")
         return "\n".join(lines) + "\n"
 
@@ -149,9 +150,7 @@ class Table:
 
 
 def _cell(found: list[Result], name: str) -> str:
-    numbers = [result.metrics[name] for result in found if name in result.metrics]
-    if not numbers:
-        return ""
+    numbers = [result.metrics[name] for result in found]
     if len(numbers) == 1:
         return f"{numbers[0].mean:.3g} ± {numbers[0].std or 0:.1g}"
     means = [number.mean for number in numbers]
