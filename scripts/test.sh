@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets everything up, then runs lint, types and tests, one a core: what every change has to pass, in five minutes.
+# Sets everything up, then runs lint, types and tests, one a core: what every change has to pass, in some minutes.
 #   --unit       without the tests that start whole commands
 #   --all        the proofs that take long too: two hours
 #   --lowest     those of --unit with the lowest versions of all dependencies that pyproject.toml allows, in an
