@@ -30,7 +30,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from cm_train.commands import draw
-from cm_train.core import cli
+from cm_train.core import configs
 from cm_train.core.precision import arithmetic
 from cm_train.core.terminal import silence
 from cm_train.models.backbones.base import BackboneConfig
@@ -112,7 +112,7 @@ def make_trainer(size: dict, home: Path, precision: str, mode: str = "cd", compi
     (home / "data").mkdir(parents=True)
     data = make_data(home / "data", size["image_size"])
     taught = ["teacher=filled-in-below", "objective.target_decay=0.95"] if mode == "cd" else []
-    with initialize_config_dir(str(cli.conf_dir()), version_base=None):
+    with initialize_config_dir(str(configs.conf_dir()), version_base=None):
         cfg = compose(
             "train",
             overrides=[
@@ -323,7 +323,7 @@ def sampled(words: list[str]) -> tuple[float, float]:
 
     draw._prepare = prepared
     try:
-        with initialize_config_dir(str(cli.conf_dir()), version_base=None):
+        with initialize_config_dir(str(configs.conf_dir()), version_base=None):
             draw.sample(compose("sample", overrides=words))
         return now() - began, inside
     finally:

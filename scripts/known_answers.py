@@ -18,7 +18,8 @@ from torch import Tensor
 
 from cm_train.core import registry
 from cm_train.core.rng import permutation
-from cm_train.data.datasets.base import Dataset, InMemory
+from cm_train.data.datasets.base import Dataset
+from cm_train.data.datasets.in_memory import InMemory
 from cm_train.data.pixels import to_uint8, to_unit_range
 from cm_train.evaluation import measure
 from cm_train.evaluation.comparison import Comparison, chosen_features, compare_with

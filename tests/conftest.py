@@ -19,7 +19,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from cm_train.core import cli
+from cm_train.core import configs
 from cm_train.core.command_line import tidy
 from cm_train.training.tracking.names import group
 from warm import Warm
@@ -59,8 +59,8 @@ def composed():
 
     def compose(*overrides: str) -> DictConfig:
         GlobalHydra.instance().clear()
-        with hydra.initialize_config_dir(str(cli.conf_dir()), version_base=None):
-            return hydra.compose("train", overrides=tidy(overrides, cli.groups("train")))
+        with hydra.initialize_config_dir(str(configs.conf_dir()), version_base=None):
+            return hydra.compose("train", overrides=tidy(overrides, configs.groups("train")))
 
     return compose
 

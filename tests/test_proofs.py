@@ -14,7 +14,7 @@ from test_samplers import MEANS, SHARES, STDS, descend, flow_by_rk4, mixture
 from torch import nn
 
 from cm_train.core import registry
-from cm_train.data.datasets.base import InMemory
+from cm_train.data.datasets.in_memory import InMemory
 from cm_train.data.loader import Loader
 from cm_train.data.pixels import to_uint8, to_unit_range
 from cm_train.models.denoiser import Denoiser, DenoiserConfig

@@ -54,7 +54,7 @@ def sample(cfg: DictConfig, stop: StopFlag | None = None) -> ExitCode:
 
 def _of_redrawing(values: dict[str, Any]) -> RedrawConfig:
     """The keys of cm-sample from=...; raises InputError where others are set beside them."""
-    from ..core.cli import conf_dir
+    from ..core.configs import conf_dir
 
     usual: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "sample.yaml"))
     own = ("from", "ckpt", "out", "device", "plugins")

@@ -4,7 +4,7 @@ from typing import Any
 
 import yaml
 
-from ..core.cli import conf_dir
+from ..core.configs import conf_dir
 from ..core.errors import InputError
 from .evaluation_config import EvalConfig
 

@@ -15,7 +15,7 @@ from ..data.datasets.base import Dataset, DatasetConfig
 from ..evaluation.comparison import Comparison, chosen_features, compare_with
 from ..evaluation.sources import Statistics, loaded, real_images, samples_at, with_classes
 from ..models.checkpoints.manifest import Manifest
-from ..runs.config import read_back
+from ..runs.read_back import read_back
 from .device import device_for
 from .evaluation_config import EvalConfig
 from .evaluation_models import Model

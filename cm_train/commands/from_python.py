@@ -12,9 +12,9 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from ..core.command_line import quoted
 from ..core.composing import composed_of
 from ..core.errors import ExitCode, InputError
+from ..core.override import quoted
 from ..core.settings import excerpt
 from ..core.signals import StopFlag
 

@@ -6,7 +6,7 @@ import platform
 from pathlib import Path
 
 from .. import __version__
-from ..core import cli
+from ..core import cli, configs
 
 
 def lines() -> list[str]:
@@ -21,7 +21,7 @@ def lines() -> list[str]:
     vgg = weights_path()
     rows = {
         "cm_train": f"{__version__} in {package}",
-        "configs": f"{cli.conf_dir()} (your own: --config-dir)",
+        "configs": f"{configs.conf_dir()} (your own: --config-dir)",
         "runs": f"{Path('runs').absolute()} (run_dir=...), sweeps in {Path('runs/sweeps')}",
         "data": f"{Path('data').absolute()} (dataset.root=...)",
         "python": f"{platform.python_version()}, torch {torch.__version__}, hydra {cli.version('hydra-core')}",

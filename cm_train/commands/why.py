@@ -22,7 +22,7 @@ from hydra.core.object_type import ObjectType
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..core import cli
+from ..core import cli, configs
 from ..core.command_line import IMPLIED, OTHER
 from ..core.errors import ExitCode, InputError, printable
 from ..core.keys import Keys, all_keys
@@ -152,7 +152,7 @@ class Composition:
         if config_path is None or loaded is None:
             return str(config_path)
         folder = loaded.path.removeprefix("file://")
-        for home in (cli.conf_dir().parent, Path.cwd()):
+        for home in (configs.conf_dir().parent, Path.cwd()):
             if Path(folder).is_relative_to(home):
                 folder = str(Path(folder).relative_to(home))
         return f"{folder}/{config_path}.yaml"

@@ -13,7 +13,7 @@ from hydra.version import VersionBase
 from omegaconf import DictConfig, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from . import cli
+from . import configs
 from .command_line import tidy, with_configs_of_plugins
 from .errors import InputError
 
@@ -29,8 +29,8 @@ def composed_of(arguments: Sequence[str]) -> Iterator[DictConfig]:
     before = hydra.hydra, config.cfg, base.version_base
     hydra.clear()
     try:
-        with initialize_config_dir(str(cli.conf_dir()), "cm-train", version_base=None):
-            cfg = _compose(with_configs_of_plugins(tidy(arguments, cli.groups("train"))))
+        with initialize_config_dir(str(configs.conf_dir()), "cm-train", version_base=None):
+            cfg = _compose(with_configs_of_plugins(tidy(arguments, configs.groups("train"))))
             config.set_config(cfg)
             task = copy.deepcopy(cfg)
             with read_write(task), open_dict(task):
@@ -46,4 +46,4 @@ def _compose(words: list[str]) -> DictConfig:
             warnings.filterwarnings("error", ".* is not available")  # what hydra.searchpath names, and is not there
             return compose("train", words, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, UserWarning) as error:
-        raise InputError(cli.one_line(error, "train")) from None
+        raise InputError(configs.one_line(error, "train")) from None

@@ -7,9 +7,10 @@ from typing import Literal
 from ..core import registry
 from ..core.errors import InputError
 from ..core.world import ALONE
-from ..data.datasets.base import Dataset, DatasetConfig, InMemory
-from ..data.datasets.image_folder import ImageFolder, sorted_names
-from ..data.open_files import open_files
+from ..data.datasets.base import Dataset, DatasetConfig
+from ..data.datasets.image_folder import ImageFolder
+from ..data.datasets.in_memory import InMemory
+from ..data.open_files import open_files, sorted_names
 from ..data.survey import survey
 from .gaussian import Gaussian
 from .npz_files import read_npz, sha256_of_file

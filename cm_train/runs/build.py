@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
 
 from ..core import registry, rng
 from ..core.errors import InputError
@@ -11,13 +10,9 @@ from ..core.precision import autocast_type
 from ..core.run_layout import LEFT_OUT
 from ..core.terminal import say
 from ..core.world import ALONE, World
-from ..data.datasets.base import Dataset, listed
+from ..data.datasets.base import Dataset
 from ..data.loader import Loader
-from ..models.checkpoints import load as loading
 from ..models.checkpoints import read as checkpoint
-from ..models.checkpoints.manifest import Manifest
-from ..models.checkpoints.needed import mark_needed
-from ..models.checkpoints.vanishing import Vanished, again, present
 from ..models.checkpoints.weights import open_weights
 from ..models.denoiser import Denoiser, DenoiserConfig
 from ..objectives.base import Objective
@@ -29,8 +24,7 @@ from ..training.config import RunConfig
 from ..training.trainer import Trainer
 from . import announce
 from .inheritance import random_student, stand_in_teacher, student_config
-
-T = TypeVar("T")
+from .pretrained import check_data_of_teacher, check_teacher, find_and_open, load_teacher, say_what_was_seen
 
 
 def build_trainer(
@@ -64,9 +58,9 @@ def build_trainer(
         provenance["teacher"] = known  # kept where the teacher is gone that gave the first weights
     teacher = None
     if config.teacher is not None:
-        teacher, manifest = _load_teacher(config.teacher, known, config.folder, world)
+        teacher, manifest = load_teacher(config.teacher, known, config.folder, world)
         provenance["teacher"] = checkpoint.averaged_sha256(manifest)
-        _check_teacher(teacher, config.teacher, dataset)
+        check_teacher(teacher, config.teacher, dataset)
         its_data = manifest.provenance.get("dataset")
         world.run_on_main(lambda: check_data_of_teacher(config, its_data, dataset))
 
@@ -133,7 +127,7 @@ def _build_student(
         start = teacher.config
     elif resumed is None and config.start is not None:
         source = config.start
-        weights, manifest = _find_and_open(
+        weights, manifest = find_and_open(
             lambda: checkpoint.resolve(source), lambda folder, manifest: open_weights(folder, manifest, "ema"), world
         )
         start, its_data = manifest.denoiser, manifest.provenance.get("dataset")
@@ -163,82 +157,11 @@ def _build_objective(
     return objective
 
 
-def _load_teacher(path: str, known: str | None, student: Path, world: World) -> tuple[Denoiser, Manifest]:
-    """The teacher, the same on every rank, and its manifest; `known` is the hash of the one that the run began with.
-
-    Its own run may go on meanwhile: it is told to keep that checkpoint, and where it was quicker there is a newer one.
-    """
-
-    def find() -> tuple[Path, Manifest]:
-        folder, manifest = checkpoint.resolve(path) if known is None else checkpoint.resolve_known(path, known)
-        mark_needed(folder, student)
-        return folder, manifest
-
-    return _find_and_open(
-        find, lambda folder, manifest: loading.load_resolved(folder, manifest, device=world.device), world
-    )
-
-
-@again
-def _find_and_open(
-    find: Callable[[], tuple[Path, Manifest]], load: Callable[[Path, Manifest], T], world: World
-) -> tuple[T, Manifest]:
-    """What `load` makes, on every rank, of the checkpoint that rank 0 finds and verifies; again where it vanishes."""
-    folder, manifest = world.run_on_main(find)
-
-    def load_here() -> T | None:
-        with suppress(Vanished), present(folder):
-            return load(folder, manifest)
-        return None
-
-    loaded = world.run_on_all(load_here)
-    if any(world.any_rank(loaded is None)) or loaded is None:
-        raise Vanished(folder)
-    return loaded, manifest
-
-
 def _forget(left_out: Path, run: Path) -> None:
     """Begin the list of what is left out anew where the run does: its first try may have had other pictures."""
     if not checkpoint.folders(run):
         with suppress(OSError):
             left_out.unlink(missing_ok=True)
-
-
-def _check_teacher(teacher: Denoiser, path: str, dataset: Dataset) -> None:
-    c = teacher.config
-    got, wanted = (c.image_size, c.image_channels), (dataset.image_size, dataset.channels)
-    if got != wanted:
-        raise InputError(f"teacher {path} makes other images", f"size, channels {got}", f"{wanted}", "set teacher=...")
-    if c.num_classes != dataset.num_classes:
-        raise InputError(
-            f"teacher {path} has other classes", c.num_classes, str(dataset.num_classes), "set dataset.conditional=..."
-        )
-    if c.class_names and c.class_names != dataset.class_names:
-        its, ours = listed(c.class_names), listed(dataset.class_names)
-        raise InputError(f"teacher {path} has other classes", its, ours, "set teacher=..., or dataset.class_level=...")
-    if c.kind != "diffusion":
-        raise InputError(f"teacher {path} is not a diffusion model", f"a {c.kind} model", "a run of mode=edm")
-
-
-def check_data_of_teacher(config: RunConfig, its_data: str | None, dataset: Dataset) -> None:
-    """Refuse other data than the student's where nobody has chosen the teacher, and else say so."""
-    if its_data is None or dataset.is_known_as(its_data):
-        return
-    if dataset.shares_images_with(its_data):
-        say_what_was_seen(f"teacher {config.teacher}", its_data, dataset)
-        return
-    if config.teacher == str(config.usual_teacher):
-        fix = "set teacher=..., or run_dir=... in a folder of its own"
-        raise InputError(f"the teacher in {config.teacher} was trained on other data", fix=fix)
-    say(f"note: teacher {config.teacher} was trained on other data than this run's")
-
-
-def say_what_was_seen(who: str, its_data: str | None, dataset: Dataset) -> None:
-    """Say so where weights that a run starts or learns from may know pictures that it holds out."""
-    if its_data is None or dataset.is_known_as(its_data) or not dataset.shares_images_with(its_data):
-        return
-    what = f"note: {who} was trained on these pictures with others of them held out, or none"
-    say(what + (": it may have seen what this run holds out" if dataset.num_held_out else ""))
 
 
 def check_divides(config: RunConfig, ranks: int) -> None:

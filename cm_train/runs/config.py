@@ -1,4 +1,4 @@
-"""Between what Hydra composes, what a run folder stores, and the typed config of a run."""
+"""From what Hydra composes to the typed config of a run."""
 
 import dataclasses
 from collections.abc import Set
@@ -15,7 +15,6 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ..core import plugins, registry
 from ..core.errors import InputError
-from ..core.run_layout import CONFIG
 from ..core.settings import OF_RECIPE, typed
 from ..core.terminal import say
 from ..data.datasets.base import Facts
@@ -26,7 +25,6 @@ from ..training.tracking import chooses_tracker
 from .as_teacher import as_teacher
 from .plan import AUTO, Values, settle, settle_as, settle_plainly
 from .published import check_alone
-from .stored import stored_config
 
 # What a teacher that is trained for a student has in common with it, beside data and network.
 _SHARED_WITH_TEACHER = frozenset(["devices", "precision", "compile", "deterministic", "seed", "plugins", "data_name"])
@@ -232,22 +230,3 @@ def _check_together(config: RunConfig) -> None:
     if config.teacher is not None and not config.needs_teacher():
         fix = "drop teacher=, or start from its weights with init=teacher"
         raise InputError(f"mode {config.mode} takes no teacher", config.teacher, "null", fix)
-
-
-def read_back(folder: Path) -> RunConfig:
-    """The typed config of the run in `folder`, which has checkpoints.
-
-    Keys that an older version did not know have their defaults, which mean what that version did.
-
-    Raises:
-        InputError: its config.yaml is missing, or is none.
-    """
-    values = stored_config(folder)
-    if values is None:
-        raise InputError(
-            f"{folder} has checkpoints and no config.yaml", fix="bring it back, or set name=... for a new run"
-        )
-    try:
-        return typed(RunConfig, values, f"{folder / CONFIG}")
-    except registry.UnknownComponent as error:
-        raise plugins.needed_for(f"run {folder}", values, error) from None

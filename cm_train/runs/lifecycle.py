@@ -13,9 +13,9 @@ from ..models.checkpoints import write as saving
 from ..models.checkpoints.manifest import Manifest
 from ..training.config import RunConfig, dump
 from . import announce
-from .config import read_back
 from .lock import check_ours, lock
 from .machine import Execute
+from .read_back import read_back
 from .same_run import check_same_run
 from .stored import store_config
 

@@ -12,7 +12,8 @@ from ..data.datasets.image_folder import ImageFolder
 from ..data.fingerprint import SCHEME
 from ..models.checkpoints import read as checkpoint
 from ..training.config import RunConfig
-from .config import Composed, read_back
+from .config import Composed
+from .read_back import read_back
 
 _MOST = 50  # run folders that are looked into
 

@@ -14,10 +14,11 @@ from ..models.checkpoints.manifest import Manifest
 from ..training.config import RunConfig
 from ..training.tracking import OF_ONE_RUN
 from .budget import as_long_as
-from .config import Composed, read_back
+from .config import Composed
 from .lifecycle import run_one
 from .lock import FolderInUse
 from .machine import Machine
+from .read_back import read_back
 
 
 def ready_teacher(composed: Composed, machine: Machine, stop: StopFlag, swept: frozenset[str]) -> str | None:

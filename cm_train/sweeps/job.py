@@ -14,8 +14,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from ..core import cli
-from ..core.command_line import quoted
 from ..core.errors import ExitCode, InputError, TrainingFailed
+from ..core.override import quoted
 from ..core.signals import StopFlag
 from ..core.terminal import labelled, say
 from ..runs.lock import FolderInUse

@@ -24,8 +24,9 @@ from omegaconf import OmegaConf
 
 from ..core import cli, launched
 from ..core.child_python import import_paths
-from ..core.command_line import IMPLIED, quoted
+from ..core.command_line import IMPLIED
 from ..core.errors import ExitCode, InputError
+from ..core.override import quoted
 from ..core.run_layout import LOCK, clean
 from ..core.signals import StopFlag
 from ..runs.lock import check_words, lock, refuse_links

@@ -11,7 +11,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from cm_train.core import cli
+from cm_train.core import configs
 from cm_train.core.world import ALONE, World
 from cm_train.models.denoiser import DenoiserConfig, build_denoiser
 from cm_train.objectives.base import Batch
@@ -76,7 +76,7 @@ class Runs:
 def composed(*overrides: str) -> RunConfig:
     """The config that `cm-train` makes of `overrides`."""
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(cli.conf_dir()), version_base=None):
+    with initialize_config_dir(str(configs.conf_dir()), version_base=None):
         config = parse(compose("train", overrides=[*overrides]))
     return config.model_copy(update={"schedule_steps": config.num_schedule_steps})
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cm_train.core import cli
+from cm_train.core import configs
 from conftest import ENVIRONMENT, TINY, timeless, wait_for
 
 EDM = ["mode=edm", *TINY]
@@ -289,7 +289,7 @@ def test_help_fits_a_screen(command):
 def test_info_says_where_things_are(command, tmp_path):
     done = command("train", "--info")
     assert done.returncode == 0, done.stderr
-    for text in (str(tmp_path / "runs"), str(cli.conf_dir()), torch.__version__, "vgg16", "WANDB_MODE=disabled"):
+    for text in (str(tmp_path / "runs"), str(configs.conf_dir()), torch.__version__, "vgg16", "WANDB_MODE=disabled"):
         assert text in done.stdout
     assert "Config search path" in done.stdout, "what Hydra knows follows"
 

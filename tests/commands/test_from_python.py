@@ -16,10 +16,11 @@ from hydra.core.hydra_config import HydraConfig
 from cm_train import InputError, train
 from cm_train.commands import from_python
 from cm_train.commands.from_python import as_arguments
-from cm_train.core import cli
+from cm_train.core import configs
 from cm_train.core.run_layout import CONFIG, METRICS
 from cm_train.models.checkpoints.read import newest_manifest
-from cm_train.runs.config import Composed, parse, read_back
+from cm_train.runs.config import Composed, parse
+from cm_train.runs.read_back import read_back
 from conftest import ENVIRONMENT, wait_for
 
 TINY = {"tracking": "none", "steps": 4, "batch_size": 16, "preview_every": 0, "log_every": 2}
@@ -102,7 +103,7 @@ def test_a_wrong_setting_is_one_line_and_leaves_nothing(settings, message):
 def test_runs_are_trained_one_after_the_other_their_teacher_first(monkeypatch, capfd):
     """In one process, whatever its command line; the surroundings are as they were."""
     monkeypatch.setattr(sys, "argv", arguments := ["notebook", "-m", "--what=ever"])
-    with hydra.initialize_config_dir(str(cli.conf_dir()), version_base=None):
+    with hydra.initialize_config_dir(str(configs.conf_dir()), version_base=None):
         hydras, config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
         handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
         teacher = train({**TINY, "mode": "edm", "recipe": None})

@@ -22,7 +22,7 @@ from test_sample import draw, draw_classes  # noqa: F401 - fixtures
 from cm_train import __version__, generate, load_denoiser
 from cm_train.commands.draw import sample
 from cm_train.commands.picture_notes import Note
-from cm_train.core import cli
+from cm_train.core import configs
 from cm_train.core.command_line import tidy
 from cm_train.core.errors import ExitCode, InputError
 from cm_train.models.checkpoints import read as checkpoint
@@ -35,7 +35,7 @@ PICTURE = Path("x/images/00000008.png")
 
 def redraw(*words):
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(cli.conf_dir()), version_base=None):
+    with hydra.initialize_config_dir(str(configs.conf_dir()), version_base=None):
         return sample(hydra.compose("sample", overrides=tidy([f"from={PICTURE}", *words], [], "ckpt")))
 
 

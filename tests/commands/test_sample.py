@@ -25,7 +25,7 @@ from cm_train import captions, generate, load_denoiser
 from cm_train.commands import draw_batches, sample_files
 from cm_train.commands.draw import sample
 from cm_train.commands.sample_folder import Request, default_name
-from cm_train.core import cli, registry
+from cm_train.core import configs, registry
 from cm_train.core.command_line import tidy
 from cm_train.core.errors import ExitCode, InputError
 from cm_train.core.signals import StopFlag
@@ -45,7 +45,7 @@ def draw(tmp_path, monkeypatch):
 
     def run(*overrides: str) -> int:
         GlobalHydra.instance().clear()
-        with hydra.initialize_config_dir(str(cli.conf_dir()), version_base=None):
+        with hydra.initialize_config_dir(str(configs.conf_dir()), version_base=None):
             return sample(hydra.compose("sample", overrides=["ckpt=run", *overrides]))
 
     return run
@@ -460,8 +460,8 @@ def test_the_usual_sampler_by_its_name_and_one_step_are_the_same_request(draw, c
 
 def test_help_and_config_name_the_samplers_that_there_are():
     known = ", ".join(["auto", *registry.names("sampler")])
-    assert f"sampler: auto # {known}\n" in (cli.conf_dir() / "sample.yaml").read_text()
-    assert f"  sampler     {known}\n" in (cli.conf_dir() / "hydra" / "help" / "cm_sample.yaml").read_text()
+    assert f"sampler: auto # {known}\n" in (configs.conf_dir() / "sample.yaml").read_text()
+    assert f"  sampler     {known}\n" in (configs.conf_dir() / "hydra" / "help" / "cm_sample.yaml").read_text()
 
 
 REQUEST = Request(

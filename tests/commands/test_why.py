@@ -10,11 +10,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from cm_train.commands.why import Composition
-from cm_train.core import cli
+from cm_train.core import configs
+from cm_train.core.keys import all_keys
 from conftest import ENVIRONMENT
 
-CONF = cli.conf_dir()
-GROUPS = cli.groups("train")
+CONF = configs.conf_dir()
+GROUPS = configs.groups("train")
 WORDS = [
     f"{group}={path.stem}" for group in ("mode", "experiment", "dataset") for path in (CONF / group).glob("*.yaml")
 ]
@@ -51,7 +52,7 @@ def test_what_counts_is_what_hydra_composed(word):
         assert lines[0] == f"{group} = {chosen}"
         assert what_counts(lines) in (f"{group}: {chosen}", f"override /{group}: {chosen}", f"command line: {word}")
         assert choices[group] is None or f"conf/{group}/{chosen}.yaml" in read
-    keys = [leaf for key in cli.all_keys(values) if key not in GROUPS for leaf in composition.parts(key)]
+    keys = [leaf for key in all_keys(values) if key not in GROUPS for leaf in composition.parts(key)]
     assert len(keys) > 70
     for key in keys:
         *_, last = composition._settings(key)

@@ -12,13 +12,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cm_train.core import cli
-from cm_train.core.command_line import TEXT, quoted, tidy
+from cm_train.core import configs
+from cm_train.core.command_line import tidy
 from cm_train.core.errors import InputError
 from cm_train.core.keys import Keys
+from cm_train.core.override import TEXT, quoted
 from conftest import ENVIRONMENT, TINY
 
-GROUPS = cli.groups("train")
+GROUPS = configs.groups("train")
 
 
 def typed(line):

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from cm_train.core import cli
+from cm_train.core import configs
 from cm_train.core.keys import Keys
 from cm_train.core.synonyms import SAMPLE, TRAIN
 
@@ -13,7 +13,7 @@ from cm_train.core.synonyms import SAMPLE, TRAIN
 def known():
     """known("train") -> its keys on an empty command line."""
     before, sys.argv = sys.argv, ["cm-train"]
-    found = {name: cli.keys_of(name) for name in ("train", "sample")}
+    found = {name: configs.keys_of(name) for name in ("train", "sample")}
     sys.argv = before
     return found.__getitem__
 
@@ -99,11 +99,11 @@ def test_key_of_another_option_names_that(known):
 
 def test_keys_are_those_of_the_options_that_the_command_line_chooses(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["cm-train", "dataset=image_folder", "mode=edm", "root=x"])
-    keys = cli.keys_of("train")
+    keys = configs.keys_of("train")
     assert "dataset.root" in keys.here and "objective.huber_c" not in keys.here
     assert keys.advice("objective.huber_c").startswith("it comes with mode=cd|ct")
     monkeypatch.setattr(sys, "argv", ["cm-train", "dataset=nothing", "root=x"])
-    assert "dataset.root" in cli.keys_of("train").elsewhere
+    assert "dataset.root" in configs.keys_of("train").elsewhere
 
 
 @pytest.mark.parametrize(("command", "table"), [("train", TRAIN), ("sample", SAMPLE)])

@@ -24,7 +24,7 @@ from PIL import Image
 from cm_train.core import registry
 from cm_train.core.errors import InputError
 from cm_train.core.settings import typed
-from cm_train.data.datasets.base import InMemory
+from cm_train.data.datasets.in_memory import InMemory
 from cm_train.data.decoding import decode, prepare
 from conftest import wait_for
 

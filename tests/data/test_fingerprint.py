@@ -15,7 +15,7 @@ from PIL import Image
 from cm_train.core import registry
 from cm_train.core.errors import InputError
 from cm_train.data import fingerprint
-from cm_train.data.datasets.base import InMemory
+from cm_train.data.datasets.in_memory import InMemory
 
 HELD, LAZY = {"memory_gb": 4.0}, {"memory_gb": 0.0}
 SIZES = {"a/1.bmp": 20, "a/2.bmp": 40, "a/3.bmp": 60, "Öl/10.bmp": 12, "Öl/2.bmp": 13}  # 1.3, 4.9, 10.9 KB and less

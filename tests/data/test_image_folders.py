@@ -15,7 +15,7 @@ from PIL import Image
 from cm_train.core import registry
 from cm_train.core.errors import InputError
 from cm_train.core.signals import StopFlag, Stopped
-from cm_train.data.datasets import image_folder
+from cm_train.data import decoder
 from cm_train.data.decoding import decode, prepare
 from cm_train.data.image_labels import are_parts, in_natural_order
 from conftest import TINY
@@ -239,7 +239,7 @@ def test_a_reason_to_stop_ends_the_reading_at_the_next_file(tmp_path, monkeypatc
             for name, data in files.items():
                 archive.writestr(name, data)
     values = {"conditional": False, "memory_gb": 4.0 if during == "decoding" else 0.0}
-    monkeypatch.setattr(image_folder, "decode", lambda *args: read.append(args) or decode(*args))
+    monkeypatch.setattr(decoder, "decode", lambda *args: read.append(args) or decode(*args))
     dataset = unread(root, **values)
     work = {
         "listing": lambda: unread(root, **values),

@@ -10,7 +10,8 @@ import weakref
 import pytest
 import torch
 
-from cm_train.data.datasets.base import Dataset, InMemory
+from cm_train.data.datasets.base import Dataset
+from cm_train.data.datasets.in_memory import InMemory
 from cm_train.data.loader import Loader
 
 

@@ -4,8 +4,9 @@ import pytest
 from test_train import plan  # noqa: F401 - a fixture
 
 from cm_train.core.errors import InputError
-from cm_train.runs.config import parse, read_back
+from cm_train.runs.config import parse
 from cm_train.runs.measuring import Measured
+from cm_train.runs.read_back import read_back
 
 START = 2.0  # seconds, of `Plan`'s machine, on which 128 images take 0.1 s
 

@@ -5,7 +5,7 @@ import torch
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
-from cm_train.core import cli, registry
+from cm_train.core import configs, registry
 from cm_train.core.errors import InputError
 from cm_train.core.settings import typed
 from cm_train.models.denoiser import SamplingConfig
@@ -14,7 +14,7 @@ from cm_train.runs.config import parse
 from cm_train.training.config import RunConfig, dump, save_interval
 from cm_train.training.tracking import TrackingConfig
 
-CONF = cli.conf_dir()
+CONF = configs.conf_dir()
 
 
 def options(group: str) -> list[str]:

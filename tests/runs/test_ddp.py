@@ -170,12 +170,12 @@ def test_an_image_that_one_rank_cannot_read_ends_all_with_everything_saved(comma
 COUNTING = """
 import os
 from cm_train.runs import worker
-from cm_train.data.datasets import image_folder
-decode, count = image_folder.decode, []
+from cm_train.data import decoder
+decode, count = decoder.decode, []
 def counted(*args):
     count.append(1)
     return decode(*args)
-image_folder.decode = counted
+decoder.decode = counted
 build = worker.build_trainer
 def built(*args):
     trainer = build(*args)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from cm_train.core import cli, registry
+from cm_train.core import configs, registry
 from cm_train.core.keys import all_keys
 from cm_train.objectives.noise import NoiseSchedule
 from cm_train.runs.config import parse
 
-FOLDER = Path(cli.conf_dir()) / "experiment"
+FOLDER = Path(configs.conf_dir()) / "experiment"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 CLASSES = {"imagenet64": 1000, "lsun256": 0, "cifar10": 0}
 SIZES = {"imagenet64": 64, "lsun256": 256, "cifar10": 32}

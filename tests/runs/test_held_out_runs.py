@@ -12,8 +12,8 @@ from cm_train.core import registry
 from cm_train.core.errors import InputError
 from cm_train.core.run_layout import CONFIG
 from cm_train.runs.as_teacher import as_teacher
-from cm_train.runs.build import check_data_of_teacher
 from cm_train.runs.config import parse
+from cm_train.runs.pretrained import check_data_of_teacher
 from cm_train.runs.stored import store_config
 from cm_train.training.config import dump
 from conftest import TINY

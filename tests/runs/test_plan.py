@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from cm_train.core import cli, registry
+from cm_train.core import configs, registry
 from cm_train.core.errors import InputError
 from cm_train.core.keys import all_keys
 from cm_train.data.datasets.base import Facts
@@ -14,7 +14,7 @@ from cm_train.runs.config import parse
 from cm_train.runs.plan import AUTO, settle, settle_as, settle_plainly
 from cm_train.training.config import dump
 
-MODES = sorted(path.stem for path in (cli.conf_dir() / "mode").glob("*.yaml"))
+MODES = sorted(path.stem for path in (configs.conf_dir() / "mode").glob("*.yaml"))
 DIGITS, PHOTOS = Facts(8, 1, 1797), Facts(64, 3, 30_000)
 
 

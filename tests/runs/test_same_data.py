@@ -11,9 +11,9 @@ from PIL import Image
 
 from cm_train.core import registry
 from cm_train.core.errors import InputError
-from cm_train.data.datasets.base import InMemory
+from cm_train.data.datasets.in_memory import InMemory
 from cm_train.models.checkpoints.manifest import signed
-from cm_train.runs.build import check_data_of_teacher
+from cm_train.runs.pretrained import check_data_of_teacher
 from conftest import TINY
 
 NETWORK = ["backbone=unet_xs", "backbone.channels=8", "backbone.head_channels=8", "backbone.group_channels=4"]

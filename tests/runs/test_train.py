@@ -16,16 +16,17 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 from PIL import Image
 
-from cm_train.core import cli, terminal
+from cm_train.core import configs, terminal
 from cm_train.core.command_line import tidy
 from cm_train.core.errors import InputError, TrainingFailed
 from cm_train.core.signals import StopFlag
 from cm_train.core.world import ALONE
 from cm_train.models.checkpoints import read as checkpoint
 from cm_train.runs import lock, teachers, worker
-from cm_train.runs.config import Composed, read_back
+from cm_train.runs.config import Composed
 from cm_train.runs.machine import Machine
 from cm_train.runs.measuring import Measured
+from cm_train.runs.read_back import read_back
 from cm_train.runs.train import train_in_order
 from cm_train.training.saver import RunSaver
 from conftest import TINY
@@ -53,8 +54,8 @@ class Plan:
         self.trained.clear()
         self.parts.clear()
         GlobalHydra.instance().clear()
-        with hydra.initialize_config_dir(str(cli.conf_dir()), version_base=None), hydra_config() as known:
-            overrides = tidy([*self.usual, *words], cli.groups("train"))
+        with hydra.initialize_config_dir(str(configs.conf_dir()), version_base=None), hydra_config() as known:
+            overrides = tidy([*self.usual, *words], configs.groups("train"))
             cfg = hydra.compose("train", overrides=overrides, return_hydra_config=True)
             known.set_config(cfg)
             with open_dict(cfg):

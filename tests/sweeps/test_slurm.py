@@ -14,7 +14,7 @@ import pytest
 from hydra.core.config_store import ConfigStore
 from test_ddp import assert_same_run, files_of
 
-from cm_train.core import cli
+from cm_train.core import configs
 from cm_train.sweeps.launchers import register as plugins
 from conftest import ENVIRONMENT, TINY, timeless, wait_for
 
@@ -30,7 +30,7 @@ from cm_train.sweeps.launchers import register as plugins, slurm as slurm_launch
 plugins.register()
 slurm_launcher._RESULT_PATIENCE_S = 2.0
 
-@hydra.main(version_base=None, config_path=str(cli.conf_dir()), config_name="train")
+@hydra.main(version_base=None, config_path=str(configs.conf_dir()), config_name="train")
 def job(cfg):
     if cfg.name == "raise":
         raise RuntimeError("a bug")
@@ -112,7 +112,7 @@ def test_presets_compose_and_say_how_to_use_them(preset, composed):
     plugins.register()
     cfg = composed(f"hydra/launcher={preset}", "+hydra.launcher.wckey=x")  # composes with what submitit knows besides
     assert "hydra" not in cfg
-    text = (cli.conf_dir() / "hydra" / "launcher" / f"{preset}.yaml").read_text()
+    text = (configs.conf_dir() / "hydra" / "launcher" / f"{preset}.yaml").read_text()
     assert text.startswith("# A sweep") and f"hydra/launcher={preset}" in text
     assert "submitit_slurm.yaml" not in ConfigStore.instance().repo["hydra"]["launcher"]
 

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from cm_train.core import cli
+from cm_train.core import configs
 from cm_train.core.command_line import tidy
 from cm_train.core.errors import ExitCode, InputError
 from cm_train.runs import teachers
@@ -500,7 +500,7 @@ def test_waiting_for_a_gpu_can_be_stopped(tmp_path, monkeypatch):
 def test_documented_wandb_sweep_starts_a_run(composed, monkeypatch):
     """What wandb's agent makes of the YAML in docs/sweeps.md is a command line that composes."""
     utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
-    text = (Path(cli.conf_dir()).parent / "docs" / "sweeps.md").read_text()
+    text = (Path(configs.conf_dir()).parent / "docs" / "sweeps.md").read_text()
     sweep = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
     values = {"args": {"optimizer.lr": {"value": 3e-4}, "ema.decay": {"value": 0.99}}}
     macros = utils.create_sweep_command_args(values) | {"program": [sweep["program"]]}

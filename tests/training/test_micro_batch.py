@@ -83,7 +83,7 @@ def test_a_run_that_goes_on_keeps_its_number_and_says_where_it_no_longer_fits(bu
 
 def test_settled_once_it_is_stored(build, monkeypatch):  # noqa: F811
     from cm_train.runs import worker
-    from cm_train.runs.config import read_back
+    from cm_train.runs.read_back import read_back
 
     sure = build("mode=ict")
     need = fitting.need(sure.config, sure.objective, CPU, None, ALONE)

@@ -12,7 +12,8 @@ from ...core import rng
 from ...core.errors import InputError
 from ...core.registry import register
 from ...core.world import ALONE, World
-from .base import DatasetConfig, Facts, InMemory
+from .base import DatasetConfig, Facts
+from .in_memory import InMemory
 
 _NUM = 1797
 _NUM_TEST = 360

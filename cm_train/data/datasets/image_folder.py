@@ -1,31 +1,25 @@
 """Any folder or zip of images as a data set: nested, of mixed formats, modes and sizes."""
 
 import hashlib
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ...core.errors import InputError
-from ...core.files import may_pass, patiently, unreadable
 from ...core.progress import progress
 from ...core.registry import register
 from ...core.signals import heed
-from ...core.terminal import say
 from ...core.world import ALONE, World
 from .. import fingerprint, former, image_labels, image_notes
-from ..decoding import decode, prepare, reason, remarks
+from ..decoder import Decoder
 from ..folder_settings import ImageFolderConfig
 from ..held_out import Held, held_out
-from ..left_out import LeftOut
 from ..open_files import open_files, sorted_names
-from .base import Dataset, InMemory
+from .base import Dataset
+from .in_memory import InMemory
 
-_MAX_BAD_IN_A_ROW = 100
-_CHUNK, _COMPARED = 32, 256  # images that a thread decodes, and that are compared, in one go
+_COMPARED = 256  # images that are compared in one go
 
 
 @register
@@ -41,7 +35,6 @@ class ImageFolder(Dataset):
     Config = ImageFolderConfig
 
     def __init__(self, config: ImageFolderConfig, world: World = ALONE):
-        prepare()
         size = config.image_size
         assert size != "auto", "settled by `facts`"
         self.config, self._world = config, world
@@ -57,9 +50,7 @@ class ImageFolder(Dataset):
         self._whole = self._names, self._labels  # of all files, whichever of them these are
         self._chosen: Tensor | None = None  # which of those these are, where they are a part
         self.notes: list[str] = self._first_notes()
-        self._left_out = LeftOut()
-        self._remarks: dict[str, str] = {}  # of Pillow's, and the first file of each
-        self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
+        self._decoder = Decoder(self._files, config, world)
         self.lazy = self._is_large()
         self._held: InMemory | None = None
         self._kept = torch.ones(len(self._names), dtype=torch.bool)  # which of the files are in `_held`
@@ -67,11 +58,11 @@ class ImageFolder(Dataset):
 
     def load(self, left_out: Path | None = None) -> None:
         if left_out is not None:
-            self._left_out.write_to(left_out)
+            self._decoder.left_out.write_to(left_out)
         if self.config.is_part and self._chosen is None:
             self._choose()
         if not self.lazy and self._held is None:
-            self._held = self._decode_all()
+            self._held = self._in_memory()
 
     def __len__(self) -> int:
         return len(self._names) if self._held is None else len(self._held)
@@ -89,9 +80,8 @@ class ImageFolder(Dataset):
     def gather(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
         if self._held is not None:
             return self._held.gather(index)
-        found = list(self._pool.map(self._decode_near, index.tolist()))
-        images = self._host(torch.stack([image for _, image in found]))
-        return images, None if self._labels is None else self._host(self._labels[[where for where, _ in found]])
+        images, where = self._decoder.some(self._names, index)
+        return self._host(images), None if self._labels is None else self._host(self._labels[where])
 
     def all_labels(self) -> Tensor | None:
         return self._labels if self._held is None else self._held.labels
@@ -155,10 +145,10 @@ class ImageFolder(Dataset):
 
     def _of_pixels(self, names: list[str], labels: Tensor | None) -> str:
         """What a set in memory was known by; its images are decoded for it where they aren't."""
-        number, known = {name: i for i, name in enumerate(self.names)}, -1
-        while len(self._left_out.reasons) != known:  # else a broken one was among them
-            known = len(self._left_out.reasons)
-            index = torch.tensor([number[name] for name in names if name in number and name not in self._left_out])
+        number, known, left_out = {name: i for i, name in enumerate(self.names)}, -1, self._decoder.left_out
+        while len(left_out.reasons) != known:  # else a broken one was among them
+            known = len(left_out.reasons)
+            index = torch.tensor([number[name] for name in names if name in number and name not in left_out])
             shape = len(index), self.channels, self.image_size, self.image_size
             ordered = None if labels is None else labels[self._kept][index]
             found = fingerprint.of_pixels(shape, self._parts(index), ordered)
@@ -200,91 +190,14 @@ class ImageFolder(Dataset):
         self.num_held_out = int(found.mask.sum()) if c.part == "train" else 0
         self.notes = [found.words, *self._first_notes()]
 
-    def _decode_all(self) -> InMemory:
-        world, num = self._world, len(self._names)
-        share = -(-num // world.size)  # images of each rank; the last one may have fewer
-        mine = range(min(num, world.rank * share), min(num, (world.rank + 1) * share))
-        images = torch.empty(share * world.size, self.channels, self.image_size, self.image_size, dtype=torch.uint8)
-        whole = torch.zeros(share * world.size, dtype=torch.uint8)
-        # Of the ends of each file, which is read here anyway; where they are a part, all were looked at before.
-        seen = bytearray(share * world.size * fingerprint.DIGEST_BYTES) if self._chosen is None else None
-
-        def fill(chunk: range) -> None:
-            for i in chunk:
-                heed()
-                image = self._decode(i, seen)
-                if image is not None:
-                    images[i], whole[i] = image, 1
-                elif seen is not None and not any(seen[_row(i)]):  # it could not even be read
-                    seen[_row(i)] = fingerprint.look(self._files, self._names[i])
-
-        def decode_mine() -> None:
-            chunks = [mine[start : start + _CHUNK] for start in range(0, len(mine), _CHUNK)]
-            with self._pool, progress(len(mine), "decoding images") as bar:
-                for chunk, _ in zip(chunks, self._pool.map(fill, chunks), strict=True):
-                    bar.advance(len(chunk))
-
-        world.run_on_all(decode_mine)
+    def _in_memory(self) -> InMemory:
+        # Where these are a part of a set, the ends of all its files were looked at before.
+        decoded = self._decoder.all(self._names, with_digests=self._chosen is None)
         self._files.close()
-        for shared in (images, whole):
-            world.exchange_(shared)
-        if seen is not None:
-            world.exchange_(torch.frombuffer(seen, dtype=torch.uint8).view(-1, fingerprint.DIGEST_BYTES))
-            self._seen = fingerprint.together([seen[: num * fingerprint.DIGEST_BYTES]])
-        images, self._kept, labels = images[:num], whole[:num].bool(), self._labels
-        if not self._kept.all():
-            example = world.first_message(self._left_out.example())
-            if not self._kept.any():
-                raise InputError("none of the images can be decoded", example, fix="look at dataset.root")
-            count = num - int(self._kept.sum())
-            left_out = f"left out {count:,} of {num:,} images that can't be decoded, as {example}"
-            self.notes.append(left_out + self._left_out.all_in())
-            images, labels = images[self._kept], None if labels is None else labels[self._kept]
-        return InMemory(images, labels, self.class_names, self.hflip)
-
-    def _decode_near(self, i: int) -> tuple[int, Tensor]:
-        """Image i and its index, or the next one that is whole: a broken file found late must not move the others."""
-        for j in range(i, i + _MAX_BAD_IN_A_ROW):
-            where = j % len(self._names)
-            name = self._names[where]
-            image = None if name in self._left_out else self._decode(where)
-            if image is not None:
-                return where, image
-        raise InputError(f"{_MAX_BAD_IN_A_ROW} images in a row can't be decoded", self._left_out.example())
-
-    def _pass_on(self, name: str, found: list[str]) -> None:
-        """Say what Pillow remarks on a file that it can read: each remark once, of the first file."""
-        for remark in set(map(str.strip, found)) if self._world.is_main else ():
-            if self._remarks.setdefault(remark, name) == name:
-                say(f"note: {name!r} is read, but {remark!r}, says Pillow; of others like it no more is said")
-
-    def _decode(self, i: int, seen: bytearray | None = None) -> Tensor | None:
-        """Image i, uint8 [C, S, S]; None where it is broken and may be skipped.
-
-        Args:
-            seen: takes, at `_row(i)`, the digest of what its file begins and ends with, once that is read.
-        """
-        name, c = self._names[i], self.config
-        try:
-            data = patiently(lambda: self._files.read(name))
-            if seen is not None:
-                seen[_row(i)] = fingerprint.of_content(data)
-            with remarks() as found:
-                image = decode(data, self.image_size, c.channels, c.background, c.max_megapixels)
-            self._pass_on(name, found)
-            return image
-        except Exception as error:  # a bad file makes Pillow raise nearly anything
-            if may_pass(error):  # which says nothing about the image
-                raise unreadable(f"image {name!r} in {c.root}", error) from None
-            why = reason(error)
-            if not c.skip_broken:
-                fix = "repair or remove it, or leave out all such files with dataset.skip_broken=true"
-                raise InputError(f"image {name!r} in {c.root} can't be decoded", why, fix=fix) from error
-            if self._left_out.add(name, why) and self.lazy:
-                self._left_out.say(name)
-            return None
-
-
-def _row(i: int) -> slice:
-    """Where the digest of file i is among those of all."""
-    return slice(i * fingerprint.DIGEST_BYTES, (i + 1) * fingerprint.DIGEST_BYTES)
+        if decoded.digests is not None:
+            self._seen = fingerprint.together([decoded.digests])
+        self._kept, labels = decoded.is_whole, self._labels
+        if len(decoded.images) < len(self._names):
+            self.notes.append(self._decoder.words(len(self._names) - len(decoded.images), len(self._names)))
+            labels = None if labels is None else labels[self._kept]
+        return InMemory(decoded.images, labels, self.class_names, self.hflip)

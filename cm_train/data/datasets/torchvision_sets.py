@@ -15,7 +15,8 @@ from ...core.registry import register
 from ...core.settings import MAY_CHANGE, NOT_IDENTITY
 from ...core.world import ALONE, World
 from .. import cifar_batches, idx_files
-from .base import DatasetConfig, Facts, InMemory
+from .base import DatasetConfig, Facts
+from .in_memory import InMemory
 
 
 class PublishedConfig(DatasetConfig):

@@ -37,7 +37,7 @@ class Block(nn.Module):
     compiled: Callable[..., Tensor] | None = None
 
     def __call__(self, *inputs: Tensor | None) -> Tensor:
-        if self.compiled is None or are_blocks_as_written():
+        if self.compiled is None or _as_written:
             return super().__call__(*inputs)
         return self.compiled(self, *inputs)
 
@@ -73,11 +73,6 @@ def blocks_as_written() -> Iterator[None]:
         yield
     finally:
         _as_written.pop()
-
-
-def are_blocks_as_written() -> bool:
-    """Whether `blocks_as_written` is in force, as it is where a forward-mode derivative is taken."""
-    return bool(_as_written)
 
 
 def _scrambled(count: int, salt: int) -> Tensor:

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from ...core.errors import InputError
-from .base import are_blocks_as_written, at_least_float32
+from .base import at_least_float32
 
 Count = Annotated[int, Field(ge=1, le=1024)]  # bounded, since a stranger's checkpoint says what to build
 Resampling = Literal["", "down", "up"]
@@ -19,8 +20,9 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
-            # torch 2.11 takes the forward-mode derivative of this layout alone.
-            inputs = at_least_float32(x).contiguous() if are_blocks_as_written() else at_least_float32(x)
+            inputs = at_least_float32(x)
+            if forward_ad.unpack_dual(x).tangent is not None:
+                inputs = inputs.contiguous()  # torch 2.11 takes the forward-mode derivative of this layout alone
             return super().forward(inputs).to(x.dtype)
         # The compiler takes the operator apart just so, but knows no forward-mode derivative of the whole, which sCM
         # needs.

@@ -12,7 +12,7 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 
-from ...core import cli
+from ...core import configs
 from ...core.errors import InputError
 
 # What the presets in conf/hydra call hydra_plugins.cm_train.<name>, and where it is.
@@ -58,7 +58,7 @@ def register() -> None:
         setattr(ours, name, plugin)
     sys.modules[ours.__name__] = ours
     stored = ConfigStore.instance().repo["hydra"]
-    for path in cli.conf_dir().glob("hydra/*/*.yaml"):
+    for path in configs.conf_dir().glob("hydra/*/*.yaml"):
         stored.get(path.parent.name, {}).pop(path.name, None)
 
 
