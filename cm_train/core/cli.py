@@ -15,14 +15,13 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from .. import __version__
 from .command_line import tidy, with_configs_of_plugins
 from .configs import conf_dir, groups, keys_of, one_line
 from .errors import ExitCode, InputError, TrainingFailed, printable
-from .run_layout import called_after
 from .streams import give_up_stdout, hold_streams
 from .wrapping import columns_of, fitted
 
@@ -30,14 +29,6 @@ from .wrapping import columns_of, fitted
 FULL_ERRORS = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("0", "")
 
 _SCREEN = 80  # columns of help that goes to no terminal
-
-
-def _named_after(dataset: str, root: str | None) -> str:
-    """${named_after:${dataset.name},${dataset.root}}: own pictures are known by their folder, others by their name."""
-    return called_after(root) if dataset == "image_folder" and root else dataset
-
-
-OmegaConf.register_new_resolver("named_after", _named_after)
 
 
 def version(package: str) -> str:

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from .errors import InputError
 from .keys import Keys, all_keys, keys_of_options
+from .run_layout import called_after
 
 
 def conf_dir() -> Path:
@@ -22,6 +23,14 @@ def conf_dir() -> Path:
     package = Path(__file__).parents[1]
     packed = package / "conf"
     return packed if packed.is_dir() else package.parent / "conf"
+
+
+def _named_after(dataset: str, root: str | None) -> str:
+    """${named_after:${dataset.name},${dataset.root}}: own pictures are known by their folder, others by their name."""
+    return called_after(root) if dataset == "image_folder" and root else dataset
+
+
+OmegaConf.register_new_resolver("named_after", _named_after)
 
 
 def groups(config_name: str) -> list[str]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..core.registry import ComponentConfig
 from ..core.rng import NEWEST, Draws, Versions
+from ..models.backbones.base import BackboneConfig
 from ..models.denoiser import Boundary, Denoiser, Kind, per_image
 from ..sampling.guidance import Guided
 from .noise import NoiseConfig, NoiseSchedule
@@ -23,6 +24,7 @@ class Batch:
     labels: Tensor | None  # int64 [B]
     dropout_keys: Tensor  # int32 [B, 2]
     levels: dict[str, Tensor]  # [B] each: the noise level "sigma", and what else the objective draws or schedules
+    augment_labels: Tensor | None = None  # [B, augment_dim], where images are augmented
 
 
 class ObjectiveConfig(ComponentConfig):
@@ -40,6 +42,9 @@ class ObjectiveConfig(ComponentConfig):
 
     def check_machine(self) -> None:
         """Raise InputError where this machine lacks what the loss needs; asked before a teacher is trained."""
+
+    def check_backbone(self, backbone: BackboneConfig) -> None:
+        """Raise InputError where the network can't be told what the loss tells it."""
 
     def is_deterministic(self) -> bool:
         """Whether a GPU can compute the loss and its gradient to the same bits each time."""
@@ -93,7 +98,7 @@ class Objective(nn.Module):
             x0: images [B, C, H, W] in [-1, 1]; labels: int64 [B] or None.
             rows: the positions of these images in the global batch.
         """
-        draws = Draws(self.seed, step, rows, x0.device, self._rows_version)
+        draws = self.draws(step, rows, x0.device)
         if self.hflip:
             x0 = torch.where(per_image(draws.bits("flip") < 0, x0), x0.flip(-1), x0)
         if labels is not None and self.label_dropout:
@@ -106,6 +111,10 @@ class Objective(nn.Module):
             dropout_keys=draws.bits("dropout", (2,)),
             levels=self.draw_levels(draws.uniform("sigma"), step),
         )
+
+    def draws(self, step: int, rows: range, device: torch.device) -> Draws:
+        """The random numbers of `step` for `rows` of the global batch."""
+        return Draws(self.seed, step, rows, device, self._rows_version)
 
     def draw_levels(self, u: Tensor, step: int) -> dict[str, Tensor]:
         """A batch's `levels` for uniforms u [B], float64."""

@@ -221,6 +221,7 @@ def _typed(
 def _check_together(config: RunConfig) -> None:
     """What no single key can tell; found now rather than after a teacher has trained."""
     config.dataset.check_for_training()
+    config.objective.check_backbone(config.backbone)
     config.sampling.check_above(config.noise.sigma_min)
     check_noise(config.noise, registry.component(config.objective).levels)
     if config.eval_every:

@@ -3,6 +3,7 @@
 A fresh network ends in zeros, so that whatever is compared behind it agrees: comparisons on it prove nothing.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,9 @@ def draw_alike(trainer: Trainer, other: Trainer) -> None:
 
     def moved(x0: torch.Tensor, labels: torch.Tensor | None, step: int, rows: range) -> Batch:
         batch = draw(x0.to(other.device), None if labels is None else labels.to(other.device), step, rows)
-        x0, noise, keys = (tensor.to(trainer.device) for tensor in (batch.x0, batch.noise, batch.dropout_keys))
-        labels = None if batch.labels is None else batch.labels.to(trainer.device)
-        return Batch(x0, noise, labels, keys, {name: level.to(trainer.device) for name, level in batch.levels.items()})
+        tensors = {name: value for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+        here = {name: value.to(trainer.device) for name, value in tensors.items()}
+        return dataclasses.replace(batch, **here, levels={k: v.to(trainer.device) for k, v in batch.levels.items()})
 
     trainer.objective.draw = moved  # type: ignore[method-assign]
 

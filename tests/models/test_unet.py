@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from test_songunet import filled, numbers
 from torch import nn
 
 from cm_train.core import registry, rng
@@ -61,15 +62,25 @@ def keys(count, seed=0):
             526_304_771,
             566,
         ),
+        # OpenAI's guided-diffusion, less the weights of the last convolution by which it tells a variance too.
+        (
+            {"channels": 256, "num_blocks": 2, "channel_mult": [1, 1, 2, 3, 4], "num_heads": 4},
+            128,
+            1000,
+            421_522_691,
+            None,
+        ),
+        ({"channels": 256, "num_blocks": 2, "channel_mult": [1, 1, 2, 2, 4, 4]}, 256, 1000, 553_831_171, None),
+        ({"channels": 256, "num_blocks": 2, "channel_mult": [0.5, 1, 1, 2, 2, 4, 4]}, 512, 1000, 558_994_179, None),
     ],
-    ids=["imagenet64", "lsun256"],
+    ids=["imagenet64", "lsun256", "imagenet128", "imagenet256", "imagenet512"],
 )
 def test_unet_has_the_published_number_of_parameters(values, image_size, classes, parameters, tensors):
     with torch.device("meta"):
         net = UNet(UNetConfig(**values), image_size, 3, classes)
     assert sum(p.numel() for p in net.parameters()) == parameters
-    assert len(list(net.parameters())) == tensors
-    assert len(net.state_dict()) == tensors  # published files hold parameters only, no buffers
+    assert len(net.state_dict()) == len(list(net.parameters()))  # published files hold parameters only, no buffers
+    assert tensors in (None, len(list(net.parameters())))
 
 
 def test_unet_runs_at_the_published_lsun_shape_on_the_meta_device():
@@ -77,6 +88,49 @@ def test_unet_runs_at_the_published_lsun_shape_on_the_meta_device():
     with torch.device("meta"):
         net = UNet(UNetConfig(**values), 256, 3)
         assert net(torch.empty(2, 3, 256, 256), torch.empty(2)).shape == (2, 3, 256, 256)
+
+
+# Made once by the public code (openai/guided-diffusion, guided_diffusion/unet.py, which is OpenAI's consistency models'
+# too), in float64. Its weights were those of `filled(UNet(...))` here under its names, the rows of "conv"'s qkv in the
+# old order of (head, q|k|v, channel); its loss the sum of the output times `numbers(..., key=1001)`. All numbers agreed
+# then, the output's and the image's gradient to 5e-7. Kept are each 53rd of both, and the norm of all other gradients.
+PUBLISHED = {
+    "conv": {
+        "settings": {
+            **{"channel_mult": [1, 2], "attention_resolutions": [4], "num_heads": 2, "scale_shift": False},
+            **{"resample_in_block": False, "strided_conv": True},
+        },
+        "output": [-0.0273669, 0.9226902, -0.5771061, 0.3237054, -1.0770617, 0.2035847, 0.3277979, 0.879791],
+        "x": [-0.8469946, 0.3158092, 0.9516538, 1.2881292, -0.2062996, 0.1834932, -0.0338363, -0.4205819],
+        "weights": 666.473025,
+    },
+    "block": {
+        "settings": {"channel_mult": [0.5, 1], "attention_resolutions": [8, 4], "head_channels": 16},
+        "output": [-0.5041196, 0.1081362, 0.2182206, 0.0670387, 0.2060625, 0.5650198, 0.0550233, -0.3109474],
+        "x": [-1.5549634, -0.3777157, -1.7024564, -1.7359321, 0.4498513, 0.3312651, -0.9832666, -1.807142],
+        "weights": 758.950156,
+    },
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("variant", list(PUBLISHED))
+def test_unet_does_what_the_public_code_does(variant, dtype):
+    wanted, classes = PUBLISHED[variant], 3 if variant == "block" else 0
+    net = filled(UNet(UNetConfig(channels=64, num_blocks=1, **wanted["settings"]), 8, 3, classes))
+    net.to(dtype, memory_format=torch.channels_last)
+    x = numbers(2, 3, 8, 8, key=1000).to(dtype).requires_grad_()
+    output = net(x, torch.tensor([0.3, -0.7], dtype=dtype), torch.tensor([1, 0]) if classes else None)
+    (output * numbers(2, 3, 8, 8, key=1001).to(dtype)).sum().backward()
+    gradients = torch.cat([p.grad.double().flatten() for p in net.parameters()])
+    tight = 1e-6 if dtype == torch.float64 else 1e-5
+    for found, name in (
+        (output.flatten()[::53], "output"),
+        (x.grad.flatten()[::53], "x"),
+        (gradients.norm(), "weights"),
+    ):
+        expected = torch.tensor(wanted[name], dtype=torch.float64)
+        torch.testing.assert_close(found.detach().double(), expected, rtol=tight, atol=tight)
 
 
 # Parts
@@ -231,9 +285,9 @@ def test_unet_attends_at_the_listed_resolutions_and_in_the_middle():
 
 
 @pytest.mark.parametrize("scale_shift", [True, False])
-@pytest.mark.parametrize("resample_in_block", [True, False])
-def test_unet_keeps_the_image_shape(scale_shift, resample_in_block):
-    net = UNet(config(scale_shift=scale_shift, resample_in_block=resample_in_block), 8, 3)
+@pytest.mark.parametrize(("resample_in_block", "strided_conv"), [(True, False), (False, False), (False, True)])
+def test_unet_keeps_the_image_shape(scale_shift, resample_in_block, strided_conv):
+    net = UNet(config(scale_shift=scale_shift, resample_in_block=resample_in_block, strided_conv=strided_conv), 8, 3)
     randomise(net)
     assert net(normal(2, 3, 8, 8), torch.zeros(2)).shape == (2, 3, 8, 8)
 
@@ -252,9 +306,9 @@ def test_unet_residual_branches_are_zero_at_first():
 
 @pytest.mark.parametrize("classes", [0, 3])
 @pytest.mark.parametrize("scale_shift", [True, False])
-@pytest.mark.parametrize("resample_in_block", [True, False])
-def test_unet_sends_gradient_to_every_parameter(classes, scale_shift, resample_in_block):
-    net = small_net(classes, scale_shift=scale_shift, resample_in_block=resample_in_block)
+@pytest.mark.parametrize(("resample_in_block", "strided_conv"), [(True, False), (False, False), (False, True)])
+def test_unet_sends_gradient_to_every_parameter(classes, scale_shift, resample_in_block, strided_conv):
+    net = small_net(classes, scale_shift=scale_shift, resample_in_block=resample_in_block, strided_conv=strided_conv)
     labels = torch.tensor([0, 2]) if classes else None
     net(normal(2, 1, 8, 8), torch.tensor([-1.0, 1.0]), labels).square().sum().backward()
     dead = [name for name, p in net.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-6]
@@ -304,6 +358,7 @@ def test_unet_wants_labels_exactly_where_it_has_classes(classes, labels):
         ({"channel_mult": [1, 2, 2, 2, 2]}, 8, "image size 8"),
         ({"head_channels": 7}, 8, "head_channels"),
         ({"head_channels": 64}, 8, "head_channels"),
+        ({"num_heads": 3}, 8, "num_heads"),
         ({"group_channels": 7}, 8, "group_channels"),
         ({"group_channels": None}, 8, "group_channels"),  # 32 groups in 16 channels
     ],
@@ -323,6 +378,8 @@ def test_unet_refuses_sizes_that_do_not_divide(values, image_size, word):
         {"channel_mult": [0]},
         {"num_blocks": 0},
         {"embedding_norm": True, "scale_shift": False},
+        {"strided_conv": True},
+        {"channel_mult": [0.3, 1]},
     ],
 )
 def test_unet_config_refuses_values_out_of_range(values):

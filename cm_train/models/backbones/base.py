@@ -21,6 +21,11 @@ class BackboneConfig(ComponentConfig):
 
     dropout: Annotated[float, Field(ge=0, lt=1), OF_RECIPE] = 0.0
 
+    @property
+    def num_augment_labels(self) -> int:
+        """How many numbers the network may be given that say how an image was augmented."""
+        return 0
+
     def with_recipe_of(self, other: "BackboneConfig") -> Self:
         """The same network, trained as `other` says."""
         keys = self.marked(OF_RECIPE) & other.marked(OF_RECIPE)

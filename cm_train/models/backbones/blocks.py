@@ -51,8 +51,16 @@ def resample(x: Tensor, direction: str) -> Tensor:
     return F.avg_pool2d(x, 2) if direction == "down" else F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
-def num_heads(channels: int, head_channels: int) -> int:
-    """How many attention heads `channels` make. Raises InputError where they don't divide."""
+def num_heads(channels: int, head_channels: int, count: int | None = None) -> int:
+    """How many attention heads `channels` make, or `count` of them. Raises InputError where they don't divide."""
+    if count is not None:
+        if channels % count:
+            raise InputError(
+                "attention heads must divide the width",
+                f"{channels} channels in {count} heads",
+                fix="set backbone.num_heads to a divisor of every width with attention",
+            )
+        return count
     if channels % head_channels:
         raise InputError(
             "attention heads must divide the width",

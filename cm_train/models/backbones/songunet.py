@@ -44,6 +44,11 @@ class SongUNetConfig(BackboneConfig):
     resample_filter: Annotated[list[float], Field(min_length=2, max_length=16)] = [1.0, 1.0]
     augment_dim: Annotated[int, Field(ge=0, le=1024)] = 0  # numbers that say how an image was augmented; EDM has 9
 
+    @property
+    def num_augment_labels(self) -> int:
+        """See the base class."""
+        return self.augment_dim
+
     def model_post_init(self, _: Any) -> None:
         taps = self.resample_filter
         if len(taps) % 2 or sum(taps) <= 0:

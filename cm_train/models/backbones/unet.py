@@ -13,31 +13,46 @@ from ...core.settings import OF_RECIPE
 from .base import BackboneConfig, Block, KeyedDropout, autocast_off, sinusoidal_embedding
 from .blocks import Count, GroupNorm, attention, check_halves, check_labels, num_heads, resample
 
+Fraction = Annotated[float, Field(gt=0, lt=1024)]
+
 
 class UNetConfig(BackboneConfig):
     """The `backbone` group for `name: unet`."""
 
     name: Literal["unet"] = "unet"
     channels: Annotated[int, Field(ge=2, le=16384, multiple_of=2)] = 192  # base width M; the embedding has 4 M
-    # one level a number, finest first
-    channel_mult: Annotated[list[Count], Field(min_length=1, max_length=12)] = [1, 2, 3, 4]
+    # one level a number, finest first; a fraction where it makes a whole width
+    channel_mult: Annotated[list[Count | Fraction], Field(min_length=1, max_length=12)] = [1, 2, 3, 4]
     num_blocks: Annotated[int, Field(ge=1, le=64)] = 3  # residual blocks per level
     attention_resolutions: Annotated[list[Count], Field(max_length=12)] = [32, 16, 8]
     head_channels: Count = 64
+    num_heads: Count | None = None  # of each attention, whatever its width; None: as many as head_channels make
     group_channels: Count | None = None  # channels per norm group; None: 32 groups, as published
     # dropout only where features are at most this wide; None: everywhere
     dropout_max_size: Annotated[Count | None, OF_RECIPE] = None
     scale_shift: bool = True  # the embedding scales and shifts after the norm, else it is added before
     # Scale and shift are each divided by their root mean square over the channels: Lu & Song 2024 (sCM), section 4.1.
     embedding_norm: bool = False
-    # Up and down inside residual blocks, as published; else by pooling, and nearest neighbours with a convolution.
+    # Up and down inside residual blocks, as in the published files; else beside them, up by nearest neighbours with a
+    # convolution, and down by 2 x 2 means, or by the published code's convolution of stride 2.
     resample_in_block: bool = True
+    strided_conv: bool = False
     # c_noise is multiplied by this before the embedding. 1 suits iCT, ECT and sCM; OpenAI's weights want 1000.
     noise_multiplier: Annotated[float, Field(gt=0, le=1e6)] = 1.0
 
     def model_post_init(self, _: Any) -> None:
         if self.embedding_norm and not self.scale_shift:
             raise ValueError("embedding_norm needs scale_shift=true")
+        if self.strided_conv and self.resample_in_block:
+            raise ValueError("strided_conv needs resample_in_block=false")
+        for mult in self.channel_mult:
+            if mult * self.channels % 1:
+                raise ValueError(f"channel_mult {mult} of {self.channels} channels is no whole width")
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each level, finest first."""
+        return [round(mult * self.channels) for mult in self.channel_mult]
 
 
 class _Norm(GroupNorm):
@@ -98,12 +113,14 @@ class ResBlock(Block):
 
 
 class Resample(nn.Module):
-    """Resampling outside a residual block, followed by a convolution when going up."""
+    """Resampling outside a residual block: up before a convolution, down by means or by a strided convolution."""
 
-    def __init__(self, channels: int, direction: str):
+    def __init__(self, channels: int, direction: str, strided: bool):
         super().__init__()
-        self.direction = direction
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if direction == "up" else nn.Identity()
+        by_conv = strided and direction == "down"
+        self.direction = "" if by_conv else direction
+        stride, convolves = (2 if by_conv else 1), by_conv or direction == "up"
+        self.conv = nn.Conv2d(channels, channels, 3, stride, padding=1) if convolves else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(resample(x, self.direction))
@@ -114,7 +131,7 @@ class Attention(Block):
 
     def __init__(self, channels: int, config: UNetConfig):
         super().__init__()
-        self.heads = num_heads(channels, config.head_channels)
+        self.heads = num_heads(channels, config.head_channels, config.num_heads)
         self.norm = _Norm(channels, config)
         self.qkv, self.proj = nn.Conv2d(channels, 3 * channels, 1), nn.Conv2d(channels, channels, 1)
         _zero(self.proj)
@@ -170,25 +187,27 @@ class UNet(nn.Module):
             return Attention(c, config) if res in config.attention_resolutions else None
 
         def resampler(c: int, res: int, direction: str) -> ResBlock | Resample:
-            return block(c, c, res, direction) if config.resample_in_block else Resample(c, direction)
+            return (
+                block(c, c, res, direction) if config.resample_in_block else Resample(c, direction, config.strided_conv)
+            )
 
-        c, res = config.channel_mult[0] * width, image_size
+        widths = config.widths
+        c, res = widths[0], image_size
         self.first = nn.Conv2d(image_channels, c, 3, padding=1)
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         skips = [c]
-        for level, mult in enumerate(config.channel_mult):
+        for level, out in enumerate(widths):
             for _ in range(config.num_blocks):
-                self.encoder.append(_Stage(block(c, mult * width, res), attend(mult * width, res)))
-                c = mult * width
+                self.encoder.append(_Stage(block(c, out, res), attend(out, res)))
+                c = out
                 skips.append(c)
             if level < levels - 1:
                 res //= 2
                 self.encoder.append(_Stage(resampler(c, res, "down")))
                 skips.append(c)
         self.middle = nn.ModuleList([_Stage(block(c, c, res), Attention(c, config)), _Stage(block(c, c, res))])
-        for level, mult in reversed(list(enumerate(config.channel_mult))):
+        for level, out in reversed(list(enumerate(widths))):
             for i in range(config.num_blocks + 1):
-                out = mult * width
                 stage = _Stage(block(c + skips.pop(), out, res), attend(out, res))
                 if level and i == config.num_blocks:
                     res *= 2
