@@ -187,7 +187,7 @@ def _misaligned(tensor: Tensor) -> int:
 def _plain_attributes(module: nn.Module) -> tuple[tuple[str, Any], ...]:
     """What a module's `forward` may branch on, but for its mode: no block of ours asks whether it trains."""
     plain = [(name, value) for name, value in vars(module).items() if isinstance(value, int | float | str | None)]
-    return tuple((name, value) for name, value in plain if name != "training")
+    return tuple((name, value) for name, value in plain if name not in ("training", "recomputed"))
 
 
 def _frozen_twin(block: Block) -> Block:

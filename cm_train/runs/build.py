@@ -12,6 +12,7 @@ from ..core.terminal import say
 from ..core.world import ALONE, World
 from ..data.datasets.base import Dataset
 from ..data.loader import Loader
+from ..models.backbones.base import recompute_blocks
 from ..models.checkpoints import read as checkpoint
 from ..models.checkpoints.weights import open_weights
 from ..models.denoiser import Denoiser, DenoiserConfig
@@ -134,6 +135,8 @@ def _build_student(
         world.run_on_main(lambda: say_what_was_seen(f"init={source}", its_data, dataset))
     settings = world.run_on_all(lambda: student_config(config, dataset, teacher, start))
     denoiser = random_student(config, settings, world.device)
+    if config.activation_checkpointing:
+        recompute_blocks(denoiser)
     if weights is not None:
         world.run_on_all(lambda: weights.load_into(denoiser))
     elif resumed is None and config.init == "teacher" and teacher is not None:

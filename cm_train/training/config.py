@@ -46,6 +46,8 @@ class RunConfig(Settings):
     devices: Annotated[Count | Literal["auto"], MAY_CHANGE] = "auto"
     precision: Annotated[Precision, MAY_CHANGE] = "auto"
     compile: Annotated[Compile, MAY_CHANGE] = "auto"
+    # the backward pass computes each block again: less memory, more time, the same numbers
+    activation_checkpointing: Annotated[bool, MAY_CHANGE] = False
     deterministic: Annotated[bool, MAY_CHANGE] = False  # equal bits on a GPU too
     teacher: Annotated[Text | None, MAY_CHANGE] = None  # where it is; which one it must be, the checkpoints know
     # the recipe of the usual one, where that is published

@@ -17,7 +17,6 @@ from .config import RunConfig
 from .sketch import ACTIVATIONS, state_bytes
 
 _SHARE = 0.5  # of what is free that may be filled: other programs, and the network's larger inputs, want some too
-_SMALLER = "a smaller backbone= or dataset.image_size="
 _NO_TRY = 0.1  # of what is free, below which an estimate needs no proof
 
 
@@ -29,11 +28,13 @@ class Need:
         rest: whatever the number of images.
         an_image: for each of those that are in the networks at once.
         free: that the rank with the least has, before anything of that is there.
+        fix: what a person can do where one image is too much.
     """
 
     rest: int
     an_image: int
     free: int
+    fix: str = ""
 
     def of(self, num: int) -> int:
         """For so many images at once."""
@@ -53,11 +54,14 @@ def need(
         OutOfMemory: not even one image has room.
     """
     free = int(-world.largest(-free_bytes(device, world.num_here)))  # where there is least
-    with shortage_explained("before the first step", _SMALLER):
+    fix = "a smaller backbone= or dataset.image_size="
+    if not config.activation_checkpointing:
+        fix = f"activation_checkpointing=true, or {fix}"
+    with shortage_explained("before the first step", fix):
         saved = saved_bytes(objective, device, autocast)
-    found = Need(state_bytes(config, objective), round(ACTIVATIONS * saved), free)
+    found = Need(state_bytes(config, objective), round(ACTIVATIONS * saved), free, fix)
     if found.of(1) > free:
-        raise OutOfMemory("before the first step", found.say_of(1), _SMALLER)
+        raise OutOfMemory("before the first step", found.say_of(1), fix)
     return found
 
 
@@ -75,7 +79,7 @@ def settle(
             break
         smaller = [m for m in _divisors(share) if m < found]
         if not smaller:
-            raise OutOfMemory("before the first step", needed.say_of(1), _SMALLER)
+            raise OutOfMemory("before the first step", needed.say_of(1), needed.fix)
         found = smaller[0]
     return found
 
@@ -84,7 +88,7 @@ def check_fits(at_once: int, share: int, needed: Need) -> None:
     """Refuse to go on with a run whose micro-batch was settled where more memory was free. Raises OutOfMemory."""
     if needed.of(at_once) > needed.free:
         smaller = [m for m in _divisors(share) if m < at_once]
-        fix = f"micro_batch={smaller[0]} or less" if smaller else _SMALLER
+        fix = f"micro_batch={smaller[0]} or less" if smaller else needed.fix
         raise OutOfMemory("before the first step", needed.say_of(at_once), fix)
 
 

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..core import registry
 from ..models.averages import flat_size
-from ..models.backbones.base import BackboneConfig
+from ..models.backbones.base import BackboneConfig, recompute_blocks
 from ..models.denoiser import DenoiserConfig, build_denoiser
 from ..objectives.base import Batch, Objective
 from ..objectives.noise import NoiseSchedule
@@ -81,6 +81,8 @@ def sketch(config: RunConfig, student: DenoiserConfig, teacher: tuple[DenoiserCo
     """
     with torch.device("meta"):
         denoiser = build_denoiser(student, config.backbone)
+        if config.activation_checkpointing:
+            recompute_blocks(denoiser)
         guide = None
         if teacher is not None and config.objective.needs_teacher():
             guide = build_denoiser(*teacher).requires_grad_(False).eval()

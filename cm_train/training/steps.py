@@ -175,4 +175,5 @@ class Steps:
     def _for_less_memory(self) -> str:
         smaller = [m for m in range(1, self.micro_batch // 2 + 1) if len(self.rows) % m == 0]
         batch = f"micro_batch={smaller[-1]} (now {self.micro_batch}), or " if smaller else ""
-        return f"{batch}a smaller backbone= or batch_size="
+        again = "" if self.config.activation_checkpointing else "activation_checkpointing=true, or "
+        return f"{batch}{again}a smaller backbone= or batch_size="

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Self
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ...core.registry import ComponentConfig
 from ...core.settings import OF_RECIPE
@@ -37,11 +38,20 @@ class Block(nn.Module):
 
     Attributes:
         compiled: what is called in place of `forward`, with the block and its inputs; None calls `forward`.
+        recomputed: whether a backward pass computes it again from its inputs, and so keeps nothing else of it.
     """
 
     compiled: Callable[..., Tensor] | None = None
+    recomputed = False
 
     def __call__(self, *inputs: Tensor | None) -> Tensor:
+        if self.recomputed and torch.is_grad_enabled() and not _as_written:
+            # Nothing random to bring back: dropout's masks hang on their keys.
+            again: Tensor = checkpoint(self._once, *inputs, use_reentrant=False, preserve_rng_state=False)
+            return again
+        return self._once(*inputs)
+
+    def _once(self, *inputs: Tensor | None) -> Tensor:
         if self.compiled is None or _as_written:
             return super().__call__(*inputs)
         return self.compiled(self, *inputs)
@@ -65,6 +75,13 @@ def constrain(network: nn.Module, applied: Tensor | None = None) -> None:
     for layer in network.modules():
         if isinstance(layer, Constrained):
             layer.constrain(applied)
+
+
+def recompute_blocks(network: nn.Module) -> None:
+    """Activation checkpointing (Chen et al. 2016): each block of `network` is `recomputed`."""
+    for block in network.modules():
+        if isinstance(block, Block):
+            block.recomputed = True
 
 
 _as_written: list[None] = []  # one entry for each context that is open
