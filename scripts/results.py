@@ -41,6 +41,7 @@ class Data:
         keys: what cm-train is told of it.
         calls: network calls that each mode may spend.
         num: images of each of the blocks that a number is of.
+        with_teacher: modes that have a teacher of half of the calls; alone: those that have all of them.
     """
 
     name: str
@@ -51,6 +52,8 @@ class Data:
     num: int
     features: str
     needs: str = ""
+    with_teacher: tuple[str, ...] = WITH_TEACHER
+    alone: tuple[str, ...] = ("edm", *FROM_NOTHING)
 
 
 DATA = (
@@ -128,13 +131,13 @@ class Table:
         for (mode, _), results in found.items():
             calls = getattr(results[0].protocol.of, "network_calls", 0)
             cells = [_cell(results, name) for name in names]
-            lines.append(f"| `{mode}` | {calls} | {' | '.join(cells)} | {self._minutes(mode)} |")
+            lines.append(f"| `{mode}` | {calls} | {' | '.join(cells)} | {self.minutes(mode)} |")
         if first.real:
             cells = [f"{first.real[name]:.3g}" if name in first.real else "" for name in names]
             lines.append(f"| *held-out pictures* | | {' | '.join(cells)} | |")
         return "\n".join(lines) + "\n"
 
-    def _minutes(self, mode: str) -> str:
+    def minutes(self, mode: str) -> str:
         parts = [f"{self.data.name}-{mode}-{seed}" for seed in self.data.seeds]
         parts += [f"{self.data.name}-teacher-{seed}" for seed in self.data.seeds] if mode in WITH_TEACHER else []
         took = [json.loads((self.home / "times" / f"{name}.json").read_text())["cpu_s"] for name in parts]
@@ -176,10 +179,10 @@ def one_seed(table: Table, seed: int) -> None:
     """All modes of a seed, one after the other: whoever follows a teacher comes after it."""
     teacher = f"{table.data.name}-teacher-{seed}"
     table.train("edm", seed, share=0.5, name=teacher)
-    for mode in WITH_TEACHER:
+    for mode in table.data.with_teacher:
         table.train(mode, seed, share=0.5, teacher=teacher)
         table.evaluate(mode, seed)
-    for mode in ("edm", *FROM_NOTHING):
+    for mode in table.data.alone:
         table.train(mode, seed)
         table.evaluate(mode, seed)
 

@@ -29,6 +29,7 @@ _HALF_LIFE = {"cd": 0.06, "scd": 0.06, "sct": 0.06, "ct": 0.08, "ect": 0.15}  # 
 _LENGTH = {"cd": 0.6, "scd": 0.6, "sct": 0.6, "ect": 1.25, "ct": 2.0, "ict": 2.5}  # relative to a diffusion model's
 _RATE = {"edm": 1e-3, "ict": 4e-4, "ect": 3e-4}  # at 32 channels; 4e-4 elsewhere
 _TINY_RATE = {"edm": 1e-3, "cd": 1e-3, "ct": 1e-3, "ict": 3e-4, "ect": 3e-4}  # of the smallest network; 5e-4 elsewhere
+_RATE_OF_NETWORK = {"edm2": 10.0}  # times those: its weights keep their length, of which the rate is then a share
 _CALLS = {"edm": 79}  # of the network for a preview's image; 1 elsewhere
 _STEP_CALLS = {"edm": 3}  # forward passes that a step costs an image, or as dear; 6 elsewhere
 _FOLLOWERS = ("cd", "scd")  # see noise that a teacher takes away anew each time, so that nothing is learnt by heart
@@ -40,12 +41,14 @@ class Known:
     """What the settings of a run hang on.
 
     Attributes:
+        network: its name, as "unet".
         channels: base width of the network.
         steps: of the run, as its schedules count.
     """
 
     mode: str
     data: Facts
+    network: str
     channels: int
     batch_size: int
     steps: int
@@ -86,7 +89,8 @@ def settle(
     batch_size = _count(settled, "batch_size", _BATCH)
     _fill(settled, "steps", lambda: max(1, round(images / batch_size)))
     steps = _count(settled, "schedule_steps", _count(settled, "steps", 1))
-    known = Known(mode, data, _count(settled, "backbone.channels", backbone["channels"]), batch_size, steps)
+    channels = _count(settled, "backbone.channels", backbone["channels"])
+    known = Known(mode, data, str(_at(settled, "backbone.name")), channels, batch_size, steps)
     for key, rule in _RULES.items():
         _fill(settled, key, lambda rule=rule: rule(known))  # type: ignore[misc]
     return settled
@@ -173,9 +177,9 @@ def usual_images(mode: str, data: Facts) -> int:
 
 
 def _learning_rate(known: Known) -> float:
-    if known.channels < 32:
-        return _TINY_RATE.get(known.mode, 5e-4)
-    return float(f"{_RATE.get(known.mode, 4e-4) * math.sqrt(32 / known.channels):.2g}")
+    usual = _RATE.get(known.mode, 4e-4) * math.sqrt(32 / known.channels)
+    rate = _TINY_RATE.get(known.mode, 5e-4) if known.channels < 32 else usual
+    return float(f"{rate * _RATE_OF_NETWORK.get(known.network, 1.0):.2g}")
 
 
 def _half_life(known: Known) -> float:

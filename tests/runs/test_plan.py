@@ -101,6 +101,14 @@ def test_known_values_of_the_rules(values):
         )
 
 
+def test_rate_of_edm2_is_ten_times_as_high(values):
+    """Its weights keep their length: Karras et al. 2024 train at 0.012 / sqrt(channels / 128), ECT on it at 1e-3."""
+    names = ("edm2_xs", "ddpmpp_cifar10", "unet_s")
+    sizes = ("backbone.channels=32", "backbone.channel_mult=[1,2,2]")
+    rates = {name: at(settle(values("mode=edm", f"backbone={name}", *sizes), DIGITS), "optimizer.lr") for name in names}
+    assert rates == {"edm2_xs": 1e-2, "ddpmpp_cifar10": 1e-3, "unet_s": 1e-3}
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 12, 13, 16, 24, 28, 32, 48, 50, 64, 96, 100, 128, 256])
 def test_network_can_be_built_for_every_size(size, channels):

@@ -66,7 +66,7 @@ def test_what_has_no_room_is_one_line(objective, monkeypatch, build):  # noqa: F
     monkeypatch.setattr(fitting, "free_bytes", lambda device, num: 2**20)
     with pytest.raises(
         OutOfMemory,
-        match=r"for 1 images at once, and 0\.00 GiB are free; fix: activation_checkpointing=true, or a smaller backbone=",
+        match=r"for 1 images at once, and 0\.00 GiB are free; fix: activation_checkpointing=true, or a smaller",
     ):
         build("mode=ict", name="none")
 
