@@ -25,7 +25,7 @@ NETWORKS = {
     "songunet (NCSN++)": ("backbone=ncsnpp_cifar10", "backbone.fourier_scale=0.02", *_SIZES),
     "edm2": ("backbone=edm2_xs", "backbone.head_channels=32", "backbone.noise_embedding=positional", *_SIZES),
 }
-CALLS = 40e3
+CALLS = 20e3
 ATTENTION = {"fashion": 7, "emoji": 8}  # pixels a side, where `auto` has it too
 SHOWN = ("kid", "fd", "precision", "recall", "coverage")
 

@@ -39,6 +39,7 @@ from cm_train.core.errors import InputError
 from cm_train.core.settings import MAX_EXACT, typed
 from cm_train.data.datasets.image_folder import ImageFolder
 from cm_train.data.decoding import decode, prepare
+from cm_train.models.checkpoints import find
 from cm_train.models.checkpoints import load as loading
 from cm_train.models.checkpoints import read as checkpoint
 from cm_train.models.checkpoints.manifest import DamagedCheckpoint, signed
@@ -289,7 +290,7 @@ def test_checkpoint_with_harmed_bytes_is_damaged(depth, victim):
         with pytest.raises(DamagedCheckpoint, match=name), bounded():
             checkpoint.verify(victim.folder)
         with pytest.raises(DamagedCheckpoint), bounded():
-            checkpoint.resolve(victim.folder.parent.parent)
+            find.resolve(victim.folder.parent.parent)
 
     check(holds, 80, depth)
 
@@ -448,7 +449,7 @@ def test_checkpoint_of_other_things_than_files_is_damaged(name, kind, victim, tm
         try:
             with pytest.raises(DamagedCheckpoint):
                 checkpoint.verify(victim.folder)
-            assert or_input_error(checkpoint.resolve, victim.folder) is None
+            assert or_input_error(find.resolve, victim.folder) is None
             if name == "state.pt":
                 with pytest.raises(DamagedCheckpoint):
                     checkpoint.read_state(victim.folder)
@@ -461,7 +462,7 @@ def test_checkpoint_of_other_things_than_files_is_damaged(name, kind, victim, tm
 def test_resolve_of_an_odd_path_is_an_input_error(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError):
-        checkpoint.resolve(path)
+        find.resolve(path)
     with pytest.raises(InputError):
         ImageFolder(ImageFolder.Config(root=path if path else "nowhere"))
 

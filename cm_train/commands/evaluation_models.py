@@ -7,6 +7,7 @@ from ..core.errors import InputError
 from ..core.memory import shortage_explained
 from ..core.run_layout import run_of
 from ..evaluation.drawing import Drawing
+from ..models.checkpoints import find
 from ..models.checkpoints import read as checkpoint
 from ..models.checkpoints.load import load_checkpoint
 from ..models.checkpoints.manifest import Manifest
@@ -41,14 +42,14 @@ def models_of(config: EvalConfig) -> list[Model]:
     """What `ckpt` and `checkpoints` mean. Raises InputError where there is no checkpoint."""
     models = []
     for given in config.ckpt:
-        folder, manifest = checkpoint.resolve(given)
+        folder, manifest = find.resolve(given)
         run = run_of(folder)
         if config.checkpoints == "newest":
             models.append(_model(folder, given, manifest, config))
         elif run == folder:
             raise InputError("checkpoints=all is of a run's folder", given, fix="checkpoints=newest")
         else:
-            found = [checkpoint.resolve(each) for each in reversed(checkpoint.folders(run))]
+            found = [find.resolve(each) for each in reversed(checkpoint.folders(run))]
             models += [_model(each, str(run), known, config) for each, known in found]
     labels = [model.label for model in models]
     if len(set(labels)) < len(labels):

@@ -19,9 +19,10 @@ from ..core.signals import heed
 from ..core.terminal import complain, say
 from ..data.pixels import decoded_png
 from ..data.png_notes import read_noted
+from ..models.checkpoints.find import resolve
 from ..models.checkpoints.load import load_resolved
 from ..models.checkpoints.manifest import Manifest, read_manifest
-from ..models.checkpoints.read import folders, resolve
+from ..models.checkpoints.read import folders
 from ..models.checkpoints.vanishing import again
 from ..models.checkpoints.verify import verify
 from ..models.checkpoints.weights import sha256_of_weights

@@ -10,9 +10,9 @@ from pathlib import Path
 import yaml
 
 from .errors import InputError
-from .synonyms import EVAL, HINTS, SAMPLE, TRAIN
+from .synonyms import CONVERT, EVAL, HINTS, SAMPLE, TRAIN
 
-_SYNONYMS = {"train": TRAIN, "sample": SAMPLE, "eval": EVAL}
+_SYNONYMS = {"train": TRAIN, "sample": SAMPLE, "eval": EVAL, "convert": CONVERT}
 _MOST = 3  # keys that one word may stand for
 _OF_ALL = re.compile(r"^# @package _global_$", re.MULTILINE)
 
@@ -30,7 +30,7 @@ class Keys:
     """What a command can be told.
 
     Attributes:
-        command: "train", "sample" or "eval".
+        command: "train", "sample", "eval" or "convert".
         here: the keys, and the groups, that this command line has.
         elsewhere: those that other options of a group bring, with these options, as "dataset=mnist".
     """

@@ -15,6 +15,7 @@ from .errors import InputError
 # Keys whose values are text, whatever they look like: name=123 is a name.
 TEXT = frozenset(
     ["name", "data_name", "run_dir", "teacher", "teacher_experiment", "init", "dataset.root", "ckpt", "out", "weights"]
+    + ["src"]
     + ["from", "samples", "reference", "held_out", "features.path"]
     + ["budget", "teacher_budget", "notice", "dataset.group"]
     + [f"tracking.{key}" for key in ("project", "entity", "group")]

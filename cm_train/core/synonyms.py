@@ -77,6 +77,14 @@ EVAL = {
     "samples": "images generated fake sample_batch",
 }
 
+CONVERT = {
+    "src": "source file input path checkpoint ckpt network network_pkl model model_path",
+    "out": "output outdir out_dir output_dir save_dir folder dest dump_path",
+    "image_size": "resolution res size img_resolution",
+    "num_head_channels": "head_channels channels_per_head",
+    "preconditioning": "kind type prediction training_mode",
+}
+
 # What no key is for.
 HINTS = dict.fromkeys(
     ["resume", "resume_from", "resume_from_checkpoint", "continue"], "drop it: the same command again goes on"

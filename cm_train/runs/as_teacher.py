@@ -8,9 +8,9 @@ from typing import Any
 from ..core.errors import InputError
 from ..core.run_layout import run_of
 from ..core.terminal import say
-from ..models.checkpoints import read as checkpoint
+from ..models.checkpoints import find
 from ..training.config import RunConfig
-from .plan import AUTO, Values
+from .sizes import AUTO, Values
 from .stored import stored_config
 
 
@@ -21,7 +21,7 @@ def as_teacher(config: RunConfig, dataset: Mapping[str, Any]) -> Values:
         return {}
     place = config.teacher or str(config.usual_teacher)
     try:
-        image_size = checkpoint.peek(place).denoiser.image_size
+        image_size = find.peek(place).denoiser.image_size
     except InputError:  # there is none yet; whoever needs it says so
         return {}
     taken: Values = {"image_size": image_size} if "image_size" in wanted else {}

@@ -13,6 +13,7 @@ from ..core.world import ALONE, World
 from ..data.datasets.base import Dataset
 from ..data.loader import Loader
 from ..models.backbones.base import recompute_blocks
+from ..models.checkpoints import find
 from ..models.checkpoints import read as checkpoint
 from ..models.checkpoints.weights import open_weights
 from ..models.denoiser import Denoiser, DenoiserConfig
@@ -129,7 +130,7 @@ def _build_student(
     elif resumed is None and config.start is not None:
         source = config.start
         weights, manifest = find_and_open(
-            lambda: checkpoint.resolve(source), lambda folder, manifest: open_weights(folder, manifest, "ema"), world
+            lambda: find.resolve(source), lambda folder, manifest: open_weights(folder, manifest, "ema"), world
         )
         start, its_data = manifest.denoiser, manifest.provenance.get("dataset")
         world.run_on_main(lambda: say_what_was_seen(f"init={source}", its_data, dataset))

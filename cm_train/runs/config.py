@@ -23,8 +23,9 @@ from ..training.best import chosen_number
 from ..training.config import RunConfig, dump
 from ..training.tracking import chooses_tracker
 from .as_teacher import as_teacher
-from .plan import AUTO, Values, settle, settle_as, settle_plainly
+from .plan import settle, settle_as, settle_plainly
 from .published import check_alone
+from .sizes import AUTO, Values
 
 # What a teacher that is trained for a student has in common with it, beside data and network.
 _SHARED_WITH_TEACHER = frozenset(["devices", "precision", "compile", "deterministic", "seed", "plugins", "data_name"])

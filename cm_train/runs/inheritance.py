@@ -10,7 +10,7 @@ from ..core.rng import key
 from ..core.settings import OF_RECIPE
 from ..data.datasets.base import Dataset
 from ..models.backbones.base import BackboneConfig
-from ..models.checkpoints import read as checkpoint
+from ..models.checkpoints import find
 from ..models.denoiser import LONGEST_NAME, Denoiser, DenoiserConfig, build_denoiser
 from ..training.config import RunConfig
 
@@ -27,7 +27,7 @@ def inherit_backbone(config: RunConfig, source: str | None, asked: Set[str]) -> 
     Raises:
         InputError: there is none, or the user asks for another backbone.
     """
-    return config if source is None else _with_backbone(config, checkpoint.peek(source).backbone, source, asked)
+    return config if source is None else _with_backbone(config, find.peek(source).backbone, source, asked)
 
 
 def begun_backbone(config: RunConfig, stored: RunConfig, asked: Set[str]) -> RunConfig:
@@ -39,8 +39,7 @@ def begun_backbone(config: RunConfig, stored: RunConfig, asked: Set[str]) -> Run
 
 def _with_backbone(config: RunConfig, backbone: BackboneConfig, source: str, asked: Set[str]) -> RunConfig:
     """`config` with the network of `backbone`, trained by its own recipe. Raises InputError, see `inherit_backbone`."""
-    if config.backbone.name == backbone.name:
-        backbone = backbone.with_recipe_of(config.backbone)
+    backbone = backbone.with_recipe_of(config.backbone)
     networks = asked - {f"backbone.{key}" for key in config.backbone.marked(OF_RECIPE)}
     if backbone != config.backbone and any(key.split(".")[0] == "backbone" for key in networks):
         raise InputError(

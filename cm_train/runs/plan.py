@@ -10,26 +10,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.settings import MAX_EXACT
+from ..core import registry
+from ..core.settings import MAX_EXACT, OF_RECIPE
 from ..data.datasets.base import Facts
 from ..evaluation.comparison import usual_features
+from .sizes import AUTO, BATCH, NETWORK, Values, network, usual_batch_size, usual_images
 
-AUTO = "auto"
-Values = dict[str, Any]  # a config as plain values, before it is typed
-
-_BATCH, _LARGE_BATCH, _LEAST_BATCH = 128, 256, 16
-_MANY_STEPS = 1000  # that a run has at least, as far as its batches can be smaller for it
-_TINY = 12  # up to this size 0.4 M parameters do
-_MANY, _VERY_MANY = 20_000, 500_000  # colour images, from which on a wider network pays
-_IMAGES_A_PIXEL = 32_000  # that a diffusion model trains on at least, times the images' side
-_EPOCHS, _MOST = 16, 20  # rather so many epochs, as far as that is no more than so many times the least
 _WARMUP_SHARE, _MOST_WARMUP = 0.05, 25_600  # of the run, in images
 _MOST_HALF_LIFE = 4e6  # in images
 _HALF_LIFE = {"cd": 0.06, "scd": 0.06, "sct": 0.06, "ct": 0.08, "ect": 0.15}  # as shares of the run; 0.12 elsewhere
-_LENGTH = {"cd": 0.6, "scd": 0.6, "sct": 0.6, "ect": 1.25, "ct": 2.0, "ict": 2.5}  # relative to a diffusion model's
 _RATE = {"edm": 1e-3, "ict": 4e-4, "ect": 3e-4}  # at 32 channels; 4e-4 elsewhere
 _TINY_RATE = {"edm": 1e-3, "cd": 1e-3, "ct": 1e-3, "ict": 3e-4, "ect": 3e-4}  # of the smallest network; 5e-4 elsewhere
-_RATE_OF_NETWORK = {"edm2": 10.0}  # times those: its weights keep their length, of which the rate is then a share
+_RATE_OFNETWORK = {"edm2": 10.0}  # times those: its weights keep their length, of which the rate is then a share
 _CALLS = {"edm": 79}  # of the network for a preview's image; 1 elsewhere
 _STEP_CALLS = {"edm": 3}  # forward passes that a step costs an image, or as dear; 6 elsewhere
 _FOLLOWERS = ("cd", "scd")  # see noise that a teacher takes away anew each time, so that nothing is learnt by heart
@@ -75,7 +67,7 @@ def settle(
     """
     settled = copy.deepcopy(dict(values))
     if like is not None:
-        for key in ("batch_size", *(f"backbone.{name}" for name in _NETWORK)):
+        for key in ("batch_size", *(f"backbone.{name}" for name in NETWORK)):
             _fill(settled, key, lambda key=key: _at(like, key, AUTO))  # type: ignore[misc]
     _fill(settled, "dataset.image_size", lambda: data.image_size)
     _fill(settled, "dataset.holdout", lambda: data.held_out)
@@ -86,7 +78,7 @@ def settle(
     if images is None:
         images = usual_images(mode, data)
     _fill(settled, "batch_size", lambda: usual_batch_size(data.count, images, _at(settled, "steps")))
-    batch_size = _count(settled, "batch_size", _BATCH)
+    batch_size = _count(settled, "batch_size", BATCH)
     _fill(settled, "steps", lambda: max(1, round(images / batch_size)))
     steps = _count(settled, "schedule_steps", _count(settled, "steps", 1))
     channels = _count(settled, "backbone.channels", backbone["channels"])
@@ -113,8 +105,13 @@ def settle_as(values: Mapping[str, Any], stored: Mapping[str, Any]) -> Values:
     settled = copy.deepcopy(dict(values))
     if _at(settled, "ema.half_life_images") == AUTO:  # a run stores the decay that its half-life came to
         settled["ema"] |= {"half_life_images": None, "decay": _at(stored, "ema.decay")}
+    own, begun = settled.get("backbone") or {}, stored["backbone"]
+    if own.get("name") != begun["name"] and AUTO in (own.get(name) for name in NETWORK):
+        # It has taken over a network of another kind than `auto` is: that, trained as this config says.
+        recipe = registry.settings("backbone", begun).marked(OF_RECIPE) & own.keys()
+        settled["backbone"] = begun | {key: own[key] for key in recipe}
     of_data = ("dataset.image_size", "dataset.holdout")
-    for key in ("steps", "batch_size", *of_data, *_RULES, *(f"backbone.{name}" for name in _NETWORK)):
+    for key in ("steps", "batch_size", *of_data, *_RULES, *(f"backbone.{name}" for name in NETWORK)):
         _fill(settled, key, lambda key=key: _at(stored, key, AUTO))  # type: ignore[misc]
     return settled
 
@@ -128,58 +125,10 @@ def without_length(values: Mapping[str, Any]) -> Values:
     return bare
 
 
-def network(data: Facts) -> Values:
-    """The sizes of an ADM U-Net for such images, by their side, and wider for many in colour."""
-    size = data.image_size
-    if size <= _TINY:
-        sizes: list[Any] = [24, [1, 2] if size % 2 == 0 else [1], 1, [max(1, size // 2)], 24, 4, False, False]
-        return dict(zip(_NETWORK, sizes, strict=True))
-    levels = 1
-    while size / 2 ** (levels - 1) > 8 and size % 2**levels == 0 and levels < 6:
-        levels += 1
-    many = data.count if data.channels == 3 else data.count // 10
-    channels, blocks = (32, 1) if many < _MANY else (64, 2) if many < _VERY_MANY else (128, 3)
-    mult = ([1, 1] if levels > 4 else [1]) + [2] * levels
-    attention = sorted({size >> level for level in range(levels) if size >> level <= 16})[:2]
-    if levels <= 3:  # attention is dear where it is wide
-        attention = attention[:1]
-    head = min(64, channels)
-    return dict(zip(_NETWORK, [channels, mult[:levels], blocks, attention, head, 8, True, True], strict=True))
-
-
-_NETWORK = (
-    *("channels", "channel_mult", "num_blocks", "attention_resolutions"),
-    *("head_channels", "group_channels", "scale_shift", "resample_in_block"),
-)
-
-
-def usual_batch_size(count: int, images: int, steps: object) -> int:
-    """A power of two: as usual, but no more than there are images, and in short runs so few that steps are many.
-
-    Args:
-        count: images of the set.
-        images: that the run trains on, where `steps` is still to be settled.
-    """
-    usual = _LARGE_BATCH if count >= _VERY_MANY else _BATCH
-    short = images // _MANY_STEPS if steps == AUTO else usual
-    return min(usual, max(_LEAST_BATCH, _power_below(min(short, count))))
-
-
-def _power_below(number: int) -> int:
-    """The largest power of two that is no more than `number`, or 1."""
-    return 1 << (max(1, number).bit_length() - 1)
-
-
-def usual_images(mode: str, data: Facts) -> int:
-    """How many images a run trains on where nobody says."""
-    least = _IMAGES_A_PIXEL * data.image_size
-    return round(_LENGTH.get(mode, 1.0) * min(max(least, _EPOCHS * data.count), _MOST * least))
-
-
 def _learning_rate(known: Known) -> float:
     usual = _RATE.get(known.mode, 4e-4) * math.sqrt(32 / known.channels)
     rate = _TINY_RATE.get(known.mode, 5e-4) if known.channels < 32 else usual
-    return float(f"{rate * _RATE_OF_NETWORK.get(known.network, 1.0):.2g}")
+    return float(f"{rate * _RATE_OFNETWORK.get(known.network, 1.0):.2g}")
 
 
 def _half_life(known: Known) -> float:

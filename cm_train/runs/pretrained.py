@@ -9,8 +9,8 @@ from ..core.errors import InputError
 from ..core.terminal import say
 from ..core.world import World
 from ..data.datasets.base import Dataset, listed
+from ..models.checkpoints import find
 from ..models.checkpoints import load as loading
-from ..models.checkpoints import read as checkpoint
 from ..models.checkpoints.manifest import Manifest
 from ..models.checkpoints.needed import mark_needed
 from ..models.checkpoints.vanishing import Vanished, again, present
@@ -26,22 +26,22 @@ def load_teacher(path: str, known: str | None, student: Path, world: World) -> t
     Its own run may go on meanwhile: it is told to keep that checkpoint, and where it was quicker there is a newer one.
     """
 
-    def find() -> tuple[Path, Manifest]:
-        folder, manifest = checkpoint.resolve(path) if known is None else checkpoint.resolve_known(path, known)
+    def seek() -> tuple[Path, Manifest]:
+        folder, manifest = find.resolve(path) if known is None else find.resolve_known(path, known)
         mark_needed(folder, student)
         return folder, manifest
 
     return find_and_open(
-        find, lambda folder, manifest: loading.load_resolved(folder, manifest, device=world.device), world
+        seek, lambda folder, manifest: loading.load_resolved(folder, manifest, device=world.device), world
     )
 
 
 @again
 def find_and_open(
-    find: Callable[[], tuple[Path, Manifest]], load: Callable[[Path, Manifest], T], world: World
+    seek: Callable[[], tuple[Path, Manifest]], load: Callable[[Path, Manifest], T], world: World
 ) -> tuple[T, Manifest]:
     """What `load` makes, on every rank, of the checkpoint that rank 0 finds and verifies; again where it vanishes."""
-    folder, manifest = world.run_on_main(find)
+    folder, manifest = world.run_on_main(seek)
 
     def load_here() -> T | None:
         with suppress(Vanished), present(folder):

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..core.errors import InputError, TrainingFailed
 from ..core.signals import StopFlag
 from ..core.terminal import begin_part, say
+from ..models.checkpoints import find
 from ..models.checkpoints import read as checkpoint
 from ..models.checkpoints.manifest import Manifest
 from ..training.config import RunConfig
@@ -136,7 +137,7 @@ def find_again(config: RunConfig, stored: RunConfig, newest: Manifest | None) ->
     damaged = ""
     for place in places:
         try:
-            checkpoint.resolve_known(place, known)
+            find.resolve_known(place, known)
             return config.model_copy(update={"teacher": place})
         except checkpoint.NotThere:
             pass

@@ -103,7 +103,7 @@ def _in_order(composed: "Composed", machine: "Machine", stop: StopFlag, swept: f
 
 def _new(composed: "Composed", machine: "Machine", stop: StopFlag, swept: frozenset[str]) -> "RunConfig | None":
     """The config of a run that begins: settled, with its teacher and what that passes on; None where stopped early."""
-    from ..models.checkpoints import read as checkpoint
+    from ..models.checkpoints import find
     from .budget import planned
     from .inheritance import inherit_backbone
     from .teachers import is_ready, ready_teacher
@@ -114,7 +114,7 @@ def _new(composed: "Composed", machine: "Machine", stop: StopFlag, swept: frozen
     if config.needs_teacher() and teacher is None:
         config.check_machine()  # now rather than after a teacher has trained
         if config.start is not None:
-            checkpoint.resolve(config.start)  # likewise
+            find.resolve(config.start)  # likewise
         was_ready = is_ready(config.usual_teacher)
         teacher = ready_teacher(composed, machine, stop, swept)
         if teacher is None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..core.errors import InputError
 from ..core.rng import PerImageNoise
 from ..core.settings import excerpt
-from ..models.checkpoints import read as checkpoint
+from ..models.checkpoints import find
 from ..models.checkpoints.load import load_denoiser
 from ..models.denoiser import Denoiser, DenoiserConfig
 from .guidance import Guided
@@ -111,7 +111,7 @@ def _number(label: Any, config: DenoiserConfig) -> int:
 
 def _config(model: Any) -> DenoiserConfig:
     if isinstance(model, str | os.PathLike):
-        return checkpoint.read(model, lambda _, manifest: manifest.denoiser)
+        return find.read(model, lambda _, manifest: manifest.denoiser)
     config = getattr(model, "config", None)
     if not isinstance(config, DenoiserConfig):
         raise InputError("this is no model", type(model).__name__, "a run's folder, or what load_denoiser returns")

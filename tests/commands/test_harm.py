@@ -26,7 +26,7 @@ from cm_train.core.errors import InputError, TrainingFailed
 from cm_train.core.signals import StopFlag
 from cm_train.core.terminal import complain
 from cm_train.data import decoding, fingerprint
-from cm_train.models.checkpoints import posthoc, verify
+from cm_train.models.checkpoints import find, posthoc, verify
 from cm_train.models.checkpoints import read as checkpoint
 from cm_train.models.checkpoints import write as saving
 from cm_train.models.checkpoints.load import load_denoiser
@@ -442,7 +442,7 @@ def test_modes_of_files_follow_the_umask(build):  # noqa: F811
         run(trainer)
     finally:
         os.umask(before)
-    folder, _ = checkpoint.resolve(trainer.config.folder)
+    folder, _ = find.resolve(trainer.config.folder)
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o644}
 
 

@@ -119,8 +119,8 @@ def test_gradients_and_derivatives_pass(tmp_path):
 
 
 def test_networks_that_train_have_no_hook(tmp_path):
+    from cm_train.models.checkpoints.find import resolve
     from cm_train.models.checkpoints.load import load_resolved
-    from cm_train.models.checkpoints.read import resolve
 
     write(tmp_path, 5)
     assert load_denoiser(tmp_path)._forward_pre_hooks

@@ -11,9 +11,9 @@ import torch
 from cm_train.core import files
 from cm_train.core.errors import InputError
 from cm_train.models.backbones.unet import UNetConfig
+from cm_train.models.checkpoints import find, verify
 from cm_train.models.checkpoints import load as loading
 from cm_train.models.checkpoints import read as checkpoint
-from cm_train.models.checkpoints import verify
 from cm_train.models.checkpoints import write as saving
 from cm_train.models.checkpoints.manifest import DamagedCheckpoint, signed
 from cm_train.models.denoiser import DenoiserConfig, build_denoiser
@@ -344,7 +344,7 @@ def test_a_checkpoint_that_may_not_be_read_is_not_a_damaged_one(tmp_path, monkey
 def test_resolve_says_what_is_there(tmp_path):
     write(tmp_path / "digits-cd", 1)
     with pytest.raises(InputError, match=r"no checkpoint there.*digits-cx.*one of digits-cd"):
-        checkpoint.resolve(tmp_path / "digits-cx")
+        find.resolve(tmp_path / "digits-cx")
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     with pytest.raises(InputError, match="has no checkpoint yet"):
-        checkpoint.resolve(tmp_path / "empty")
+        find.resolve(tmp_path / "empty")

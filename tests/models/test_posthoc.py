@@ -6,9 +6,8 @@ from test_trainer import build, run  # noqa: F401 - build is a fixture
 
 from cm_train.core.errors import InputError
 from cm_train.models.averages import power_decay, power_exponent
+from cm_train.models.checkpoints import find, posthoc
 from cm_train.models.checkpoints import load as loading
-from cm_train.models.checkpoints import posthoc
-from cm_train.models.checkpoints import read as checkpoint
 from cm_train.models.checkpoints.posthoc import mixture, profile_product
 from cm_train.models.checkpoints.weights import open_weights
 
@@ -93,7 +92,7 @@ def test_run_keeps_snapshots_and_gives_other_widths(build, capsys):  # noqa: F81
 def test_unknown_weights_are_refused_with_the_averages_that_there_are_and_that_can_be_made(build):  # noqa: F811
     trainer = build("mode=ict", "ema=power", "ema.num_snapshots=3")
     run(trainer)
-    folder, manifest = checkpoint.resolve(trainer.config.folder)
+    folder, manifest = find.resolve(trainer.config.folder)
     stored = f"allowed: ema, raw, {manifest.ema}, power_0.05, power_0.1"
     with pytest.raises(InputError, match=f"{stored}, power_<width> of any width up to 0.28, made of snapshots$"):
         loading.load_denoiser(folder, "best")
@@ -128,7 +127,7 @@ class Elsewhere(torch.nn.Module):
 def test_what_is_read_from_files_meets_no_tensor_of_another_device(build):  # noqa: F811
     trainer = build("mode=ict", "ema=power", "ema.num_snapshots=3")
     run(trainer)
-    folder, manifest = checkpoint.resolve(trainer.config.folder)
+    folder, manifest = find.resolve(trainer.config.folder)
     network = Elsewhere(trainer.objective.denoiser)
     posthoc.reconstruct(trainer.config.folder, manifest, "power_0.1", network)
     made = {name: value.as_subclass(torch.Tensor).clone() for name, value in network.weights.items()}

@@ -12,6 +12,7 @@ from test_trainer import build, run  # noqa: F401 - build is a fixture
 
 from cm_train import load_denoiser
 from cm_train.core.errors import InputError
+from cm_train.models.checkpoints import find
 from cm_train.models.checkpoints import read as checkpoint
 from cm_train.models.checkpoints import write as saving
 from cm_train.models.checkpoints.vanishing import Vanished, present
@@ -21,9 +22,10 @@ WRITER = """
 import sys
 from pathlib import Path
 from safetensors.torch import load_file
+from cm_train.models.checkpoints import find
 from cm_train.models.checkpoints import read as checkpoint, write as saving
 run = Path(sys.argv[1])
-folder, manifest = checkpoint.resolve(run)
+folder, manifest = find.resolve(run)
 weights = {file.stem: load_file(file) for file in folder.glob("*.safetensors")}
 rest = {k: getattr(manifest, k) for k in ("finished", "ema", "denoiser", "backbone", "provenance", "snapshots")}
 for step in range(manifest.step + 1, 10**9):
@@ -53,7 +55,7 @@ def test_a_run_that_is_being_written_can_be_read(tmp_path):
         for _ in range(30):
             assert all(map(torch.equal, load_denoiser(tmp_path).parameters(), expected))
             assert checkpoint.newest_manifest(tmp_path).step > 3
-            assert checkpoint.resolve(tmp_path)[1].step > 3
+            assert find.resolve(tmp_path)[1].step > 3
 
 
 @pytest.mark.long

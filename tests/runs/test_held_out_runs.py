@@ -100,7 +100,7 @@ def test_as_teacher_takes_what_its_run_says(composed, tmp_path, monkeypatch, cap
     auto = {"image_size": "auto", "holdout": "auto", "group": None}
     assert as_teacher(config, auto) == {}, "there is none"
     denoiser = SimpleNamespace(image_size=24)
-    monkeypatch.setattr("cm_train.runs.as_teacher.checkpoint.peek", lambda _: SimpleNamespace(denoiser=denoiser))
+    monkeypatch.setattr("cm_train.runs.as_teacher.find.peek", lambda _: SimpleNamespace(denoiser=denoiser))
     assert as_teacher(config, auto) == {"image_size": 24, "holdout": 0.0}, "nobody knows what it has seen"
     assert "holding out none, as teacher" in capsys.readouterr().err
     teacher = parse(composed("mode=edm", *words[1:], "dataset.holdout=0.2", r"dataset.group=a(\d)"))

@@ -9,9 +9,10 @@ from cm_train.core import configs, registry
 from cm_train.core.errors import InputError
 from cm_train.core.keys import all_keys
 from cm_train.data.datasets.base import Facts
-from cm_train.runs import plan
+from cm_train.runs import sizes as usual
 from cm_train.runs.config import parse
-from cm_train.runs.plan import AUTO, settle, settle_as, settle_plainly
+from cm_train.runs.plan import settle, settle_as, settle_plainly
+from cm_train.runs.sizes import AUTO
 from cm_train.training.config import dump
 
 MODES = sorted(path.stem for path in (configs.conf_dir() / "mode").glob("*.yaml"))
@@ -113,7 +114,7 @@ def test_rate_of_edm2_is_ten_times_as_high(values):
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 12, 13, 16, 24, 28, 32, 48, 50, 64, 96, 100, 128, 256])
 def test_network_can_be_built_for_every_size(size, channels):
     for count in (1, 1000, 100_000, 1_000_000):
-        sizes = plan.network(Facts(size, channels, count))
+        sizes = usual.network(Facts(size, channels, count))
         config = registry.settings("backbone", {"name": "unet", **sizes})
         with torch.device("meta"):
             network = registry.build(config, size, channels, 0)
@@ -121,7 +122,7 @@ def test_network_can_be_built_for_every_size(size, channels):
 
 
 def test_network_is_wider_for_more_images():
-    widths = [plan.network(Facts(64, 3, count))["channels"] for count in (3000, 30_000, 1_000_000)]
+    widths = [usual.network(Facts(64, 3, count))["channels"] for count in (3000, 30_000, 1_000_000)]
     assert widths == sorted(set(widths))
 
 
@@ -139,6 +140,16 @@ def test_previews_take_a_twentieth_of_the_run_at_most(values):
         images, num = settled["steps"] * settled["batch_size"], settled["steps"] / settled["preview_every"]
         calls, step_calls = (79, 3) if mode == "edm" else (1, 6)
         assert 2 <= round(num) <= 20 and num * 64 * calls <= 0.06 * images * step_calls
+
+
+def test_a_run_that_took_over_another_network_goes_on_with_that(values, composed):
+    """`auto` is a unet; a student of a songunet has no sizes that would do for one."""
+    stored = dump(parse(composed("mode=edm", "backbone=ddpmpp_cifar10", "backbone.dropout=0.1")))
+    for words, dropout in (([], 0.1), (["backbone.dropout=0.25"], 0.25)):
+        settled = settle_as(values("mode=edm", *words), stored)
+        assert settled["backbone"] == stored["backbone"] | {"dropout": dropout}
+    asked = settle_as(values("mode=edm", "backbone=unet_s"), stored)
+    assert at(asked, "backbone.name") == "unet"
 
 
 def test_settle_plainly_takes_what_components_say_themselves(values):

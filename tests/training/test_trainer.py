@@ -13,6 +13,7 @@ from cm_train.core.errors import InputError, TrainingFailed
 from cm_train.core.precision import LossScale
 from cm_train.core.world import ALONE
 from cm_train.data.pixels import to_unit_range
+from cm_train.models.checkpoints import find
 from cm_train.models.checkpoints import load as loading
 from cm_train.models.checkpoints import read as checkpoint
 from cm_train.models.checkpoints import write as saving
@@ -374,7 +375,7 @@ def test_gradient_clipping_is_applied(build):
 def test_several_averages_are_kept_and_saved(build, tmp_path):
     trainer = build("mode=ict", "ema=constant", "ema.decay=0.9", "ema.extra=[0.5,0.99]")
     run(trainer)
-    _folder, manifest = checkpoint.resolve(tmp_path / "run")
+    _folder, manifest = find.resolve(tmp_path / "run")
     assert manifest.ema == "ema_0.9"
     for average in trainer.state.averages:
         loaded = loading.load_denoiser(tmp_path / "run", average.name)

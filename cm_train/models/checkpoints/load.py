@@ -8,8 +8,7 @@ import torch
 from ...core.run_layout import run_of
 from ..calling import callable_by_hand
 from ..denoiser import Denoiser, build_denoiser
-from . import posthoc
-from . import read as checkpoint
+from . import find, posthoc
 from .manifest import Manifest
 from .vanishing import present
 from .weights import POWER, open_weights
@@ -37,7 +36,7 @@ def load_checkpoint(
     path: str | os.PathLike[str], weights: str = "ema", device: torch.device | str = "cpu"
 ) -> tuple[Path, Manifest, Denoiser]:
     """`load_denoiser` that also says which checkpoint that is: its folder and its manifest."""
-    return checkpoint.read(
+    return find.read(
         path, lambda folder, manifest: (folder, manifest, load_resolved(folder, manifest, weights, device))
     )
 

@@ -1,0 +1,1 @@
+"""Other people's checkpoints, read as data: one file a format."""
