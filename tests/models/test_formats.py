@@ -18,7 +18,7 @@ from test_songunet import numbers
 from cm_train import load_denoiser
 from cm_train.core.errors import InputError
 from cm_train.models.checkpoints import find
-from cm_train.models.formats.base import Told, by_parts
+from cm_train.models.formats.base import Source, Told, by_parts
 from cm_train.models.formats.importing import import_file, imported, read_foreign
 from cm_train.models.formats.pickles import Inert, read_pickle
 
@@ -272,6 +272,21 @@ def test_objects_of_a_pickle_are_inert(tmp_path):
     found = read_pickle(tmp_path / "x.pkl")
     assert isinstance(found, Inert) and type(found).__name__ == "Sequential" and not callable(found)
     assert not isinstance(found, torch.nn.Module)
+
+
+@pytest.mark.parametrize("name", sorted(REFERENCES))
+@pytest.mark.parametrize("shape", [(), (0,), (7, 5, 3, 3)])
+def test_shapes_that_make_no_network_are_one_line(name, shape, monkeypatch, tmp_path):
+    """A file's tensors say how large a network is; here one says it that does not belong to the others."""
+    state = state_of(name)
+    for key in [*state][math.prod(shape) % 5 :: 5]:
+        source = Source("x.pt", state | {key: torch.zeros(shape)}, REFERENCES[name]["class_name"])
+        monkeypatch.setattr("cm_train.models.formats.importing.read_source", lambda _, source=source: source)
+        if key.startswith("logvar") or key.endswith("resample_filter") or tuple(state[key].shape) == shape:
+            continue  # not needed, or as it is
+        with pytest.raises(InputError, match=r"x\.pt") as caught:
+            read_foreign(tmp_path / "x.pt", told_of(name))
+        assert "\n" not in str(caught.value), key
 
 
 @pytest.mark.parametrize(

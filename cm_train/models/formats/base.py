@@ -15,6 +15,10 @@ from ..denoiser import DenoiserConfig
 Preconditioning = Literal["edm", "consistency"]
 
 
+class CantImport(InputError):
+    """A foreign file says too little, or no network has its tensors; the message names the file."""
+
+
 class Told(Settings):
     """What a person says of a file. None: the file, or its name, says it."""
 
@@ -73,17 +77,17 @@ class Taken:
         return name in self.source.tensors
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor that is there. Raises InputError where it is missing."""
+        """Of a tensor that is there. Raises CantImport where it is missing."""
         if name not in self.source.tensors:
             self._missing(name)
         return tuple(self.source.tensors[name].shape)
 
     def take(self, theirs: str, ours: str) -> None:
-        """Give one of theirs our name. Raises InputError where it is missing."""
+        """Give one of theirs our name. Raises CantImport where it is missing."""
         self.put(ours, self.pop(theirs))
 
     def pop(self, theirs: str) -> Tensor:
-        """One of theirs, to be given as something else. Raises InputError where it is missing."""
+        """One of theirs, to be given as something else. Raises CantImport where it is missing."""
         if theirs not in self._left:
             self._missing(theirs)
         return self._left.pop(theirs)
@@ -97,10 +101,10 @@ class Taken:
         self._left = {name: value for name, value in self._left.items() if not name.endswith(endings)}
 
     def all(self) -> dict[str, Tensor]:
-        """Everything under our names. Raises InputError where something of theirs has found no place."""
+        """Everything under our names. Raises CantImport where something of theirs has found no place."""
         if self._left:
             extra = sorted(self._left)
-            raise InputError(
+            raise CantImport(
                 f"{self.source.name} has tensors that its network has no place for",
                 f"{len(extra)} of them, as {extra[0]}",
                 fix="the file may be of another network than its other tensors say",
@@ -108,7 +112,7 @@ class Taken:
         return self._ours
 
     def _missing(self, name: str) -> NoReturn:
-        raise InputError(f"{self.source.name} lacks the tensor {name}", fix="was it downloaded whole?")
+        raise CantImport(f"{self.source.name} lacks the tensor {name}", fix="was it downloaded whole?")
 
 
 def by_parts(value: Tensor, order: str, heads: int) -> Tensor:

@@ -4,12 +4,11 @@ import itertools
 import re
 from collections.abc import Callable
 
-from ...core.errors import InputError
 from ..backbones.base import BackboneConfig
 from ..backbones.songunet import SongUNetConfig
 from ..backbones.unet import UNetConfig
 from ..denoiser import DenoiserConfig
-from .base import Imported, Source, Taken, Told, by_parts
+from .base import CantImport, Imported, Source, Taken, Told, by_parts
 
 LICENCE = "CC BY-NC-SA 4.0, where NVIDIA published it"
 _HEAD_CHANNELS = 64  # of ADM
@@ -27,7 +26,7 @@ def read(source: Source, told: Told) -> Imported:
     """The network of such a file.
 
     Raises:
-        InputError: tensors are missing, or it is of another preconditioning than EDM's.
+        CantImport: tensors are missing, or it is of another preconditioning than EDM's.
     """
     taken = Taken(source)
     taken.drop(".resample_filter")
@@ -53,14 +52,14 @@ def read(source: Source, told: Told) -> Imported:
 
 
 def preconditioning(source: Source, told: Told, known: dict[str, str]) -> str:
-    """What the class around the network, or a person, says of its coefficients. Raises InputError for others."""
+    """What the class around the network, or a person, says of its coefficients. Raises CantImport for others."""
     if told.preconditioning is not None:
         return told.preconditioning
     if source.class_name in known:
         return known[source.class_name]
     if source.class_name:
         what = f"{source.name} has coefficients that are not known here"
-        raise InputError(what, source.class_name, ", ".join(known), f"cm-convert src={source.name} preconditioning=edm")
+        raise CantImport(what, source.class_name, ", ".join(known), f"cm-convert src={source.name} preconditioning=edm")
     return "edm"
 
 
@@ -71,11 +70,11 @@ def number(source: Source, name: str, usual: float) -> float:
 
 
 def _sizes(source: Source) -> list[int]:
-    """Sides of the levels, which are in the names of the layers, the finest first. Raises InputError without any."""
+    """Sides of the levels, which are in the names of the layers, the finest first. Raises CantImport without any."""
     found = re.findall(r"^model\.enc\.(\d{1,4})x\1_block0\.", "\n".join(source.tensors), re.MULTILINE)
     sizes = sorted({int(side) for side in found}, reverse=True)
     if not sizes or any(a != 2 * b for a, b in itertools.pairwise(sizes)):
-        raise InputError(f"{source.name} has levels of no known layout", f"{sizes}", "each half of the one before")
+        raise CantImport(f"{source.name} has levels of no known layout", f"{sizes}", "each half of the one before")
     return sizes
 
 
@@ -151,7 +150,7 @@ class _Network:
         widths = [*self.widths, *(2 * width for width in self.widths)]  # the decoder joins two
         if min(self.widths) < _WIDE < max(widths):
             what = f"{taken.source.name} has norms of groups of several sizes"
-            raise InputError(what, f"widths {self.widths}", f"all at least {_WIDE}, or at most {_WIDE // 2}")
+            raise CantImport(what, f"widths {self.widths}", f"all at least {_WIDE}, or at most {_WIDE // 2}")
         config = UNetConfig(
             channels=channels,
             channel_mult=[w // channels if w % channels == 0 else w / channels for w in self.widths],

@@ -6,10 +6,9 @@ import re
 import torch
 from torch import Tensor
 
-from ...core.errors import InputError
 from ..backbones.edm2 import EDM2Config
 from ..denoiser import DenoiserConfig
-from .base import Imported, Source, Taken, Told, by_parts
+from .base import CantImport, Imported, Source, Taken, Told, by_parts
 from .edm import LICENCE, number, preconditioning
 
 _KINDS = {"Precond": "edm", "ECMPrecond": "consistency"}  # by the class around the network
@@ -26,7 +25,7 @@ def read(source: Source, told: Told) -> Imported:
     """The network of such a file, its weights in float32.
 
     Raises:
-        InputError: tensors are missing, or it is of another preconditioning.
+        CantImport: tensors are missing, or it is of another preconditioning.
     """
     taken = Taken(source)
     taken.drop("logvar_fourier.freqs", "logvar_fourier.phases", "logvar_linear.weight", ".resample_filter")
@@ -34,7 +33,7 @@ def read(source: Source, told: Told) -> Imported:
     encoder = re.findall(r"^unet\.enc\.(\d{1,4})x\1_block0\.emb_gain$", names, re.MULTILINE)
     sizes = sorted(map(int, encoder), reverse=True)
     if not sizes or any(a != 2 * b for a, b in itertools.pairwise(sizes)):
-        raise InputError(f"{source.name} has levels of no known layout", f"{sizes}", "each half of the one before")
+        raise CantImport(f"{source.name} has levels of no known layout", f"{sizes}", "each half of the one before")
     size = sizes[0]
     channels, inputs = taken.shape(f"unet.enc.{size}x{size}_conv.weight")[:2]
     blocks = len(re.findall(rf"^unet\.enc\.{size}x{size}_block\d+\.emb_gain$", names, re.MULTILINE))

@@ -6,13 +6,14 @@ from pathlib import Path
 import torch
 
 from ...core.errors import InputError
+from ...core.settings import excerpt
 from ...core.terminal import say
 from ...core.user_cache import cache_folder
 from ..checkpoints.verify import sha256_of
 from ..checkpoints.write import write
 from ..denoiser import build_denoiser
 from . import edm, edm2, openai
-from .base import Imported, Source, Told
+from .base import CantImport, Imported, Source, Told
 from .files import read_source
 
 FORMATS = {"openai": openai, "edm": edm, "edm2": edm2}
@@ -35,8 +36,15 @@ def read_foreign(file: Path, told: Told, wanted: str | None = None) -> tuple[str
         raise InputError(f"{file} is of a network that is not known here", example, f"one of {', '.join(FORMATS)}")
     if wanted not in (None, name):
         raise InputError(f"{file} has another format", name, wanted, f"format={name}, or leave it out")
-    found = FORMATS[name].read(source, told)
-    _check_fits(source, found)
+    try:
+        found = FORMATS[name].read(source, told)
+        _check_fits(source, found)
+    except CantImport:
+        raise
+    except (InputError, ValueError, TypeError, ArithmeticError, LookupError, RuntimeError) as error:
+        # Names that are known with shapes that no such network has; settings that they come to may be out of range.
+        reason = excerpt(" ".join(str(error).split()) or type(error).__name__)
+        raise InputError(f"{file} has shapes that make no {name} network", reason) from None
     return name, found
 
 
@@ -48,10 +56,10 @@ def _check_fits(source: Source, found: Imported) -> None:
         here = "backbone." in name and name.split(".", 1)[1]
         if name not in found.weights or name not in own:
             where = "network" if name in own else "file"
-            raise InputError(f"{source.name} does not fit its network: only the {where} has {here}")
+            raise CantImport(f"{source.name} does not fit its network: only the {where} has {here}")
         if own[name].shape != found.weights[name].shape:
             got, wanted = list(found.weights[name].shape), list(own[name].shape)
-            raise InputError(f"{source.name} does not fit its network: {here}", f"shape {got}", f"{wanted}")
+            raise CantImport(f"{source.name} does not fit its network: {here}", f"shape {got}", f"{wanted}")
 
 
 def import_file(file: Path, folder: Path, told: Told, wanted: str | None = None) -> tuple[str, Imported]:

@@ -2,10 +2,9 @@
 
 import re
 
-from ...core.errors import InputError
 from ..backbones.unet import UNetConfig
 from ..denoiser import DenoiserConfig
-from .base import Imported, Source, Taken, Told
+from .base import CantImport, Imported, Source, Taken, Told
 
 _SIZES: dict[tuple[float, ...], int] = {
     (1, 1, 2, 3, 4): 128,
@@ -24,12 +23,12 @@ def read(source: Source, told: Told) -> Imported:
     """The network of such a file, told 250 ln(sigma) as its code does.
 
     Raises:
-        InputError: tensors are missing, or say less than is needed.
+        CantImport: tensors are missing, or say less than is needed.
     """
     taken = Taken(source)
     channels, image_channels = taken.shape("time_embed.0.weight")[1], taken.shape("input_blocks.0.0.weight")[1]
     if taken.shape("out.2.weight")[0] != image_channels:
-        raise InputError(
+        raise CantImport(
             f"{source.name} predicts a noise and a variance",
             f"{taken.shape('out.2.weight')[0]} channels for {image_channels}",
             "a model that predicts as EDM or a consistency model do",
@@ -75,14 +74,14 @@ def _layout(taken: Taken) -> tuple[int, int]:
     count = len(set(re.findall(r"^output_blocks\.(\d+)\.", names, re.MULTILINE)))
     blocks = min(map(int, ups)) if ups else count - 1
     if count == 0 or count % (blocks + 1):
-        raise InputError(f"{taken.source.name} has a decoder of no known layout", f"{count} blocks")
+        raise CantImport(f"{taken.source.name} has a decoder of no known layout", f"{count} blocks")
     return blocks, count // (blocks + 1)
 
 
 def _image_size(source: Source, told: Told, mult: list[float]) -> int:
     size = told.image_size or _SIZES.get(tuple(mult))
     if size is None:
-        raise InputError(f"{source.name} does not say how large its images are", fix="cm-convert ... image_size=64")
+        raise CantImport(f"{source.name} does not say how large its images are", fix="cm-convert ... image_size=64")
     return size
 
 
@@ -95,7 +94,7 @@ def _heads(source: Source, told: Told, widths: list[int]) -> dict[str, int]:
         return {"num_heads": count}
     if any(w % _HEAD_CHANNELS for w in widths):
         fix = "cm-convert ... num_head_channels=32, or num_heads=4"
-        raise InputError(f"{source.name} does not say how many heads its attention has", fix=fix)
+        raise CantImport(f"{source.name} does not say how many heads its attention has", fix=fix)
     return {"head_channels": _HEAD_CHANNELS}
 
 
@@ -106,7 +105,7 @@ def _preconditioning(source: Source, told: Told) -> str:
     for start, meaning in (("edm_", "edm"), ("cd_", "consistency"), ("ct_", "consistency")):
         if source.name.startswith(start):
             return meaning
-    raise InputError(
+    raise CantImport(
         f"{source.name} does not say whether it is a diffusion model or a consistency model",
         fix=f"cm-convert src={source.name} preconditioning=edm, or =consistency",
     )
