@@ -417,7 +417,7 @@ worker.main()
 @pytest.mark.long
 def test_a_rank_that_fails_shows_its_traceback_once(warm, tmp_path, command):
     """Launched as the command launches, with a bug planted in rank 1."""
-    assert command("train", "mode=ict", *TINY, "steps=1", "schedule_steps=6").returncode == 0
+    assert command("train", "mode=ict", *TINY, "steps=1", "schedule_steps=6", "micro_batch=8").returncode == 0
     (tmp_path / "failing.py").write_text(FAILING)
     stored = tmp_path / "runs" / "digits-ict" / "config.yaml"
     stored.write_text(stored.read_text().replace("steps: 1\n", "steps: 6\n", 1))
@@ -464,7 +464,9 @@ def test_learned_weights_and_buffers_of_an_objective_train_and_resume_on_ranks(w
     def train(name, ranks, steps):
         folder = tmp_path / "runs" / name
         if not folder.exists():
-            done = command("train", "mode=edm", *EVERYTHING, "steps=1", "schedule_steps=6", f"name={name}")
+            done = command(
+                "train", "mode=edm", *EVERYTHING, "steps=1", "schedule_steps=6", "micro_batch=4", f"name={name}"
+            )
             assert done.returncode == 0, done.stderr
             shutil.rmtree(folder / "checkpoints")
             (folder / ".saved.json").unlink()  # or it would look like a run whose checkpoints are lost
