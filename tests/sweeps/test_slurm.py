@@ -24,7 +24,7 @@ pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
 SWEEP = """
 import os, sys, time
 import hydra
-from cm_train.core import cli
+from cm_train.core import configs
 from cm_train.sweeps.launchers import register as plugins, slurm as slurm_launcher
 
 plugins.register()
