@@ -19,6 +19,7 @@ from gpu_checks.table import Scale, Skipped, Table
 _NUM = 256  # images that are compared
 # Of the agreement's root mean square between equal runs: three seeds of whole digits runs span 0.011.
 _SEED_NOISE = 0.03
+_AVERAGE = "ema.decay=0.99", "ema.half_life_images=null"  # whatever the run's length
 
 
 def rows(table: Table, scale: Scale) -> None:
@@ -35,7 +36,7 @@ def rows(table: Table, scale: Scale) -> None:
 
 
 def _teacher(scale: Scale, data: list[str], seconds: float, known: dict[str, Any]) -> dict[str, Any]:
-    config = _config(scale.home / "edm", "edm", data, "precision=auto", "ema.decay=0.99")
+    config = _config(scale.home / "edm", "edm", data, "precision=auto", *_AVERAGE)
     steps = _train(config, seconds)
     known["teacher"] = config.folder
     denoiser = load_denoiser(config.folder, device=scale.device)
@@ -51,7 +52,7 @@ def _student(
         raise Skipped("without its teacher")
     start = [f"teacher={known['teacher']}"] if mode == "cd" else []
     name = f"{mode}-{precision}"
-    config = _config(scale.home / name, mode, [*data, *start], f"precision={precision}", "ema.decay=0.99")
+    config = _config(scale.home / name, mode, [*data, *start], f"precision={precision}", *_AVERAGE)
     steps = _train(config, seconds)
     images = generate(load_denoiser(config.folder, device=scale.device), range(_NUM))
     _show(scale, known, images)
