@@ -68,8 +68,9 @@ def test_a_published_recipe_is_estimated_without_its_data(own, capsys):
     assert "unet, 295,131,267 parameters" in out and "estimated from its FLOPs" in out
     assert "800,000 steps of 4096, 3,276,800,000 images" in out
     assert not own.measured
-    assert own("experiment=cifar10-cd")
-    assert "this recipe waits for NCSN++" in capsys.readouterr().out
+    assert own("experiment=cifar10-sct")
+    out = capsys.readouterr().out
+    assert "the paper's DDPM++ scales and shifts" in out and out.count("songunet, 55,732,739 parameters") == 2
 
 
 def test_out_without_plan_is_refused(own):
