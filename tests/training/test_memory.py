@@ -134,7 +134,7 @@ def limited(*argv, cwd, gib):
 @pytest.mark.long
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_batch_that_does_not_fit_is_one_line(ranks, tmp_path):
-    options = [*TINY, "batch_size=131072", f"devices={ranks}", "backbone.channels=48"]
+    options = [*TINY, "batch_size=131072", "micro_batch=null", f"devices={ranks}", "backbone.channels=48"]
     done = limited("cm_train.commands.train", "mode=ict", *options, cwd=tmp_path, gib=8)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
