@@ -47,7 +47,7 @@ def test_a_job_that_is_killed_again_and_again_has_the_files_of_one_that_was_not(
     num, kills, format, devices, command, start, tmp_path
 ):
     write(tmp_path / "run", 5)
-    words = ["run", f"num={num}", "batch_size=7", "steps=9", f"format={format}", f"devices={devices}"]
+    words = ["run", f"num={num}", "batch_size=7", "steps=30", f"format={format}", f"devices={devices}"]
     out, dice, killed = tmp_path / "x", random.Random(f"{num} {format} {devices}"), 0
     for i in range(kills):
         process = start("sample", *words, "out=x")
